@@ -1,0 +1,111 @@
+"""One agent, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import AsyncExitStack
+from typing import Final
+
+import grpc
+import structlog
+from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+
+from agent.config import AgentConfig
+from agent.host import Host
+from agent.migration.migrations import Migrations
+from agent.migration.surroundings import Surroundings
+from agent.peers import RemotePeers
+from agent.servicer import AgentServicer
+from agent.store import Store
+from agent.tunnel.client import TunnelClient
+from agent.vm.lifecycle import Vms
+from agent.vm.probes import HostProbes
+from common.pki import Role
+from common.rpc.server import Allowed, Service, serve
+from common.telemetry import SpanBuffer
+
+_CHANGERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR})
+_EVERYBODY: Final = frozenset(Role)
+ALLOWED: Final = Allowed(
+    default=_CHANGERS,
+    methods={
+        "ResumeMigration": frozenset({Role.AGENT, Role.COORDINATOR}),
+        "ReportChannels": frozenset({Role.AGENT}),
+        **dict.fromkeys(
+            (
+                "GetHost",
+                "GetVm",
+                "ListVms",
+                "WatchEvents",
+                "GetMigration",
+                "ListMigrations",
+                "WatchMigration",
+                "WaitMigration",
+            ),
+            _EVERYBODY,
+        ),
+        "ListSpans": frozenset({Role.COORDINATOR, Role.OPERATOR, Role.VIEWER}),
+    },
+)
+_log = structlog.get_logger()
+
+
+async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -> None:
+    """Serve until told to stop; every QEMU and every migration goes on without us.
+
+    Raises:
+        FerryError: the agent cannot serve as configured.
+    """
+    settings = config.vm_settings()
+    store = Store(config.state_dir, run_dir=config.run_dir)
+    probes = HostProbes(store.cache_dir)
+    host = Host(config.name, settings, probes)
+    async with AsyncExitStack() as stack:
+        vms = await stack.enter_async_context(Vms(store, settings, probes))
+        tunnel = await stack.enter_async_context(TunnelClient(config.tunnel_socket))
+        sessions = await stack.enter_async_context(_Tasks())
+        around = Surroundings(
+            identity=host.identity,
+            vms=vms,
+            store=store,
+            peers=RemotePeers(config.identity),
+            tunnel=tunnel,
+            pool=config.pool,
+            migration_address=config.migration_host,
+            advertised_address=config.advertised_address,
+            tunnel_address=config.tunnel_advertised,
+        )
+        migrations = Migrations(around, sessions.group)
+        migrations.restore()
+        servicer = AgentServicer(
+            host, vms, migrations, advertised_address=config.advertised_address, spans_of=spans.spans_of
+        )
+
+        def add(server: grpc.aio.Server) -> None:
+            agent_service_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
+
+        name = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+        await stack.enter_async_context(serve(config.listen, config.identity, [Service(name, add)], allowed=ALLOWED))
+        gc.collect()
+        gc.freeze()  # a collection of all that was loaded would stand in the way of a hand-over
+        _log.info("ready", host=config.name, listen=config.listen, state_dir=str(config.state_dir))
+        await stopping.wait()
+        _log.info("stopping", host=config.name)
+
+
+class _Tasks:
+    """A task group whose tasks are ended, not awaited, when it is left."""
+
+    def __init__(self) -> None:
+        self.group = asyncio.TaskGroup()
+        self._ended = asyncio.Event()
+
+    async def __aenter__(self) -> _Tasks:
+        await self.group.__aenter__()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        for task in list(self.group._tasks):  # noqa: SLF001 - a group has no public way to end its tasks
+            task.cancel()
+        await self.group.__aexit__(None, None, None)

@@ -1,0 +1,106 @@
+"""Begin: the source takes the guest's job lock, looks at it, and describes it. Nothing of the guest is changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from agent.migration import outgoing as out
+from agent.migration.checks import guest_cpu, memory_warnings, write_markers
+from agent.migration.clocks import now_s
+from agent.migration.order import Begun, Options, Role, SourceFacts
+from agent.migration.record import Facts, Record
+from agent.migration.source import SourceSession
+from agent.migration.surroundings import Surroundings
+from agent.qemu.status import RunState
+from agent.vm.jobs import Job, JobLock
+from agent.vm.vm import Vm
+from common.errors import WrongState
+
+TOKEN_BYTES = 32
+_MOVABLE = (RunState.RUNNING, RunState.PAUSED)
+
+
+async def begin(
+    around: Surroundings, migration_id: str, vm_name: str, options: Options, epoch: int
+) -> tuple[SourceSession, Begun]:
+    """Take a running VM for a migration.
+
+    Raises:
+        NotFound: this host has no such VM.
+        WrongState: it does not run, or is in a state that cannot be moved.
+        Busy: another job holds it.
+    """
+    vm = around.vms.get(vm_name)
+    if vm.running is None or vm.is_incoming:
+        raise WrongState(
+            f"VM {vm.name} is not running on {around.identity.name}: only a running VM can be moved; start it first "
+            "(--offline, for stopped ones, comes later)",
+            reason="VM_NOT_RUNNING",
+            vm=vm.name,
+        )
+    lock = around.vms.lock(vm, Job.MIGRATION_OUT, migration_id)
+    try:
+        return await _describe(around, vm, lock, migration_id, options, epoch)
+    except BaseException:
+        lock.release()
+        raise
+
+
+async def _describe(
+    around: Surroundings, vm: Vm, lock: JobLock, migration_id: str, options: Options, epoch: int
+) -> tuple[SourceSession, Begun]:
+    qemu = around.vms.qemu(vm)
+    state = await qemu.query_status()
+    if state not in _MOVABLE:
+        raise WrongState(f"VM {vm.name} is {state.value}: it cannot be moved", reason="VM_NOT_MOVABLE", vm=vm.name)
+    running = vm.get_running()
+    version = await qemu.query_version()
+    facts = SourceFacts(
+        host=around.identity,
+        qemu_version=str(version),
+        machine=await qemu.machine_type(),
+        cpu_words=await guest_cpu(qemu),
+        disk_markers=write_markers(running.definition),
+    )
+    token = secrets.token_bytes(TOKEN_BYTES)
+    record = Record[out.Phase](
+        Facts(
+            migration_id=migration_id,
+            role=Role.SOURCE,
+            vm_uuid=str(vm.uuid),
+            vm_name=vm.name,
+            options=options,
+            epoch=epoch,
+            began_at_s=now_s(),
+            token=token.hex(),
+            token_sha256=hashlib.sha256(token).hexdigest(),
+            guest_was_paused=state is RunState.PAUSED,
+            traceparent=current_traceparent(),
+            warnings=memory_warnings(running.definition, running.accelerator, version),
+            made_files=tuple(marker.marker_path for marker in facts.disk_markers),
+        ),
+        out.Begun(),
+    )
+    session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
+    definition = json.dumps(running.definition.to_record()).encode()
+    return session, Begun(definition, hashlib.sha256(token).digest(), facts)
+
+
+def current_traceparent() -> str:
+    """Return the W3C trace context of the current request; empty when it has none."""
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def context_of(traceparent: str) -> otel_context.Context:
+    """Return the context that `current_traceparent` told of."""
+    if not traceparent:
+        return trace.set_span_in_context(trace.INVALID_SPAN, otel_context.Context())
+    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, otel_context.Context())

@@ -1,0 +1,129 @@
+"""What is looked at before a migration starts: the guest at the source, the host at the destination."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from agent.migration.order import CpuWord, DiskMarker, SourceFacts
+from agent.qemu.commands import Qemu
+from agent.qemu.machine import FeatureWord, QemuVersion
+from agent.vm.definition import Accelerator, Definition
+from common.errors import WrongState
+
+FIRST_SOUND_TCG_VERSION: Final = 9
+BITMAP_GRANULE_KIB: Final = 256
+PADDING_KIB: Final = 8
+
+
+def memory_warnings(definition: Definition, accelerator: Accelerator, version: QemuVersion) -> tuple[str, ...]:
+    """Warn of a guest that QEMU itself would damage on the way.
+
+    Under TCG before QEMU 9.0 a source loses dirtied pages when the memory is a multiple of 256 KiB.
+    """
+    if accelerator is not Accelerator.TCG or version.major >= FIRST_SOUND_TCG_VERSION:
+        return ()
+    if definition.memory_kib % BITMAP_GRANULE_KIB:
+        return ()
+    right_kib = definition.memory_kib + PADDING_KIB
+    return (
+        f"memory of {definition.memory_kib} KiB is a multiple of {BITMAP_GRANULE_KIB} KiB: QEMU {version} under TCG loses pages "
+        f"that a busy guest writes during a migration; give the guest {right_kib} KiB or use QEMU 9.0 or newer",
+    )
+
+
+async def guest_cpu(qemu: Qemu) -> tuple[CpuWord, ...]:
+    """Return the CPU features that the guest has."""
+    return cpu_words(await qemu.feature_words())
+
+
+def cpu_words(words: Mapping[FeatureWord, int]) -> tuple[CpuWord, ...]:
+    """Return feature words in a stable order, those without a feature left out."""
+    return tuple(CpuWord(eax, ecx, register, bits) for (eax, ecx, register), bits in sorted(words.items()) if bits)
+
+
+def check_cpu(source: SourceFacts, here: tuple[CpuWord, ...], definition: Definition) -> None:
+    """Refuse a CPU that differs: QEMU itself does not notice, and the guest dies.
+
+    Raises:
+        WrongState: features are missing or added here.
+    """
+    wanted = {(word.eax, word.ecx, word.register): word.features for word in source.cpu_words}
+    found = {(word.eax, word.ecx, word.register): word.features for word in here}
+    if wanted == found:
+        return
+    key = next(key for key in sorted({*wanted, *found}) if wanted.get(key, 0) != found.get(key, 0))
+    missing = wanted.get(key, 0) & ~found.get(key, 0)
+    added = found.get(key, 0) & ~wanted.get(key, 0)
+    model = definition.cpu.model or definition.cpu.mode.value
+    raise WrongState(
+        f"CPU {model}: the guest's CPU on {source.host.name} and the one that this host would give it differ "
+        f"(CPUID leaf {key[0]:#x}, sub-leaf {key[1]}, {key[2]}: missing here {missing:#010x}, added here {added:#010x}); "
+        "choose a CPU model that both hosts and both QEMUs give alike",
+        reason="CPU_DIFFERS",
+        leaf=key[0],
+        register=key[2],
+        missing=missing,
+        added=added,
+    )
+
+
+def write_markers(definition: Definition) -> tuple[DiskMarker, ...]:
+    """Put a marker beside each image that the guest writes to.
+
+    Raises:
+        WrongState: the directory of an image cannot be written to.
+    """
+    markers: list[DiskMarker] = []
+    for disk in definition.disks:
+        if disk.is_read_only:
+            continue
+        nonce = secrets.token_hex(16)
+        path = Path(disk.path).parent / f".ferry-{nonce[:12]}"
+        try:
+            path.write_text(nonce, encoding="ascii")
+        except OSError as error:
+            remove_markers(tuple(marker.marker_path for marker in markers))
+            raise WrongState(
+                f"disk {disk.target}: whether the destination sees the same file cannot be checked: {path.parent}: {error.strerror}",
+                reason="DISK_NOT_CHECKABLE",
+                disk=disk.target,
+            ) from error
+        markers.append(DiskMarker(disk.target, disk.path, str(path), nonce))
+    return tuple(markers)
+
+
+def check_markers(markers: tuple[DiskMarker, ...], source_name: str) -> None:
+    """Refuse images that are not the very files of the source: the guest would go on with another disk.
+
+    Raises:
+        WrongState: a disk is not on storage that both hosts share.
+    """
+    for marker in markers:
+        path = Path(marker.image_path).parent / Path(marker.marker_path).name
+        try:
+            found = path.read_text(encoding="ascii", errors="replace")
+        except OSError:
+            found = ""
+        if found != marker.nonce:
+            raise WrongState(
+                f"disk {marker.disk}: {marker.image_path} on this host is not the file that {source_name} uses; "
+                "put the image on storage that both hosts share (copying disks comes later)",
+                reason="DISK_NOT_SHARED",
+                disk=marker.disk,
+                path=marker.image_path,
+            )
+
+
+def remove_markers(paths: tuple[str, ...]) -> None:
+    """Ensure that the markers are gone."""
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
+
+
+def rename(definition: Definition, name: str) -> Definition:
+    """Return the definition under another name; an empty one changes nothing."""
+    return replace(definition, name=name) if name else definition

@@ -1,0 +1,289 @@
+"""The destination's half: what its machine wants done to QEMU, and what QEMU says."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from contextlib import suppress
+from typing import Final
+
+import structlog
+from opentelemetry import context as otel_context
+
+from agent.migration import incoming as inc
+from agent.migration.errors import GuestLost, GuestNeverRan
+from agent.migration.machine import Cause
+from agent.migration.order import Endpoint, Transport
+from agent.migration.qemu_setup import CREDENTIALS_ID, remove_key
+from agent.migration.record import Record, find_cause
+from agent.migration.session import Session
+from agent.migration.strangers import Strangers
+from agent.migration.surroundings import Surroundings
+from agent.qemu.commands import Qemu
+from agent.qemu.errors import QemuGone
+from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
+from agent.qemu.subscription import Event, Gone, Reconnected
+from agent.vm.jobs import JobLock
+from agent.vm.vm import Vm
+from common.errors import Expired, FerryError, InvalidRequest, WrongState
+
+RESUME_TIMEOUT_S: Final = 5.0
+RETRY_FIRST_S: Final = 0.01
+RETRY_LAST_S: Final = 1.0
+TIDY_TIMEOUT_S: Final = 1.0
+STDERR_GRACE_S: Final = 0.05
+
+_BEFORE_LOADED = (inc.Reserved, inc.Listening, inc.Loading)
+_log = structlog.get_logger()
+
+
+class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
+    """The half of a migration whose guest is to come here."""
+
+    def __init__(
+        self,
+        record: Record[inc.Phase],
+        *,
+        around: Surroundings,
+        vm: Vm | None,
+        lock: JobLock | None,
+        parent: otel_context.Context,
+    ) -> None:
+        super().__init__(
+            record,
+            inc.step,
+            final=inc.FINAL,
+            remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Running),
+            store=around.store,
+            lock=lock,
+            parent=parent,
+        )
+        self._around = around
+        self._vm = vm
+        self.status_text = ""
+        self.endpoint: Endpoint | None = None
+        self._runs_since_s: float | None = None
+        self._strangers: Strangers | None = None
+
+    def take(self, vm: Vm, lock: JobLock) -> None:
+        """Own the VM that was started for this migration."""
+        self._vm, self._lock = vm, lock
+
+    @property
+    def qemu(self) -> Qemu:
+        """The commands of the QEMU that the guest comes to."""
+        if self._vm is None:
+            raise QemuGone(f"VM {self.facts.vm_name} has no QEMU on this host")
+        return self._around.vms.qemu(self._vm)
+
+    def guard_port(self, port: int) -> None:
+        """Cut strangers on the port that QEMU listens on, from the next turn of the watch on."""
+        if self._vm is not None:
+            self._strangers = Strangers(self.facts.migration_id, self._vm.get_keeper().identity.pid, port)
+            self.update()
+
+    def report_channels(self, ports: tuple[int, ...], *, is_complete: bool) -> None:
+        """Take the source's word for which connections are its own."""
+        if self._strangers is not None:
+            self._strangers.report(ports, is_complete=is_complete)
+
+    async def resume(self, token: bytes, *, keep_paused: bool) -> float:
+        """Let the guest go on here; return for how many seconds it has run. May be repeated.
+
+        Raises:
+            InvalidRequest: the token is not the one whose digest Prepare was given.
+            GuestNeverRan: this half was undone, so the guest is the source's.
+            GuestLost: QEMU ended after it had taken the guest over.
+            WrongState: the guest is not loaded yet.
+            Expired: it does not run yet; ask again.
+        """
+        if not hmac.compare_digest(hashlib.sha256(token).hexdigest(), self.facts.token_sha256):
+            raise InvalidRequest(
+                f"migration {self.facts.migration_id}: wrong resume token", reason="RESUME_TOKEN_WRONG"
+            )
+        return await self._resume(keep_paused=keep_paused)
+
+    async def fence(self) -> None:
+        """Let the guest go on here on an operator's word that the source is dead."""
+        await self._resume(keep_paused=False)
+
+    async def _resume(self, *, keep_paused: bool) -> float:
+        if isinstance(self.phase, _BEFORE_LOADED):  # QEMU's event may still be on its way
+            with suppress(FerryError):
+                self._see_report(await self.qemu.query_migrate())
+        if isinstance(self.phase, inc.Undoing | inc.Abandoned):
+            return await self._refuse_undone()
+        if not isinstance(self.phase, inc.Finished | inc.Lost):
+            self.request(
+                inc.ResumeRequested(keep_paused),
+                "the guest is not loaded yet, so it cannot go on here",
+                "GUEST_NOT_LOADED",
+            )
+            try:
+                async with asyncio.timeout(RESUME_TIMEOUT_S):
+                    await self.wait_phase(inc.Running)
+            except TimeoutError as error:
+                why = self.facts.waiting_for or f"no answer in {RESUME_TIMEOUT_S:g} s"
+                raise Expired(f"the guest does not run here yet: {why}", reason="GUEST_NOT_RUNNING_YET") from error
+        if isinstance(self.phase, inc.Lost):
+            raise GuestLost(f"the guest's QEMU here ended after it had taken the guest over: {self.phase.cause.text}")
+        return 0.0 if self._runs_since_s is None else asyncio.get_running_loop().time() - self._runs_since_s
+
+    async def _refuse_undone(self) -> float:
+        async with asyncio.timeout(RESUME_TIMEOUT_S):
+            await self.wait_phase(inc.Abandoned)
+        cause = find_cause(self.phase)
+        raise GuestNeverRan(f"the guest never ran here and its QEMU is gone: {'' if cause is None else cause.text}")
+
+    # what QEMU says
+
+    async def _watch(self, *, after_restart: bool) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_strangers())
+            group.create_task(self._follow_qemu(after_restart=after_restart))
+
+    async def _watch_strangers(self) -> None:
+        while self._strangers is None:
+            await self.wait_change()
+        await self._strangers.run()
+
+    async def _follow_qemu(self, *, after_restart: bool) -> None:
+        while self._vm is None and not after_restart:
+            await self.wait_change()
+        try:
+            with self.qemu.monitor.subscribe() as notices:
+                if after_restart:
+                    self._see_report(await self.qemu.query_migrate())
+                async for notice in notices:
+                    match notice:
+                        case Event():
+                            await self._see_event(notice)
+                        case Reconnected():
+                            with suppress(FerryError):
+                                self._see_report(await self.qemu.query_migrate())
+                        case Gone():
+                            await self._see_exit()
+        except FerryError:
+            await self._see_exit()
+
+    async def _see_event(self, event: Event) -> None:
+        status = migration_status_of(event)
+        if event.name == "RESUME":
+            self._runs_since_s = event.received_s
+            self.update(guest_ran=True, waiting_for="")
+            self.observe(inc.GuestRuns())
+        elif status is MigrationStatus.FAILED:
+            self.status_text = status.value
+            await asyncio.sleep(STDERR_GRACE_S)  # the reason is on stderr, and QEMU ends in a moment
+            self.observe(inc.QemuGaveUp(self._load_failed()))
+        elif status is not None:
+            self._see_status(status)
+
+    def _see_report(self, report: MigrationReport) -> None:
+        if report.status is MigrationStatus.FAILED:
+            self.observe(inc.QemuGaveUp(self._load_failed()))
+        else:
+            self._see_status(report.status)
+
+    def _see_status(self, status: MigrationStatus) -> None:
+        self.status_text = status.value
+        if status is MigrationStatus.ACTIVE:
+            self.observe(inc.QemuActive())
+        elif status is MigrationStatus.COMPLETED:
+            self.observe(inc.QemuLoaded())
+        else:
+            self.update()
+
+    async def _see_exit(self) -> None:
+        if isinstance(self.phase, inc.Reserved):
+            return  # Prepare sees it too, and says more
+        words = "" if self._vm is None else self._around.vms.last_words(self._vm)
+        self.observe(inc.QemuExited(Cause(f"the guest's QEMU here ended{': ' if words else ''}{words}", "QEMU_ENDED")))
+
+    def _load_failed(self) -> Cause:
+        words = "" if self._vm is None else self._around.vms.last_words(self._vm)
+        return Cause(f"the guest could not be loaded{': ' if words else ''}{words}", "LOAD_FAILED")
+
+    # effects
+
+    async def _run_effect(self, effect: inc.Effect) -> None:
+        match effect:
+            case inc.EnsureGuestRuns():
+                await self._run_guest()
+            case inc.EnsureUndone():
+                await self._undo()
+
+    def _effects_after_restart(self) -> tuple[inc.Effect, ...]:
+        return inc.effects_after_restart(self.phase)
+
+    def _on_bug(self, error: Exception) -> None:
+        cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
+        self.observe(inc.AbandonRequested(cause))
+
+    async def _run_guest(self) -> None:
+        delay_s = RETRY_FIRST_S
+        while isinstance(self.phase, inc.Resuming):
+            try:
+                if self.phase.keep_paused:
+                    self.update(guest_ran=True)
+                    self.observe(inc.GuestRuns())
+                    return
+                await self.qemu.cont()
+                if await self.qemu.query_status() is RunState.RUNNING:
+                    self.update(guest_ran=True, waiting_for="")
+                    self.observe(inc.GuestRuns())
+                    return
+            except QemuGone:
+                return
+            except FerryError as error:
+                _log.warning("the guest does not run yet", migration=self.facts.migration_id, error=error.text)
+                self.update(waiting_for=error.text)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_LAST_S)
+
+    async def finish(self) -> None:
+        """Make the VM this host's own, and drop what only the migration needed. May be repeated.
+
+        Raises:
+            WrongState: the guest is not here.
+        """
+        if isinstance(self.phase, inc.Finished):
+            return
+        if not isinstance(self.phase, inc.Running) or self._lock is None:
+            raise WrongState(
+                f"migration {self.facts.migration_id}: the guest is not here (phase {type(self.phase).__name__})",
+                reason="WRONG_PHASE",
+            )
+        self._around.vms.adopt_running(self._lock)
+        self._around.vms.persist(self._lock)
+        await self._drop_credentials()
+        self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")
+
+    async def _undo(self) -> None:
+        delay_s = RETRY_FIRST_S
+        while isinstance(self.phase, inc.Undoing):
+            try:
+                if self._lock is not None:
+                    await self._around.vms.forget(self._lock)
+            except FerryError as error:
+                _log.warning("the destination's QEMU does not end", migration=self.facts.migration_id, error=error.text)
+                self.update(waiting_for=error.text)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RETRY_LAST_S)
+            else:
+                self.observe(inc.Undone())
+
+    async def _drop_credentials(self) -> None:
+        if self.facts.options.is_psk:
+            with suppress(FerryError, TimeoutError):
+                async with asyncio.timeout(TIDY_TIMEOUT_S):
+                    await self.qemu.set_parameters({"tls-creds": ""})
+                    await self.qemu.object_del(CREDENTIALS_ID)
+
+    async def _tidy(self) -> None:
+        remove_key(self._around.key_directory(self.facts.migration_id))
+        if self.facts.options.transport is Transport.TUNNEL:
+            with suppress(FerryError, TimeoutError):
+                async with asyncio.timeout(TIDY_TIMEOUT_S):
+                    await self._around.tunnel.close_session(self.facts.migration_id)

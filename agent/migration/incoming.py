@@ -1,0 +1,267 @@
+"""The destination's half of a migration, as a pure machine.
+
+    Reserved -> Listening -> Loading -> Loaded -> Resuming -> Running -> Finished
+        |           |           |         |          |          |
+        `-----------+-----------+---------'          `----------+-> Lost
+                    v
+                 Undoing -> Abandoned
+
+The guest may run here from `Resuming` on, which is saved before `cont` is sent; until then this half can be undone without harm, and
+`Abandoned` is the proof that the guest never ran here and that its QEMU is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+from agent.migration.machine import Cause, InvalidTransition
+from agent.migration.machine import Step as AnyStep
+
+
+# phases
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The name, the lock and the ports are taken and QEMU starts; the guest is at the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """QEMU waits for the source; the guest is at the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Memory comes in; the guest is at the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The whole guest is here and stands still; it may be run only with the source's token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resuming:
+    """The source gave the guest away; from here on it may run here."""
+
+    keep_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The guest is here: it runs, or stands still because its user had paused it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Final: the guest is here and kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undoing:
+    """What Prepare made is being removed; the guest is at the source."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """Final: the guest never ran here and its QEMU is gone; the guest is at the source."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Final: QEMU ended here after the guest was taken over; the guest runs nowhere."""
+
+    cause: Cause
+
+
+Phase: TypeAlias = Reserved | Listening | Loading | Loaded | Resuming | Running | Finished | Undoing | Abandoned | Lost
+
+
+# events
+@dataclass(frozen=True, slots=True)
+class QemuListening:
+    """QEMU listens for the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuActive:
+    """QEMU reports that memory comes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuLoaded:
+    """QEMU reports `completed`, with the guest stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuGaveUp:
+    """QEMU reports `failed`."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class QemuExited:
+    """The process of QEMU ended."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRequested:
+    """The right token came, or an operator fenced the source."""
+
+    keep_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRuns:
+    """The guest does here what it did at the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRequested:
+    """The coordinator knows that the guest is here, and the VM is stored as this host's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonRequested:
+    """The migration will not happen."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """QEMU is gone and nothing is left of Prepare."""
+
+
+Event: TypeAlias = (
+    QemuListening
+    | QemuActive
+    | QemuLoaded
+    | QemuGaveUp
+    | QemuExited
+    | ResumeRequested
+    | GuestRuns
+    | FinishRequested
+    | AbandonRequested
+    | Undone
+)
+
+
+# effects, each safe to run twice
+@dataclass(frozen=True, slots=True)
+class EnsureGuestRuns:
+    """`cont` until the guest runs, or nothing when it stays paused; report GuestRuns."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureUndone:
+    """End QEMU and remove what Prepare made; report Undone."""
+
+
+Effect: TypeAlias = EnsureGuestRuns | EnsureUndone
+Step: TypeAlias = AnyStep[Phase, Effect]
+
+FINAL = (Finished, Abandoned, Lost)
+
+
+def step(phase: Phase, event: Event) -> Step:
+    """Answer an event.
+
+    Raises:
+        InvalidTransition: the event has no meaning in this phase.
+    """
+    match phase:
+        case Reserved() | Listening() | Loading():
+            return _before_loaded(phase, event)
+        case Loaded():
+            return _loaded(phase, event)
+        case Resuming():
+            return _resuming(phase, event)
+        case Running():
+            return _running(phase, event)
+        case Undoing():
+            return _undoing(phase, event)
+        case Finished() | Abandoned() | Lost():
+            raise InvalidTransition(phase, event)
+        case _:
+            assert_never(phase)
+
+
+def effects_after_restart(phase: Phase) -> tuple[Effect, ...]:
+    """Return what a driver that starts again in `phase` has to do, once it has told the machine what QEMU says now."""
+    match phase:
+        case Resuming():
+            return (EnsureGuestRuns(),)
+        case Undoing():
+            return (EnsureUndone(),)
+        case _:
+            return ()
+
+
+def _before_loaded(phase: Reserved | Listening | Loading, event: Event) -> Step:
+    match phase, event:
+        case Reserved(), QemuListening():
+            return Step(Listening())
+        case Listening(), QemuActive():
+            return Step(Loading())
+        case ((Listening() | Loading()), QemuLoaded()):
+            return Step(Loaded())
+        case _:
+            return _undo_or_refuse(phase, event)
+
+
+def _loaded(phase: Loaded, event: Event) -> Step:
+    match event:
+        case ResumeRequested(keep_paused):
+            return Step(Resuming(keep_paused), (EnsureGuestRuns(),))
+        case _:
+            return _undo_or_refuse(phase, event)
+
+
+def _undo_or_refuse(phase: Phase, event: Event) -> Step:
+    match event:
+        case QemuGaveUp(cause) | QemuExited(cause) | AbandonRequested(cause):
+            return Step(Undoing(cause), (EnsureUndone(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _resuming(phase: Resuming, event: Event) -> Step:
+    match event:
+        case GuestRuns():
+            return Step(Running())
+        case ResumeRequested():
+            return Step(phase)
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _running(phase: Running, event: Event) -> Step:
+    match event:
+        case FinishRequested():
+            return Step(Finished())
+        case ResumeRequested() | GuestRuns():
+            return Step(phase)
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _undoing(phase: Undoing, event: Event) -> Step:
+    match event:
+        case Undone():
+            return Step(Abandoned(phase.cause))
+        case QemuGaveUp() | QemuExited() | AbandonRequested():
+            return Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)

@@ -1,0 +1,322 @@
+"""Every migration that this host has a half of: accepted, followed, steered, and taken up again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final, TypeAlias
+from uuid import UUID
+
+import structlog
+
+from agent.migration import incoming as inc
+from agent.migration import outgoing as out
+from agent.migration.begin import begin, context_of
+from agent.migration.checks import remove_markers
+from agent.migration.destination import DestinationSession
+from agent.migration.machine import Cause
+from agent.migration.order import Begun, Endpoint, Options, Role, SourceFacts
+from agent.migration.prepare import Preparation
+from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
+from agent.migration.source import SourceSession
+from agent.migration.surroundings import Surroundings
+from agent.vm.jobs import Job, JobLock
+from agent.vm.vm import Vm
+from common.errors import FerryError, InvalidRequest, NotFound, WrongState
+
+KEPT_FINAL_COUNT: Final = 50
+RESTORE_TIMEOUT_S: Final = 10.0
+
+AnySession: TypeAlias = SourceSession | DestinationSession
+_log = structlog.get_logger()
+
+
+class Migrations:
+    """The sessions of this host. Enter it with `async with`; entering takes up what was going on."""
+
+    def __init__(self, around: Surroundings, tasks: asyncio.TaskGroup) -> None:
+        self._around = around
+        self._tasks = tasks
+        self._sessions: dict[str, AnySession] = {}
+        self._begun: dict[str, Begun] = {}
+        self._epochs: dict[str, int] = {}
+
+    def restore(self) -> None:
+        """Take up every half on record; before any request is served."""
+        for session_id in self._around.store.session_ids():
+            try:
+                body = self._around.store.find_session(session_id)
+                if body is not None:
+                    self._restore(body)
+            except FerryError as error:
+                _log.error("session record unusable", migration=session_id, error=error.text)
+
+    def get(self, migration_id: str) -> AnySession:
+        """Return a half.
+
+        Raises:
+            NotFound: this host has none of that id.
+        """
+        session = self._sessions.get(migration_id)
+        if session is None:
+            raise NotFound(
+                f"migration {migration_id[:80]} is unknown to {self._around.identity.name}",
+                reason="MIGRATION_UNKNOWN",
+                migration=migration_id[:80],
+            )
+        return session
+
+    def get_source(self, migration_id: str) -> SourceSession:
+        """Return the source's half.
+
+        Raises:
+            WrongState: this host is the destination.
+        """
+        session = self.get(migration_id)
+        if not isinstance(session, SourceSession):
+            raise WrongState(
+                f"migration {migration_id}: this host is its destination, not its source", reason="WRONG_HALF"
+            )
+        return session
+
+    def get_destination(self, migration_id: str) -> DestinationSession:
+        """Return the destination's half.
+
+        Raises:
+            WrongState: this host is the source.
+        """
+        session = self.get(migration_id)
+        if not isinstance(session, DestinationSession):
+            raise WrongState(
+                f"migration {migration_id}: this host is its source, not its destination", reason="WRONG_HALF"
+            )
+        return session
+
+    def all(self) -> list[AnySession]:
+        """Return every half, the newest first."""
+        return sorted(self._sessions.values(), key=lambda session: -session.facts.began_at_s)
+
+    def check_epoch(self, migration_id: str, epoch: int) -> None:
+        """Refuse an older coordinator than one that has spoken before, and remember this one.
+
+        Raises:
+            InvalidRequest: below 1.
+            WrongState: lower than seen before.
+        """
+        if epoch < 1:
+            raise InvalidRequest(f"epoch {epoch}: at least 1 is wanted", reason="EPOCH_INVALID")
+        session = self._sessions.get(migration_id)
+        seen = self._epochs.get(migration_id, 0) if session is None else session.facts.epoch
+        if epoch < seen:
+            raise WrongState(
+                f"migration {migration_id}: epoch {epoch} is older than {seen}: another coordinator has taken over",
+                reason="EPOCH_STALE",
+                epoch=epoch,
+                seen=seen,
+            )
+        self._epochs[migration_id] = epoch
+        if session is not None and epoch > seen:
+            session.update(epoch=epoch)
+            session.save()
+
+    async def begin(self, migration_id: str, vm: str, options: Options, epoch: int) -> tuple[SourceSession, Begun]:
+        """Take a running VM for a migration; the same id again gives the same answer."""
+        self._check_new(migration_id, epoch, Role.SOURCE)
+        if migration_id in self._begun:
+            return self.get_source(migration_id), self._begun[migration_id]
+        session, begun = await begin(self._around, migration_id, vm, options, epoch)
+        self._begun[migration_id] = begun
+        self._add(session)
+        return session, begun
+
+    async def prepare(
+        self,
+        migration_id: str,
+        options: Options,
+        source: SourceFacts,
+        definition: bytes,
+        token_sha256: bytes,
+        epoch: int,
+    ) -> tuple[DestinationSession, Endpoint]:
+        """Make this host ready for a guest; on failure nothing is left of the attempt.
+
+        Raises:
+            FerryError: the guest cannot come here.
+        """
+        self._check_new(migration_id, epoch, Role.DESTINATION)
+        known = self._sessions.get(migration_id)
+        if isinstance(known, DestinationSession) and known.endpoint is not None:
+            return known, known.endpoint
+        preparation = Preparation(self._around, migration_id, options, source, definition, token_sha256, epoch)
+        await preparation.check()
+        session = preparation.session
+        self._add(session)
+        try:
+            return session, await preparation.start()
+        except BaseException as error:
+            text = error.text if isinstance(error, FerryError) else "Prepare was broken off"
+            reason = error.reason if isinstance(error, FerryError) else "PREPARE_BROKEN_OFF"
+            session.observe(inc.AbandonRequested(Cause(text, reason)))
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                while not session.is_over:
+                    await session.wait_change()
+            raise
+
+    def _check_new(self, migration_id: str, epoch: int, role: Role) -> None:
+        check_migration_id(migration_id)
+        self.check_epoch(migration_id, epoch)
+        session = self._sessions.get(migration_id)
+        if session is None:
+            return
+        if session.facts.role is not role:
+            raise WrongState(
+                f"migration {migration_id}: this host is its {session.facts.role.value}; source and destination are one host",
+                reason="SAME_HOST",
+            )
+        if session.is_final:
+            raise WrongState(f"migration {migration_id} has ended; a new one needs a new id", reason="MIGRATION_ENDED")
+
+    def _add(self, session: AnySession, *, after_restart: bool = False) -> None:
+        self._sessions[session.facts.migration_id] = session
+        if not after_restart:
+            session.save()
+        self._tasks.create_task(self._run(session, after_restart=after_restart))
+
+    async def _run(self, session: AnySession, *, after_restart: bool) -> None:
+        try:
+            if after_restart:
+                await self._wait_attached(session)
+                if isinstance(session, SourceSession):
+                    await session.reattach()
+            await session.run(after_restart=after_restart)
+            remove_markers(session.facts.made_files)
+        except Exception:  # one migration's bug must not end the agent, which owns other guests
+            _log.exception("session ended by a bug", migration=session.facts.migration_id)
+        self._forget_old()
+
+    async def _wait_attached(self, session: AnySession) -> None:
+        with suppress(FerryError, TimeoutError):
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                await session.qemu.monitor.wait_connected()
+
+    def _restore(self, body: dict[str, object]) -> None:
+        session = self._rebuild(body)
+        self._sessions[session.facts.migration_id] = session
+        if session.facts.ended_at_s is not None:
+            session.mark_over()
+            return
+        self._add(session, after_restart=True)
+        _log.info("migration taken up again", migration=session.facts.migration_id, phase=type(session.phase).__name__)
+        if isinstance(session, DestinationSession) and isinstance(session.phase, inc.Reserved):
+            session.observe(
+                inc.AbandonRequested(Cause("the agent was restarted while it prepared; try again", "AGENT_RESTARTED"))
+            )
+
+    def _rebuild(self, body: dict[str, object]) -> AnySession:
+        if read_role(body) is Role.SOURCE:
+            sent = outgoing_record(body)
+            vm, lock = self._take_again(sent.facts, Job.MIGRATION_OUT)
+            return SourceSession(sent, around=self._around, vm=vm, lock=lock, parent=context_of(sent.facts.traceparent))
+        taken = incoming_record(body)
+        vm, lock = self._take_again(taken.facts, Job.MIGRATION_IN)
+        return DestinationSession(
+            taken, around=self._around, vm=vm, lock=lock, parent=context_of(taken.facts.traceparent)
+        )
+
+    def _take_again(self, facts: Facts, job: Job) -> tuple[Vm | None, JobLock | None]:
+        vm = self._around.vms.find(UUID(facts.vm_uuid))
+        if vm is None or facts.ended_at_s is not None:
+            return vm, None
+        return vm, self._around.vms.lock(vm, job, facts.migration_id)
+
+    def _forget_old(self) -> None:
+        final = [session for session in self.all() if session.is_over]
+        for session in final[KEPT_FINAL_COUNT:]:
+            migration_id = session.facts.migration_id
+            del self._sessions[migration_id]
+            self._begun.pop(migration_id, None)
+            self._epochs.pop(migration_id, None)
+            self._around.store.remove_session(migration_id)
+
+    async def cancel(self, migration_id: str, cause: Cause) -> SourceSession:
+        """Keep the guest at the source; asks, does not wait. Cancelling what is kept already is fine.
+
+        Raises:
+            WrongState: the guest was sent; the text says where it is.
+        """
+        session = self.get_source(migration_id)
+        if isinstance(session.phase, out.Kept | out.Lost):
+            return session
+        peer = session.facts.peer or "the destination"
+        session.request(
+            out.CancelRequested(cause), f"cannot be cancelled any more: the guest was given to {peer}", "GUEST_SENT"
+        )
+        return session
+
+    async def pause(self, migration_id: str) -> SourceSession:
+        """Stop the guest's vCPUs for the rest of the transfer; it runs again after the hand-over.
+
+        Raises:
+            WrongState: the switch-over has begun, or the guest is gone.
+        """
+        session = self.get_source(migration_id)
+        session.request(out.PauseRequested(), "cannot be paused any more: the guest changes hands", "TOO_LATE")
+        session.update(options=session.facts.options.paused())
+        session.save()
+        return session
+
+    async def abandon(self, migration_id: str, cause: Cause) -> DestinationSession:
+        """Undo Prepare, and wait until it is; undoing what is undone already is fine.
+
+        Raises:
+            WrongState: the guest may have run here.
+        """
+        session = self.get_destination(migration_id)
+        if not isinstance(session.phase, inc.Abandoned):
+            session.request(
+                inc.AbandonRequested(cause),
+                "cannot be abandoned: the guest was taken over by this host",
+                "GUEST_RAN_HERE",
+            )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                    while not session.is_over:
+                        await session.wait_change()
+        return session
+
+    async def confirm(self, migration_id: str) -> SourceSession:
+        """End the source's QEMU, now that the guest is kept at the destination; waits until it is gone.
+
+        Raises:
+            WrongState: the guest is still here.
+        """
+        session = self.get_source(migration_id)
+        if not isinstance(session.phase, out.Retiring | out.Retired):
+            session.request(out.ConfirmRequested(), "cannot be confirmed: the guest was not sent", "GUEST_NOT_SENT")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                while not session.is_over:
+                    await session.wait_change()
+        return session
+
+    async def fence(self, migration_id: str, *, peer_is_dead: bool) -> AnySession:
+        """Own the guest here, on an operator's word that the other host is dead.
+
+        Raises:
+            InvalidRequest: without that word.
+            WrongState: the guest is not in doubt.
+        """
+        session = self.get(migration_id)
+        if not peer_is_dead:
+            raise InvalidRequest(
+                "fencing needs your word that the guest does not and will not run on the other host (peer_is_dead)",
+                reason="WORD_MISSING",
+            )
+        if isinstance(session, DestinationSession):
+            await session.fence()
+        else:
+            cause = Cause(
+                f"fenced by an operator: {session.facts.peer or 'the destination'} is dead", "FENCED", by_wish=True
+            )
+            session.request(out.Fenced(cause), "cannot be fenced: the guest is not in doubt", "NOT_IN_DOUBT")
+        return session

@@ -1,0 +1,191 @@
+"""What is wished of a migration, and what the two agents tell each other about it.
+
+Each type refuses in `__post_init__` what can never be, so that nobody has to look again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from common.errors import InvalidRequest
+
+MAX_CHANNEL_COUNT: Final = 255
+MAX_DOWNTIME_S: Final = 2000.0
+DEFAULT_DOWNTIME_S: Final = 0.3
+_KEY_LENGTH = 64
+
+
+class Transport(Enum):
+    """The way of guest memory."""
+
+    DIRECT = "direct"
+    TUNNEL = "tunnel"
+
+
+class Role(Enum):
+    """Which half of a migration."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user wishes.
+
+    Attributes:
+        multifd_channel_count: 0 is without multifd.
+        bandwidth_bytes_per_second: 0 is without a bound.
+        pause: stop the vCPUs for the whole transfer.
+        destination_name: empty keeps the name.
+        migrate_uri: empty lets the destination choose.
+    """
+
+    transport: Transport = Transport.DIRECT
+    plain: bool = False
+    multifd_channel_count: int = 0
+    bandwidth_bytes_per_second: int = 0
+    max_downtime_s: float = DEFAULT_DOWNTIME_S
+    pause: bool = False
+    destination_name: str = ""
+    migrate_uri: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and wishes that exclude each other."""
+        if not 0 <= self.multifd_channel_count <= MAX_CHANNEL_COUNT:
+            raise InvalidRequest(
+                f"multifd: {self.multifd_channel_count} channels; 0 (off) to {MAX_CHANNEL_COUNT} are possible",
+                reason="CHANNEL_COUNT_OUT_OF_RANGE",
+                channel_count=self.multifd_channel_count,
+            )
+        if self.bandwidth_bytes_per_second < 0:
+            raise InvalidRequest(
+                f"bandwidth: {self.bandwidth_bytes_per_second} bytes per second; 0 (no bound) or more is wanted",
+                reason="BANDWIDTH_OUT_OF_RANGE",
+            )
+        if not 0 < self.max_downtime_s <= MAX_DOWNTIME_S:
+            raise InvalidRequest(
+                f"max-downtime: {self.max_downtime_s:g} s; more than 0 and at most {MAX_DOWNTIME_S:g} s is wanted",
+                reason="DOWNTIME_OUT_OF_RANGE",
+            )
+        if self.transport is Transport.TUNNEL and self.plain:
+            raise InvalidRequest(
+                "plain and tunnel: the tunnel is encrypted by its own channel, so one of them has to go",
+                reason="OPTIONS_CONFLICT",
+            )
+        if self.transport is Transport.TUNNEL and self.migrate_uri:
+            raise InvalidRequest(
+                f"migrate-uri {self.migrate_uri} and tunnel: a tunnelled migration has no port of its own",
+                reason="OPTIONS_CONFLICT",
+            )
+
+    def paused(self) -> Options:
+        """Return the same wishes, with the guest stopped for the transfer."""
+        return replace(self, pause=True)
+
+    @property
+    def channel_count(self) -> int:
+        """How many connections QEMU makes: the main one and the multifd ones."""
+        return 1 + self.multifd_channel_count
+
+    @property
+    def is_psk(self) -> bool:
+        """Whether QEMU itself encrypts, with a one-time key."""
+        return self.transport is Transport.DIRECT and not self.plain
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """The running kernel and network of a host.
+
+    Source: random(4), boot_id; namespaces(7).
+    """
+
+    name: str
+    boot_id: str
+    network_namespace_inode: int
+    cpu_has_aes: bool
+
+    def is_same_network(self, other: HostIdentity) -> bool:
+        """Say whether a loopback address means the same on both."""
+        return (self.boot_id, self.network_namespace_inode) == (other.boot_id, other.network_namespace_inode)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuWord:
+    """32 feature bits of the CPU that the guest sees. Source: qapi/machine.json, X86CPUFeatureWordInfo."""
+
+    eax: int
+    ecx: int
+    register: str
+    features: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMarker:
+    """A file beside an image; reading it on the other host proves that both see one directory."""
+
+    disk: str
+    image_path: str
+    marker_path: str
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What the destination has to know of the source."""
+
+    host: HostIdentity
+    qemu_version: str
+    machine: str
+    cpu_words: tuple[CpuWord, ...]
+    disk_markers: tuple[DiskMarker, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the source's QEMU has to connect to, and with what; holds secrets, so it is never written down.
+
+    Attributes:
+        uri: direct: `tcp:host:port`.
+        psk_key: direct and encrypted: 64 hexadecimal digits; empty means plain.
+        psk_priority: GnuTLS priority string for the source; empty means QEMU's default.
+        tunnel_token, tunnel_address: tunnel: session and address of the destination's ferry-tunnel.
+    """
+
+    uri: str = ""
+    psk_key: str = ""
+    psk_identity: str = ""
+    psk_priority: str = ""
+    tunnel_token: str = ""
+    tunnel_address: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no endpoint at all; QEMU and the tunnel judge the rest."""
+        if bool(self.uri) is bool(self.tunnel_token):
+            raise InvalidRequest(
+                "endpoint: a uri or a tunnel token is wanted, not both and not neither", reason="ENDPOINT_INVALID"
+            )
+        if self.uri and not self.uri.startswith("tcp:"):
+            raise InvalidRequest(f"endpoint: uri {self.uri}: tcp:host:port is wanted", reason="ENDPOINT_INVALID")
+        if self.psk_key and (
+            len(self.psk_key) != _KEY_LENGTH or not all(c in "0123456789abcdef" for c in self.psk_key)
+        ):
+            raise InvalidRequest(
+                f"endpoint: the PSK key is not {_KEY_LENGTH} hexadecimal digits", reason="ENDPOINT_INVALID"
+            )
+
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"Endpoint(uri={self.uri!r}, tunnel_address={self.tunnel_address!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The answer to Begin."""
+
+    definition: bytes
+    resume_token_sha256: bytes
+    source: SourceFacts

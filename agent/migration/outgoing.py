@@ -1,0 +1,435 @@
+"""The source's half of a migration, as a pure machine.
+
+    Begun -> Connecting -> Transferring -> Switching -> Sent -> HandedOver -> Retiring -> Retired
+      |          |              |             |  ^       |
+      |          `--------------+-------------+  |       |
+      v                         v                |       |
+    Kept <--- Keeping <--- Cancelling ---(lost the race)-+   (also from Sent, when the destination proves it never ran)
+
+Any phase before `Sent` ends in `Lost` when QEMU ends, unless the destination may hold the whole guest by then. `Switching` is the
+written decision: it is saved before `migrate-continue` is sent. From `Sent` on only the destination may run the guest, until its agent
+proves that it never did, or an operator fences it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+from agent.migration.machine import Cause, InvalidTransition
+from agent.migration.machine import Step as AnyStep
+
+
+# phases
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The job lock is held and nothing was sent; the guest is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """QEMU was told to migrate and has not sent memory yet; the guest is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transferring:
+    """Memory is on its way; the guest is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switching:
+    """The decision is written and device state is on its way; the guest stands still, QEMU's report decides where it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """QEMU has sent the whole guest; it is the destination's and Resume is repeated until answered."""
+
+    qemu_is_gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """The destination answered Resume; the guest is there, what is left here is a husk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retiring:
+    """The husk is being ended; the guest is at the destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """Final: the guest is at the destination, nothing is left here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelling:
+    """The transfer is being stopped; the guest is here, unless it was switching and the cancel loses the race."""
+
+    cause: Cause
+    was_switching: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """QEMU owns the guest again and it is being put back to what it did before; the guest is here."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Final: the guest is here and does what it did before."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Final: the guest's QEMU ended during the migration; the guest runs nowhere."""
+
+    cause: Cause
+
+
+Phase: TypeAlias = (
+    Begun
+    | Connecting
+    | Transferring
+    | Switching
+    | Sent
+    | HandedOver
+    | Retiring
+    | Retired
+    | Cancelling
+    | Keeping
+    | Kept
+    | Lost
+)
+
+
+# events
+@dataclass(frozen=True, slots=True)
+class PerformRequested:
+    """The destination is ready and the coordinator wants the transfer."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuActive:
+    """QEMU reports that it sends memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuAtSwitchover:
+    """QEMU stopped the guest and waits in `pre-switchover`."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuCompleted:
+    """QEMU reports `completed`: the destination has acknowledged the whole guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuGaveUp:
+    """QEMU reports `failed` or `cancelled`, or refused to start: it owns the guest again."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class QemuExited:
+    """The process of QEMU ended.
+
+    Attributes:
+        cause: how, in words.
+        was_watched: whether its events were followed to the end, so that it cannot have taken the guest back unseen.
+    """
+
+    cause: Cause
+    was_watched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Somebody wants the guest to stay, or a watch found that it must."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequested:
+    """The user wants the vCPUs stopped for the rest of the transfer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAnswered:
+    """The destination says that the guest goes on there."""
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationNeverRan:
+    """The destination's agent proves that the guest never ran there and that its QEMU is gone."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """An operator says that the guest does not and will not run at the destination."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmRequested:
+    """The coordinator has the destination's word that the guest is kept there."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRestored:
+    """The guest does again what it did before the migration."""
+
+
+@dataclass(frozen=True, slots=True)
+class HuskEnded:
+    """The source's QEMU is gone and the VM is forgotten here."""
+
+
+Event: TypeAlias = (
+    PerformRequested
+    | QemuActive
+    | QemuAtSwitchover
+    | QemuCompleted
+    | QemuGaveUp
+    | QemuExited
+    | CancelRequested
+    | PauseRequested
+    | ResumeAnswered
+    | DestinationNeverRan
+    | Fenced
+    | ConfirmRequested
+    | GuestRestored
+    | HuskEnded
+)
+
+
+# effects, each safe to run twice
+@dataclass(frozen=True, slots=True)
+class StartTransfer:
+    """Open the way to the destination, set capabilities and parameters, `migrate`; a failure comes back as QemuGaveUp."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueMigration:
+    """`migrate-continue`, if QEMU still waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopGuest:
+    """`stop` the vCPUs and say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreeGuest:
+    """Stop the transfer, by `migrate_cancel`, else `yank`, else the cut, until QEMU reports how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureGuestRestored:
+    """Make the guest do what it did before; report GuestRestored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResume:
+    """Send Resume with the token until the destination answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureHuskEnded:
+    """End the source's QEMU and forget the VM; report HuskEnded."""
+
+
+Effect: TypeAlias = (
+    StartTransfer | ContinueMigration | StopGuest | FreeGuest | EnsureGuestRestored | RequestResume | EnsureHuskEnded
+)
+Step: TypeAlias = AnyStep[Phase, Effect]
+
+FINAL = (Retired, Kept, Lost)
+
+
+def step(phase: Phase, event: Event) -> Step:  # noqa: PLR0911 - one line a phase
+    """Answer an event.
+
+    Raises:
+        InvalidTransition: the event has no meaning in this phase.
+    """
+    match phase:
+        case Begun():
+            return _begun(phase, event)
+        case Connecting():
+            return _connecting(phase, event)
+        case Transferring():
+            return _transferring(phase, event)
+        case Switching():
+            return _switching(phase, event)
+        case Sent():
+            return _sent(phase, event)
+        case HandedOver():
+            return _handed_over(phase, event)
+        case Retiring():
+            return _retiring(phase, event)
+        case Cancelling():
+            return _cancelling(phase, event)
+        case Keeping():
+            return _keeping(phase, event)
+        case Retired() | Kept() | Lost():
+            raise InvalidTransition(phase, event)
+        case _:
+            assert_never(phase)
+
+
+def effects_after_restart(phase: Phase) -> tuple[Effect, ...]:
+    """Return what a driver that starts again in `phase` has to do, once it has told the machine what QEMU says now."""
+    match phase:
+        case Switching():
+            return (ContinueMigration(),)
+        case Sent():
+            return (RequestResume(),)
+        case Cancelling():
+            return (FreeGuest(),)
+        case Keeping():
+            return (EnsureGuestRestored(),)
+        case Retiring():
+            return (EnsureHuskEnded(),)
+        case _:
+            return ()
+
+
+def _begun(phase: Begun, event: Event) -> Step:
+    match event:
+        case PerformRequested():
+            return Step(Connecting(), (StartTransfer(),))
+        case CancelRequested(cause):
+            return Step(Keeping(cause), (EnsureGuestRestored(),))
+        case PauseRequested():
+            return Step(phase, (StopGuest(),))
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _connecting(phase: Connecting, event: Event) -> Step:
+    match event:
+        case QemuActive():
+            return Step(Transferring())
+        case _:
+            return _before_switching(phase, event)
+
+
+def _transferring(phase: Transferring, event: Event) -> Step:
+    return _before_switching(phase, event)
+
+
+def _before_switching(phase: Connecting | Transferring, event: Event) -> Step:
+    match event:
+        case QemuAtSwitchover():
+            return Step(Switching(), (ContinueMigration(),))
+        case QemuCompleted():
+            return Step(Sent(), (RequestResume(),))
+        case QemuGaveUp(cause):
+            return Step(Keeping(cause), (EnsureGuestRestored(),))
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case CancelRequested(cause):
+            return Step(Cancelling(cause), (FreeGuest(),))
+        case PauseRequested():
+            return Step(phase, (StopGuest(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _switching(phase: Switching, event: Event) -> Step:
+    match event:
+        case QemuCompleted():
+            return Step(Sent(), (RequestResume(),))
+        case QemuGaveUp(cause):
+            return Step(Keeping(cause), (EnsureGuestRestored(),))
+        case QemuExited():
+            return _ended_while_switching(event)
+        case CancelRequested(cause):
+            return Step(Cancelling(cause, was_switching=True), (FreeGuest(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _ended_while_switching(event: QemuExited) -> Step:
+    """Give the guest away, since QEMU may have sent all of it and can never run it again.
+
+    Not if it may have taken the guest back unseen: the destination's copy would be older than what the guest wrote to its disks.
+    """
+    if event.was_watched:
+        return Step(Sent(qemu_is_gone=True), (RequestResume(),))
+    return Step(Lost(event.cause))
+
+
+def _sent(phase: Sent, event: Event) -> Step:
+    match event:
+        case ResumeAnswered():
+            return Step(HandedOver())
+        case ConfirmRequested():
+            return Step(Retiring(), (EnsureHuskEnded(),))
+        case QemuExited():
+            return Step(Sent(qemu_is_gone=True))
+        case DestinationNeverRan(cause) | Fenced(cause):
+            if phase.qemu_is_gone:
+                return Step(Lost(cause))
+            return Step(Keeping(cause), (EnsureGuestRestored(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _handed_over(phase: HandedOver, event: Event) -> Step:
+    match event:
+        case ConfirmRequested():
+            return Step(Retiring(), (EnsureHuskEnded(),))
+        case QemuExited():
+            return Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _retiring(phase: Retiring, event: Event) -> Step:
+    match event:
+        case HuskEnded():
+            return Step(Retired())
+        case QemuExited():
+            return Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _cancelling(phase: Cancelling, event: Event) -> Step:
+    match event:
+        case QemuGaveUp():
+            return Step(Keeping(phase.cause), (EnsureGuestRestored(),))
+        case QemuCompleted():  # the cancel lost the race, so the guest is the destination's
+            return Step(Sent(), (RequestResume(),))
+        case QemuExited(cause):
+            return _ended_while_switching(event) if phase.was_switching else Step(Lost(cause))
+        case CancelRequested():
+            return Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _keeping(phase: Keeping, event: Event) -> Step:
+    match event:
+        case GuestRestored():
+            return Step(Kept(phase.cause))
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case CancelRequested():
+            return Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)

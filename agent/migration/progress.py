@@ -1,0 +1,109 @@
+"""What a transfer has done so far, and when its turning points were. Pure.
+
+All instants of a timeline are of one clock, the source's wall clock as QEMU stamps its events, so that they outlive the agent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.qemu.status import MigrationReport
+
+_BITS = 8
+_MEGA = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Numbers of a transfer. Source: qapi/migration.json, MigrationInfo and MigrationStats."""
+
+    elapsed_s: float
+    ram_total_bytes: int
+    ram_transferred_bytes: int
+    ram_remaining_bytes: int
+    normal_page_count: int
+    zero_page_count: int
+    bytes_per_second: int
+    dirty_bytes_per_second: int
+    pass_count: int
+    throttle_percent: int
+    expected_downtime_s: float
+    setup_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """A named part of a span of time."""
+
+    name: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """When the turning points of a transfer were; None before they are reached.
+
+    Attributes:
+        started_at_s: `migrate` was sent.
+        pass_at_s: QEMU began each pass.
+        stopped_at_s: the guest stopped.
+        continued_at_s: `migrate-continue` was sent.
+        completed_at_s: QEMU reported `completed`.
+        resumed_at_s: the destination answered Resume.
+        ran_for_s: how long the guest had run there by then, by the destination's clock.
+        qemu_downtime_ms: QEMU's own figure.
+        qemu_total_ms: QEMU's own figure.
+    """
+
+    started_at_s: float | None = None
+    pass_at_s: tuple[float, ...] = ()
+    stopped_at_s: float | None = None
+    continued_at_s: float | None = None
+    completed_at_s: float | None = None
+    resumed_at_s: float | None = None
+    ran_for_s: float = 0.0
+    qemu_downtime_ms: int | None = None
+    qemu_total_ms: int | None = None
+
+    def downtime_legs(self) -> tuple[Leg, ...]:
+        """Return the parts of the downtime in order: `stop`, `device`, `resume`; empty before the guest runs again.
+
+        `stop` is from the guest's STOP to `migrate-continue` sent, `device` from there to `completed`, `resume` from there to the answer,
+        less the time that the guest already ran. Their sum is the downtime.
+        """
+        stopped, continued, completed, resumed = (
+            self.stopped_at_s,
+            self.continued_at_s,
+            self.completed_at_s,
+            self.resumed_at_s,
+        )
+        if stopped is None or completed is None or resumed is None:
+            return ()
+        if continued is None:
+            continued = stopped
+        return (
+            Leg("stop", max(continued - stopped, 0.0)),
+            Leg("device", max(completed - continued, 0.0)),
+            Leg("resume", max(resumed - completed - self.ran_for_s, 0.0)),
+        )
+
+
+def progress_of(report: MigrationReport) -> Progress | None:
+    """Return the numbers of a report that has any."""
+    ram = report.ram
+    if ram is None:
+        return None
+    return Progress(
+        elapsed_s=(report.total_time_ms or 0) / 1000,
+        ram_total_bytes=ram.total_bytes,
+        ram_transferred_bytes=ram.transferred_bytes,
+        ram_remaining_bytes=ram.remaining_bytes,
+        normal_page_count=ram.normal_count,
+        zero_page_count=ram.duplicate_count,
+        bytes_per_second=int(ram.mbps * _MEGA / _BITS),
+        dirty_bytes_per_second=ram.dirty_pages_rate * ram.page_size_bytes,
+        pass_count=ram.dirty_sync_count,
+        throttle_percent=report.cpu_throttle_percentage or 0,
+        expected_downtime_s=(report.expected_downtime_ms or 0) / 1000,
+        setup_s=(report.setup_time_ms or 0) / 1000,
+    )

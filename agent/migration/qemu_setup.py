@@ -1,0 +1,95 @@
+"""What both QEMUs are told before a migration: capabilities, parameters, credentials. Mostly pure."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from agent.migration.order import HostIdentity, Options
+from agent.qemu.commands import Qemu
+from common.errors import WrongState
+
+NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
+CREDENTIALS_ID: Final = "ferry-migration"
+PSK_IDENTITY: Final = "ferry"
+AES_PRIORITY: Final = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
+_ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
+_MS: Final = 1000
+
+
+def capabilities(options: Options, known: Mapping[str, bool]) -> dict[str, bool]:
+    """Return every capability that this QEMU knows, with the state that this migration wants; the rest is off."""
+    wanted = {*_ALWAYS, "multifd"} if options.multifd_channel_count else set(_ALWAYS)
+    return {name: name in wanted for name in known}
+
+
+def parameters(options: Options) -> dict[str, object]:
+    """Return the parameters that both sides set. Source: qapi/migration.json, MigrateSetParameters."""
+    return {
+        "downtime-limit": downtime_ms(options.max_downtime_s),
+        "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
+        "multifd-channels": max(options.multifd_channel_count, 1),
+        "multifd-compression": "none",
+        "tls-creds": CREDENTIALS_ID if options.is_psk else "",
+        "tls-hostname": "",
+    }
+
+
+def downtime_ms(max_downtime_s: float) -> int:
+    """Return QEMU's `downtime-limit`: whole milliseconds, never more than wished and at least 1."""
+    return max(1, int(max_downtime_s * _MS))
+
+
+def bandwidth(bytes_per_second: int) -> int:
+    """Return QEMU's `max-bandwidth`; QEMU has no word for no bound."""
+    return bytes_per_second or NO_BOUND_BYTES_PER_SECOND
+
+
+def psk_priority(source: HostIdentity, destination: HostIdentity) -> str:
+    """Choose the cipher: AES-128-GCM where both CPUs have AES instructions, else QEMU's default."""
+    return AES_PRIORITY if source.cpu_has_aes and destination.cpu_has_aes else ""
+
+
+async def apply_settings(qemu: Qemu, options: Options) -> None:
+    """Set capabilities and parameters, and read the capabilities back.
+
+    Raises:
+        WrongState: this QEMU lacks something, or did not take it.
+    """
+    known = await qemu.query_capabilities()
+    wanted = capabilities(options, known)
+    for name in (*_ALWAYS, *(["multifd"] if options.multifd_channel_count else [])):
+        if name not in known:
+            raise WrongState(
+                f"this QEMU has no migration capability {name}", reason="CAPABILITY_MISSING", capability=name
+            )
+    await qemu.set_capabilities(wanted)
+    await qemu.set_parameters(parameters(options))
+    differing = sorted(
+        name for name, state in (await qemu.query_capabilities()).items() if wanted.get(name) is not state
+    )
+    if differing:
+        raise WrongState(
+            f"QEMU did not take capability {differing[0]}", reason="CAPABILITY_REFUSED", capability=differing[0]
+        )
+
+
+def write_key(directory: Path, key: str, owner: tuple[int, int] | None) -> None:
+    """Put the key where QEMU reads it, in a directory of its own; QEMU itself looks at no mode.
+
+    Source: docs/system/tls.rst, PSK.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / "keys.psk"
+    path.touch(mode=0o600)
+    path.write_text(f"{PSK_IDENTITY}:{key}\n", encoding="ascii")
+    if owner is not None:
+        shutil.chown(directory, *owner)
+        shutil.chown(path, *owner)
+
+
+def remove_key(directory: Path) -> None:
+    """Ensure that the key is gone."""
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""What an agent remembers of one half of a migration, so that it can go on after a restart.
+
+One record a half, written whole at every change of phase; see `agent.store`. It holds the token of the hand-over, so it is readable by
+the agent alone; it never holds the PSK key or the tunnel's token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from agent.migration import incoming, outgoing
+from agent.migration.machine import Cause
+from agent.migration.order import Options, Role
+from agent.migration.progress import Progress, Timeline
+from common.codec import decode, encode, encode_fields
+from common.errors import InvalidRequest
+
+P = TypeVar("P")
+
+_MIGRATION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+_PHASES: Final = {
+    Role.SOURCE: {cls.__name__: cls for cls in outgoing.Phase.__args__},
+    Role.DESTINATION: {cls.__name__: cls for cls in incoming.Phase.__args__},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What both halves remember beside their phase.
+
+    Attributes:
+        token: the source's token, hexadecimal; empty at the destination.
+        token_sha256: its SHA-256, hexadecimal.
+        peer: name of the other host, as far as it is known.
+        peer_address, peer_uri: at the source, the destination's agent and QEMU; empty before Perform.
+        peer_words: at the source, why the destination failed, in its own words.
+        guest_was_paused: whether the guest's user had stopped it before the migration.
+        guest_ran: whether the guest has run at the destination.
+        traceparent: W3C trace context of the request that began this half.
+        made_files: what this half has to remove at its end.
+    """
+
+    migration_id: str
+    role: Role
+    vm_uuid: str
+    vm_name: str
+    options: Options
+    epoch: int
+    began_at_s: float
+    token: str = ""
+    token_sha256: str = ""
+    peer: str = ""
+    peer_address: str = ""
+    peer_uri: str = ""
+    peer_words: str = ""
+    guest_was_paused: bool = False
+    guest_ran: bool = False
+    traceparent: str = ""
+    warnings: tuple[str, ...] = ()
+    made_files: tuple[str, ...] = ()
+    ended_at_s: float | None = None
+    waiting_for: str = ""
+    timeline: Timeline = Timeline()
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Record(Generic[P]):
+    """One half of a migration."""
+
+    facts: Facts
+    phase: P
+
+    def to_json(self) -> dict[str, object]:
+        """Return what `outgoing_record` or `incoming_record` reads back."""
+        return {
+            "phase": {"name": type(self.phase).__name__, "fields": encode_fields(self.phase)},
+            "facts": encode(self.facts),
+        }
+
+
+def read_role(body: dict[str, object]) -> Role:
+    """Say which half a stored record is of."""
+    return decode(Facts, body.get("facts")).role
+
+
+def outgoing_record(body: dict[str, object]) -> Record[outgoing.Phase]:
+    """Read the source's half back."""
+    return Record(decode(Facts, body.get("facts")), _phase(Role.SOURCE, body.get("phase")))
+
+
+def incoming_record(body: dict[str, object]) -> Record[incoming.Phase]:
+    """Read the destination's half back."""
+    return Record(decode(Facts, body.get("facts")), _phase(Role.DESTINATION, body.get("phase")))
+
+
+def _phase(role: Role, value: object):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the name decides the type
+    match value:
+        case {"name": str(name), "fields": dict(fields)} if name in _PHASES[role]:
+            return decode(_PHASES[role][name], fields)
+    raise InvalidRequest(f"session record: {value!r} is not a phase of a {role.value}", reason="RECORD_MALFORMED")
+
+
+def check_migration_id(text: str) -> None:
+    """Refuse what cannot be the id of a migration.
+
+    Raises:
+        InvalidRequest: anything but 1 to 64 letters, digits and dashes.
+    """
+    if not _MIGRATION_ID.fullmatch(text):
+        raise InvalidRequest(
+            f"migration id {text[:80]!r}: 1 to 64 letters, digits and dashes are wanted, not beginning with a dash",
+            reason="MIGRATION_ID_INVALID",
+        )
+
+
+def find_cause(phase: incoming.Phase | outgoing.Phase) -> Cause | None:
+    """Return why a migration does not go on, if its phase says so."""
+    for field in dataclasses.fields(phase):
+        if field.name == "cause":
+            cause = getattr(phase, field.name)
+            return cause if isinstance(cause, Cause) else None
+    return None

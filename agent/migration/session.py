@@ -1,0 +1,251 @@
+"""The one driver of a migration's machine.
+
+For each event: step, save, announce, run the effects. The phase is saved before the effects run, except for phases that QEMU itself
+remembers: those are written a moment later, off the way of the guest. Nothing else changes a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Final, Generic, TypeVar
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from agent.migration.machine import InvalidTransition, Step
+from agent.migration.record import Facts, Record
+from agent.store import Store
+from agent.vm.jobs import JobLock
+from common.errors import FerryError, WrongState
+
+P = TypeVar("P")
+V = TypeVar("V")
+F = TypeVar("F")
+
+SAVE_DELAY_S: Final = 0.02
+
+_log = structlog.get_logger()
+
+
+class Session(ABC, Generic[P, V, F]):
+    """One half of a migration, from its acceptance to a final phase."""
+
+    def __init__(
+        self,
+        record: Record[P],
+        step: Callable[[P, V], Step[P, F]],
+        *,
+        final: tuple[type, ...],
+        remembered_by_qemu: tuple[type, ...],
+        store: Store,
+        lock: JobLock | None,
+        parent: otel_context.Context,
+    ) -> None:
+        self.record = record
+        self._step = step
+        self._final = final
+        self._remembered_by_qemu = remembered_by_qemu
+        self._store = store
+        self._lock = lock
+        self.parent = parent
+        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._effects: asyncio.TaskGroup | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._waiting: tuple[F, ...] = ()
+        self._phase_since_s = time.monotonic()
+        self.phase_times: list[tuple[str, float]] = []
+        self._unsaved: asyncio.TimerHandle | None = None
+
+    @property
+    def facts(self) -> Facts:
+        """What is remembered beside the phase."""
+        return self.record.facts
+
+    @property
+    def phase(self) -> P:
+        """Where the machine is."""
+        return self.record.phase
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return isinstance(self.phase, self._final)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is final and everything of it is tidied up."""
+        return self._ended.is_set()
+
+    def mark_over(self) -> None:
+        """Say that a half read from its record had ended before."""
+        self._ended.set()
+
+    def apply(self, event: V) -> None:
+        """Let the machine answer an event.
+
+        Raises:
+            InvalidTransition: the event has no meaning now; nothing was changed.
+        """
+        after = self._step(self.phase, event)
+        before, phase = self.phase, after.phase
+        if phase != before:
+            self.record = Record(self.facts, phase)
+            if isinstance(phase, self._remembered_by_qemu):
+                self._save_soon()
+            else:
+                self.save()
+            self._announce(before, event)
+        self._start(after.effects)
+
+    def _start(self, effects: tuple[F, ...]) -> None:
+        if self._effects is None:  # `run` has not begun, and starts them when it does
+            self._waiting += effects
+            return
+        for effect in effects:
+            task = self._effects.create_task(self._perform(effect), name=type(effect).__name__)
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def observe(self, event: V) -> None:
+        """Let the machine answer what was seen; what has no meaning now is kept in the log."""
+        try:
+            self.apply(event)
+        except InvalidTransition as error:
+            _log.debug("event without meaning", migration=self.facts.migration_id, error=str(error))
+
+    def request(self, event: V, refusal: str, reason: str) -> None:
+        """Let the machine answer a wish.
+
+        Raises:
+            WrongState: it cannot be fulfilled in this phase; `refusal` says why.
+        """
+        try:
+            self.apply(event)
+        except InvalidTransition as error:
+            raise WrongState(
+                f"migration {self.facts.migration_id}: {refusal} (phase {type(self.phase).__name__})",
+                reason=reason,
+                migration=self.facts.migration_id,
+                phase=type(self.phase).__name__,
+            ) from error
+
+    def update(self, **changes: object) -> None:
+        """Change facts and wake the watchers; written with the next phase or `save`."""
+        facts = replace(self.facts, **changes)  # type: ignore[arg-type]  # replace() checks the names
+        self.record = Record(facts, self.phase)
+        self._wake()
+
+    def save(self) -> None:
+        """Write the record; it is durable on return."""
+        if self._unsaved is not None:
+            self._unsaved.cancel()
+            self._unsaved = None
+        self._store.save_session(self.facts.migration_id, self.record.to_json())
+
+    async def run(self, *, after_restart: bool = False) -> None:
+        """Drive until the machine is final and what it made is removed."""
+        token = otel_context.attach(self.parent)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._effects = group
+                watcher = group.create_task(self._keep_watching(after_restart=after_restart))
+                self._start(self._effects_after_restart() if after_restart else self._waiting)
+                while not self.is_final:
+                    await self.wait_change()
+                for task in (watcher, *self._running):
+                    task.cancel()
+            self._effects = None
+            await self._tidy()
+            self.update(ended_at_s=time.time())
+            self.save()
+            if self._lock is not None:
+                self._lock.release()
+            self._ended.set()
+            self._wake()
+        finally:
+            otel_context.detach(token)
+
+    async def wait_change(self) -> None:
+        """Return after the next change of phase or facts; has no deadline of its own."""
+        await self._changed.wait()
+
+    async def follow(self) -> AsyncIterator[None]:
+        """Come round now, after every change, and a last time when it is over."""
+        while True:
+            seen, is_over = self._changed, self.is_over
+            yield
+            if is_over:
+                return
+            await seen.wait()
+
+    async def wait_phase(self, *wanted: type) -> None:
+        """Return when the phase is one of `wanted` or final; the caller sets the deadline."""
+        while not isinstance(self.phase, wanted) and not self.is_final:
+            await self.wait_change()
+
+    @abstractmethod
+    async def _watch(self, *, after_restart: bool) -> None:
+        """Follow everything that may happen to this half, until cancelled; must not raise."""
+
+    @abstractmethod
+    async def _run_effect(self, effect: F) -> None:
+        """Do what the machine wants; safe to do twice."""
+
+    @abstractmethod
+    def _on_bug(self, error: Exception) -> None:
+        """Tell the machine that an effect failed by a mistake of ours."""
+
+    @abstractmethod
+    async def _tidy(self) -> None:
+        """Remove what this half made for the transfer."""
+
+    @abstractmethod
+    def _effects_after_restart(self) -> tuple[F, ...]:
+        """Return what has to be done again in this phase."""
+
+    async def _keep_watching(self, *, after_restart: bool) -> None:
+        try:
+            await self._watch(after_restart=after_restart)
+        except Exception as error:
+            _log.exception("bug in watch", migration=self.facts.migration_id)
+            self._on_bug(error)
+
+    async def _perform(self, effect: F) -> None:
+        try:
+            await self._run_effect(effect)
+        except FerryError as error:
+            _log.warning(
+                "effect failed", migration=self.facts.migration_id, effect=type(effect).__name__, error=error.text
+            )
+        except Exception as error:
+            _log.exception("bug in effect", migration=self.facts.migration_id, effect=type(effect).__name__)
+            self._on_bug(error)
+
+    def _save_soon(self) -> None:
+        if self._unsaved is None:
+            self._unsaved = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self.save)
+
+    def _announce(self, before: P, event: V) -> None:
+        now_s = time.monotonic()
+        self.phase_times.append((type(before).__name__, now_s - self._phase_since_s))
+        self._phase_since_s = now_s
+        names = {"from": type(before).__name__, "to": type(self.phase).__name__, "on": type(event).__name__}
+        _log.info(
+            "phase changed",
+            migration=self.facts.migration_id,
+            vm=self.facts.vm_name,
+            role=self.facts.role.value,
+            **names,
+        )
+        trace.get_current_span().add_event("phase changed", names)
+        self._wake()
+
+    def _wake(self) -> None:
+        seen, self._changed = self._changed, asyncio.Event()
+        seen.set()

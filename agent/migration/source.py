@@ -1,0 +1,350 @@
+"""The source's half: what its machine wants done to QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from agent.migration import outgoing as out
+from agent.migration.clocks import now_s
+from agent.migration.errors import GuestNeverRan
+from agent.migration.machine import Cause
+from agent.migration.order import Endpoint
+from agent.migration.parts import Destination
+from agent.migration.progress import progress_of
+from agent.migration.qemu_setup import bandwidth, downtime_ms
+from agent.migration.record import Record
+from agent.migration.session import Session
+from agent.migration.source_watch import SourceWatch
+from agent.migration.surroundings import Surroundings
+from agent.migration.transfer import Transfer
+from agent.migration.transfer_spans import record_transfer
+from agent.qemu.commands import Qemu
+from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
+from agent.qemu.identity import ProcessIdentity
+from agent.qemu.status import MigrationStatus, RunState
+from agent.vm.jobs import JobLock
+from agent.vm.vm import Vm
+from common.errors import FerryError, Unreachable, WrongState
+from opentelemetry import context as otel_context
+
+CANCEL_ANSWER_S: Final = 0.25
+YANK_ANSWER_S: Final = 0.1
+CANCEL_PATIENCE_S: Final = 0.3
+RETRY_FIRST_S: Final = 0.02
+RETRY_LAST_S: Final = 2.0
+FIGURES_TIMEOUT_S: Final = 1.0
+PEER_WORDS_S: Final = 0.5
+
+_log = structlog.get_logger()
+# States in which `cont` has no sense: the guest did not stand still because of us.
+_OWN_STOPS: Final = frozenset(
+    {RunState.GUEST_PANICKED, RunState.IO_ERROR, RunState.SHUTDOWN, RunState.INTERNAL_ERROR, RunState.WATCHDOG}
+)
+
+
+class SourceSession(Session[out.Phase, out.Event, out.Effect]):
+    """The half of a migration whose guest is here."""
+
+    def __init__(
+        self,
+        record: Record[out.Phase],
+        *,
+        around: Surroundings,
+        vm: Vm | None,
+        lock: JobLock | None,
+        parent: otel_context.Context,
+    ) -> None:
+        super().__init__(
+            record,
+            out.step,
+            final=out.FINAL,
+            remembered_by_qemu=(out.Transferring, out.Sent, out.HandedOver),
+            store=around.store,
+            lock=lock,
+            parent=parent,
+        )
+        self._around = around
+        self._vm = vm
+        self._endpoint: Endpoint | None = None
+        self._destination: Destination | None = None
+        self._connections = AsyncExitStack()
+        self.transfer = Transfer(record.facts.migration_id, record.facts.options, around, uri=record.facts.peer_uri)
+        self.status_text = ""
+        self._watcher = SourceWatch(self)
+
+    @property
+    def qemu(self) -> Qemu:
+        """The commands of the guest's QEMU."""
+        if self._vm is None:
+            raise QemuGone(f"VM {self.facts.vm_name} is not on this host any more")
+        return self._around.vms.qemu(self._vm)
+
+    @property
+    def process(self) -> ProcessIdentity:
+        """The guest's QEMU."""
+        if self._vm is None:
+            raise QemuGone(f"VM {self.facts.vm_name} is not on this host any more")
+        return self._vm.get_keeper().identity
+
+    @property
+    def destination(self) -> Destination | None:
+        """The destination's agent, once Perform told its address."""
+        return self._destination
+
+    def last_words(self) -> str:
+        """Read QEMU's last message; empty when it said nothing."""
+        return "" if self._vm is None else self._around.vms.last_words(self._vm)
+
+    async def perform(self, endpoint: Endpoint, agent_address: str, peer: str) -> None:
+        """Start the transfer; follow this session to see what becomes of it.
+
+        Raises:
+            WrongState: it was started, or ended, before.
+        """
+        if not isinstance(self.phase, out.Begun):
+            raise WrongState(
+                f"migration {self.facts.migration_id} cannot be performed in phase {type(self.phase).__name__}",
+                reason="WRONG_PHASE",
+            )
+        self._endpoint = endpoint
+        await self._connect(agent_address)
+        self.update(peer=peer, peer_address=agent_address, peer_uri=endpoint.uri)
+        self.transfer = Transfer(self.facts.migration_id, self.facts.options, self._around, uri=endpoint.uri)
+        self.request(out.PerformRequested(), "cannot be performed", "WRONG_PHASE")
+
+    async def set_limits(self, *, bandwidth_bytes_per_second: int | None, max_downtime_s: float | None) -> None:
+        """Change bounds while the transfer runs; QEMU heeds them within 100 ms.
+
+        Raises:
+            InvalidRequest: out of range.
+            WrongState: the guest is switching or gone already.
+        """
+        options = self.facts.options
+        if bandwidth_bytes_per_second is not None:
+            options = replace(options, bandwidth_bytes_per_second=bandwidth_bytes_per_second)
+        if max_downtime_s is not None:
+            options = replace(options, max_downtime_s=max_downtime_s)
+        if not isinstance(self.phase, out.Begun | out.Connecting | out.Transferring):
+            raise WrongState(
+                f"migration {self.facts.migration_id}: bounds cannot be changed any more (phase {type(self.phase).__name__})",
+                reason="TOO_LATE",
+            )
+        await self.qemu.set_parameters(
+            {
+                "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
+                "downtime-limit": downtime_ms(options.max_downtime_s),
+            }
+        )
+        self.update(options=options)
+        self.save()
+
+    async def reattach(self) -> None:
+        """Take the transfer up again after the agent was restarted."""
+        if self.facts.peer_address:
+            await self._connect(self.facts.peer_address)
+
+    async def _connect(self, agent_address: str) -> None:
+        if self._destination is None:
+            self._destination = await self._connections.enter_async_context(self._around.peers.connect(agent_address))
+
+    # effects
+
+    async def _watch(self, *, after_restart: bool) -> None:
+        await self._watcher.run(after_restart=after_restart)
+
+    async def _run_effect(self, effect: out.Effect) -> None:
+        match effect:
+            case out.StartTransfer():
+                await self._start_transfer()
+            case out.ContinueMigration():
+                await self._continue_migration()
+            case out.StopGuest():
+                await self.qemu.stop()
+            case out.FreeGuest():
+                await self._free_guest()
+            case out.EnsureGuestRestored():
+                await self._restore_guest()
+            case out.RequestResume():
+                await self._request_resume()
+            case out.EnsureHuskEnded():
+                await self._end_husk()
+
+    def _effects_after_restart(self) -> tuple[out.Effect, ...]:
+        return out.effects_after_restart(self.phase)
+
+    def _on_bug(self, error: Exception) -> None:
+        cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
+        self.observe(out.CancelRequested(cause))
+
+    async def _start_transfer(self) -> None:
+        endpoint = self._endpoint
+        if endpoint is None or self._destination is None:
+            self.observe(
+                out.QemuGaveUp(Cause("the agent was restarted before the transfer began; try again", "AGENT_RESTARTED"))
+            )
+            return
+        try:
+            uri = await self.transfer.open(self.qemu, endpoint)
+            if self.facts.options.is_psk:
+                await self._destination.report_channels(self.facts.migration_id, (), is_complete=False)
+            if self.facts.options.pause:
+                await self.qemu.stop()
+            if not isinstance(self.phase, out.Connecting):
+                return
+            self.update(timeline=replace(self.facts.timeline, started_at_s=now_s()))
+            await self.qemu.migrate(uri)
+        except QemuSilent as error:
+            self.observe(out.CancelRequested(Cause(error.text, error.reason)))
+        except QemuGone:
+            return
+        except FerryError as error:
+            self.observe(out.QemuGaveUp(Cause(error.text, error.reason)))
+        else:
+            if self.facts.options.is_psk:
+                with suppress(FerryError, TimeoutError):
+                    await self.transfer.report_channels(self.process.pid, self._destination)
+
+    async def _continue_migration(self) -> None:
+        if self.facts.timeline.continued_at_s is None:
+            self.update(timeline=replace(self.facts.timeline, continued_at_s=now_s()))
+        try:
+            await self.qemu.migrate_continue()
+        except QemuRefused as error:
+            # Also after a restart, when QEMU has left pre-switchover: its report decides.
+            _log.info("migrate-continue refused", migration=self.facts.migration_id, error=error.text)
+
+    async def _free_guest(self) -> None:
+        """Cancel; a mute QEMU is yanked out of band and its connections are cut; until QEMU says how it ended."""
+        while isinstance(self.phase, out.Cancelling):
+            try:
+                async with asyncio.timeout(CANCEL_ANSWER_S):
+                    await self.qemu.migrate_cancel()
+            except (QemuSilent, TimeoutError):
+                await self._yank_and_cut()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CANCEL_PATIENCE_S):
+                    await self.wait_phase(out.Keeping, out.Sent)
+            if isinstance(self.phase, out.Cancelling):
+                await self._yank_and_cut()
+                await self._watcher.ask_qemu()
+
+    async def _yank_and_cut(self) -> None:
+        with suppress(FerryError, TimeoutError):
+            async with asyncio.timeout(YANK_ANSWER_S):
+                await self.qemu.yank_migration()
+        try:
+            await self.transfer.cut(self.process.pid)
+        except TimeoutError:
+            _log.warning("tunnel did not close the session", migration=self.facts.migration_id)
+        except QemuGone:
+            pass
+        except FerryError as error:
+            _log.warning("connection not cut", migration=self.facts.migration_id, error=error.text)
+            self.update(waiting_for=error.text)
+
+    async def _restore_guest(self) -> None:
+        delay_s = RETRY_FIRST_S
+        while isinstance(self.phase, out.Keeping):
+            try:
+                if await self._is_restored():
+                    self.update(waiting_for="")
+                    await self._hear_destination()
+                    self.observe(out.GuestRestored())
+                    return
+            except QemuGone:
+                return
+            except FerryError as error:
+                self.update(waiting_for=f"the guest does not go on here yet: {error.text}")
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_LAST_S)
+
+    async def _is_restored(self) -> bool:
+        state = await self.qemu.query_status()
+        if state is RunState.FINISH_MIGRATE:
+            return False
+        if self.facts.guest_was_paused or state is RunState.RUNNING or state in _OWN_STOPS:
+            return True
+        await self.qemu.cont()
+        return await self.qemu.query_status() is RunState.RUNNING
+
+    async def _hear_destination(self) -> None:
+        """Wait a moment for the destination's own words about the failure: QEMU gives its reason there alone."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PEER_WORDS_S):
+                while (
+                    self._destination is not None
+                    and not self.facts.peer_words
+                    and not self._watcher.destination_is_over
+                ):
+                    await self.wait_change()
+
+    async def _request_resume(self) -> None:
+        delay_s = RETRY_FIRST_S
+        while isinstance(self.phase, out.Sent):
+            try:
+                if self._destination is None:
+                    raise Unreachable("the address of its agent is not known")
+                ran_for_s = await self._destination.resume(
+                    self.facts.migration_id, bytes.fromhex(self.facts.token), keep_paused=self.facts.guest_was_paused
+                )
+            except GuestNeverRan as error:
+                self.observe(out.DestinationNeverRan(Cause(error.text, error.reason)))
+                return
+            except FerryError as error:
+                self.update(waiting_for=self._waiting_text(error.text))
+            else:
+                line = replace(self.facts.timeline, resumed_at_s=now_s(), ran_for_s=ran_for_s)
+                self.update(timeline=line, guest_ran=True, waiting_for="")
+                await self._keep_figures()
+                self.observe(out.ResumeAnswered())
+                record_transfer(self.facts, self.parent)
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_LAST_S)
+
+    def _waiting_text(self, why: str) -> str:
+        peer = self.facts.peer or "the destination"
+        return (
+            f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again. "
+            f"If {peer} is dead for good and the guest does not run there: "
+            f"ferry migration fence {self.facts.migration_id} --host {self._around.identity.name}"
+        )
+
+    async def _keep_figures(self) -> None:
+        """Read the final figures off QEMU, now that the guest runs at the destination."""
+        with suppress(FerryError, TimeoutError):
+            async with asyncio.timeout(FIGURES_TIMEOUT_S):
+                report = await self.qemu.query_migrate()
+                if report.status is MigrationStatus.COMPLETED:
+                    timeline = replace(
+                        self.facts.timeline, qemu_downtime_ms=report.downtime_ms, qemu_total_ms=report.total_time_ms
+                    )
+                    self.update(timeline=timeline, progress=progress_of(report) or self.facts.progress)
+
+    async def _end_husk(self) -> None:
+        delay_s = RETRY_FIRST_S
+        while isinstance(self.phase, out.Retiring):
+            try:
+                if self._lock is not None:
+                    await self._around.vms.drop(self._lock)
+            except FerryError as error:
+                _log.warning("the source's QEMU does not end", migration=self.facts.migration_id, error=error.text)
+                self.update(waiting_for=f"the source's QEMU does not end: {error.text}")
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RETRY_LAST_S)
+            else:
+                self.observe(out.HuskEnded())
+
+    async def _tidy(self) -> None:
+        if isinstance(self.phase, out.Kept):
+            with suppress(FerryError):
+                await self.transfer.tidy(self.qemu, self.process.pid)
+        else:
+            with suppress(FerryError, TimeoutError):
+                await self.transfer.close_tunnel()
+        await self._connections.aclose()

@@ -1,0 +1,278 @@
+"""Everything that may happen to the source's half while it moves: QEMU's events, silence, clocks, the other host's word."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from agent.migration import outgoing as out
+from agent.migration.clocks import now_s
+from agent.migration.machine import Cause
+from agent.migration.progress import progress_of
+from agent.migration.transfer_spans import untraced
+from agent.qemu.errors import QemuGone
+from agent.qemu.status import MigrationReport, MigrationStatus, migration_status_of
+from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
+from common.errors import FerryError
+
+if TYPE_CHECKING:
+    from agent.migration.source import SourceSession
+
+POLL_INTERVAL_S: Final = 0.5
+MUTE_LIMIT_S: Final = 1.0
+STANDSTILL_MARGIN_S: Final = 1.0
+CONNECT_LIMIT_S: Final = 15.0
+STALL_LIMIT_S: Final = 30.0
+WATCH_RETRY_S: Final = 0.5
+
+_BEFORE_SENT = (out.Begun, out.Connecting, out.Transferring, out.Switching, out.Cancelling)
+_ON_THE_WAY = (out.Connecting, out.Transferring)
+_log = structlog.get_logger()
+
+
+class SourceWatch:
+    """The eyes and ears of one source session."""
+
+    def __init__(self, session: SourceSession) -> None:
+        self._session = session
+        self._was_watched = True
+        self._shutdown_reason = ""
+        self.destination_is_over = False
+
+    async def run(self, *, after_restart: bool) -> None:
+        """Watch until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_qemu(after_restart=after_restart))
+            group.create_task(self._poll_progress())
+            group.create_task(self._watch_mute())
+            group.create_task(self._watch_standstill())
+            group.create_task(self._watch_connect())
+            group.create_task(self._watch_destination())
+
+    # what QEMU says
+
+    async def _follow_qemu(self, *, after_restart: bool) -> None:
+        try:
+            with self._session.qemu.monitor.subscribe() as notices:
+                if after_restart:
+                    await self._reattach()
+                await self._read(notices)
+        except QemuGone:
+            self._was_watched = False
+            self._see_exit()
+        except FerryError as error:  # not attached yet, or gone with the last agent
+            self._was_watched = False
+            _log.info("qemu cannot be watched", migration=self._session.facts.migration_id, error=error.text)
+            self._see_exit()
+
+    async def _read(self, notices: Subscription) -> None:
+        async for notice in notices:
+            match notice:
+                case Event():
+                    self._see_event(notice)
+                case Reconnected():
+                    self._was_watched = False
+                    await self.ask_qemu()
+                    self._was_watched = True
+                case Gone():
+                    self._see_exit()
+
+    def _see_event(self, event: Event) -> None:
+        session = self._session
+        match event.name:
+            case "MIGRATION":
+                status = migration_status_of(event)
+                if status is MigrationStatus.FAILED or status is MigrationStatus.CANCELLED:
+                    session.observe(out.QemuGaveUp(_gave_up(status, str(event.data.get("error-desc", "")))))
+                elif status is not None:
+                    self._see_status(status, event.at_s)
+            case "MIGRATION_PASS":
+                passes = session.facts.timeline.pass_at_s
+                session.update(timeline=replace(session.facts.timeline, pass_at_s=(*passes, event.at_s)))
+            case "STOP" if isinstance(session.phase, _ON_THE_WAY):
+                session.update(timeline=replace(session.facts.timeline, stopped_at_s=event.at_s))
+            case "RESUME" if not isinstance(session.phase, out.Sent | out.HandedOver):
+                session.update(timeline=replace(session.facts.timeline, stopped_at_s=None))
+            case "SHUTDOWN":
+                self._shutdown_reason = str(event.data.get("reason", ""))
+
+    def _see_status(self, status: MigrationStatus, at_s: float) -> None:
+        session = self._session
+        session.status_text = status.value
+        match status:
+            case MigrationStatus.ACTIVE:
+                session.observe(out.QemuActive())
+            case MigrationStatus.PRE_SWITCHOVER:
+                if session.facts.timeline.stopped_at_s is None:
+                    session.update(timeline=replace(session.facts.timeline, stopped_at_s=at_s))
+                session.observe(out.QemuAtSwitchover())
+            case MigrationStatus.COMPLETED:
+                session.update(timeline=replace(session.facts.timeline, completed_at_s=at_s))
+                session.observe(out.QemuCompleted())
+            case _:
+                session.update()
+
+    def _see_report(self, report: MigrationReport) -> None:
+        """Take a report, which is the truth where an event was missed."""
+        session = self._session
+        session.status_text = report.status_text
+        progress = progress_of(report)
+        if progress is not None:
+            session.update(progress=progress)
+        match report.status:
+            case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
+                if isinstance(session.phase, out.Connecting | out.Transferring | out.Switching | out.Cancelling):
+                    session.observe(out.QemuGaveUp(_gave_up(report.status, report.error_desc or "")))
+            case MigrationStatus.ACTIVE if isinstance(session.phase, out.Connecting):
+                session.observe(out.QemuActive())
+            case MigrationStatus.PRE_SWITCHOVER if isinstance(session.phase, _ON_THE_WAY):
+                self._see_status(report.status, now_s())
+            case MigrationStatus.COMPLETED if isinstance(session.phase, _BEFORE_SENT):
+                self._see_status(report.status, now_s())
+
+    def _see_exit(self) -> None:
+        how = {
+            "guest-shutdown": ("the guest powered itself off during the migration", "GUEST_SHUT_DOWN"),
+            "guest-reset": ("the guest rebooted during the migration and its QEMU ends on reboot", "GUEST_SHUT_DOWN"),
+            "guest-panic": ("the guest panicked during the migration", "GUEST_PANICKED"),
+            "host-qmp-quit": ("the guest's QEMU was told to quit during the migration", "QEMU_ENDED"),
+            "host-signal": ("the guest's QEMU was ended by a signal during the migration", "QEMU_ENDED"),
+        }.get(self._shutdown_reason, ("the guest's QEMU on the source ended unexpectedly", "QEMU_ENDED"))
+        words = self._session.last_words()
+        text = f"{how[0]}: {words}" if words and not self._shutdown_reason else how[0]
+        self._session.observe(out.QemuExited(Cause(text, how[1]), was_watched=self._was_watched))
+
+    async def ask_qemu(self) -> None:
+        """Ask QEMU how the migration is, and take the answer as truth; a mute QEMU is left to the other watches."""
+        session = self._session
+        asked_at_s = now_s()
+        with suppress(FerryError):
+            report = await session.qemu.query_migrate()
+            started_at_s = session.facts.timeline.started_at_s
+            if (
+                started_at_s is not None and asked_at_s >= started_at_s
+            ):  # else it tells of an earlier migration of this QEMU
+                self._see_report(report)
+
+    async def _reattach(self) -> None:
+        session = self._session
+        with suppress(FerryError):
+            report = await session.qemu.query_migrate()
+            untouched = report.status is MigrationStatus.NONE
+            if isinstance(session.phase, out.Connecting) and (untouched or session.facts.timeline.started_at_s is None):
+                text = "the agent was restarted before the transfer began; try again"
+                session.observe(out.QemuGaveUp(Cause(text, "AGENT_RESTARTED")))
+                return
+            self._see_report(report)
+
+    # silence and clocks
+
+    async def _poll_progress(self) -> None:
+        """Ask for numbers now and then, which is also the safety net under the events; and end a move that stands still."""
+        session = self._session
+        moved_at_s, moved_bytes = now_s(), -1
+        while True:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            if not isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
+                continue
+            with untraced():
+                await self.ask_qemu()
+            progress = session.facts.progress
+            sent_bytes = 0 if progress is None else progress.ram_transferred_bytes
+            if sent_bytes != moved_bytes or not isinstance(session.phase, out.Transferring):
+                moved_at_s, moved_bytes = now_s(), sent_bytes
+            elif now_s() - moved_at_s > STALL_LIMIT_S:
+                text = f"no byte has moved for {STALL_LIMIT_S:g} s: the network or {self._peer()} is silent"
+                session.observe(out.CancelRequested(Cause(text, "TRANSFER_STALLED")))
+
+    async def _watch_mute(self) -> None:
+        """Free the guest when QEMU goes mute while it connects: in a TLS handshake it stands still as long as the peer is silent."""
+        session = self._session
+        while True:
+            await self._until(out.Connecting)
+            try:
+                async with asyncio.timeout(MUTE_LIMIT_S):
+                    await session.qemu.monitor.probe(timeout_s=2 * MUTE_LIMIT_S)
+            except TimeoutError:
+                if isinstance(session.phase, out.Connecting):
+                    text = (
+                        f"{self._peer()} went silent while the connection was made; the guest stood still for "
+                        f"{MUTE_LIMIT_S:g} s, so the connection was cut and the guest goes on here"
+                    )
+                    session.observe(out.CancelRequested(Cause(text, "PEER_SILENT")))
+            except FerryError:
+                await asyncio.sleep(POLL_INTERVAL_S)
+            await asyncio.sleep(MUTE_LIMIT_S / 10)
+
+    async def _watch_standstill(self) -> None:
+        """Take the guest back when it stood still for longer than was allowed, whatever the reason."""
+        session = self._session
+        while True:
+            await session.wait_change()
+            started_s = self._standstill_began_s()
+            if started_s is None:
+                continue
+            limit_s = session.facts.options.max_downtime_s + STANDSTILL_MARGIN_S
+            await asyncio.sleep(max(started_s + limit_s - now_s(), 0.0))
+            began_s = self._standstill_began_s()
+            if began_s is not None and now_s() - began_s >= limit_s:
+                text = (
+                    f"the guest stood still for {now_s() - began_s:.1f} s and {self._peer()} did not acknowledge it "
+                    f"(allowed: {session.facts.options.max_downtime_s:g} s), so the guest goes on here"
+                )
+                session.observe(out.CancelRequested(Cause(text, "STANDSTILL_TOO_LONG")))
+
+    def _standstill_began_s(self) -> float | None:
+        """Say since when the guest stands still because of the switch-over, not because somebody wished it."""
+        session = self._session
+        if not isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
+            return None
+        stopped_at_s = session.facts.timeline.stopped_at_s
+        if session.facts.options.pause or session.facts.guest_was_paused:
+            return session.facts.timeline.continued_at_s
+        return stopped_at_s
+
+    async def _watch_connect(self) -> None:
+        """Give up when the connection is not made in time; the guest runs meanwhile."""
+        session = self._session
+        await self._until(out.Connecting)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_LIMIT_S):
+                await session.wait_phase(out.Transferring, out.Switching, out.Cancelling, out.Keeping, out.Sent)
+                return
+        text = f"no connection to {self._peer()} in {CONNECT_LIMIT_S:g} s ({session.facts.peer_uri or 'tunnel'}): is a firewall in the way?"
+        session.observe(out.CancelRequested(Cause(text, "CONNECT_TIMED_OUT")))
+
+    async def _watch_destination(self) -> None:
+        """Follow the destination's half: it knows why a load failed, and no event tells us when it dies in pre-switchover."""
+        session = self._session
+        while True:
+            if session.destination is None or isinstance(session.phase, out.Begun):
+                await session.wait_change()
+                continue
+            with suppress(FerryError):
+                async for report in session.destination.watch(session.facts.migration_id):
+                    self.destination_is_over = report.is_undone or report.is_final
+                    if report.error and report.error != session.facts.peer_words:
+                        session.update(peer_words=report.error)
+                    if report.is_undone and isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
+                        text = f"{self._peer()}: {report.error or 'its half was undone'}"
+                        session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))
+            await asyncio.sleep(WATCH_RETRY_S)
+
+    async def _until(self, phase: type) -> None:
+        while not isinstance(self._session.phase, phase):
+            await self._session.wait_change()
+
+    def _peer(self) -> str:
+        return self._session.facts.peer or "the destination"
+
+
+def _gave_up(status: MigrationStatus, error: str) -> Cause:
+    if status is MigrationStatus.CANCELLED:
+        return Cause("the transfer was cancelled", "CANCELLED", by_wish=True)
+    return Cause(error or "the transfer failed and QEMU did not say why", "TRANSFER_FAILED")

@@ -1,0 +1,37 @@
+"""What every session of an agent shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.migration.migrate_uri import PortRange
+from agent.migration.order import HostIdentity
+from agent.migration.parts import Peers, Tunnel
+from agent.store import Store
+from agent.vm.lifecycle import Vms
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every session of an agent shares.
+
+    Attributes:
+        migration_address: address or name of this host that other hosts' QEMUs connect to.
+        advertised_address: `host:port` of this agent for other agents.
+        tunnel_address: `host:port` of this host's tunnel for other tunnels.
+    """
+
+    identity: HostIdentity
+    vms: Vms
+    store: Store
+    peers: Peers
+    tunnel: Tunnel
+    pool: PortRange
+    migration_address: str
+    advertised_address: str
+    tunnel_address: str
+
+    def key_directory(self, migration_id: str) -> Path:
+        """Where the one-time key of a migration lies while it is needed."""
+        return self.store.keys_dir / migration_id

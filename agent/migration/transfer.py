@@ -1,0 +1,120 @@
+"""The source's way to the destination: opened before `migrate`, cut when the other end goes silent, removed at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from agent.migration.migrate_uri import parse_migrate_uri, resolve
+from agent.migration.order import Endpoint, Options, Transport
+from agent.migration.parts import Destination
+from agent.migration.qemu_setup import CREDENTIALS_ID, apply_settings, remove_key, write_key
+from agent.migration.surroundings import Surroundings
+from agent.qemu import cut
+from agent.qemu.cut import Connection
+from agent.qemu.commands import Qemu
+from agent.qemu.machine import Endpoint as TlsEndpoint
+from common.errors import FerryError
+
+REPORT_INTERVAL_S: Final = 0.01
+REPORT_FOR_S: Final = 10.0
+TIDY_TIMEOUT_S: Final = 1.0
+
+_log = structlog.get_logger()
+
+
+class Transfer:
+    """The connections of one migration at the source."""
+
+    def __init__(self, migration_id: str, options: Options, around: Surroundings, *, uri: str = "") -> None:
+        """Name the transfer; `uri` is the destination of a direct one, if it is already known."""
+        self._migration_id = migration_id
+        self._options = options
+        self._around = around
+        self._uri = uri
+        self._addresses: tuple[str, ...] = ()
+
+    async def open(self, qemu: Qemu, endpoint: Endpoint) -> str:
+        """Make everything ready and return the URI for `migrate`.
+
+        Raises:
+            FerryError: QEMU, the tunnel or the destination refused; nothing was sent.
+        """
+        if self._options.is_psk:
+            await self._install_key(qemu, endpoint)
+        await apply_settings(qemu, self._options)
+        if self._options.transport is Transport.TUNNEL:
+            return await self._open_tunnel(endpoint)
+        self._uri = endpoint.uri
+        return endpoint.uri
+
+    async def _install_key(self, qemu: Qemu, endpoint: Endpoint) -> None:
+        directory = self._around.key_directory(self._migration_id)
+        try:
+            write_key(directory, endpoint.psk_key, None)
+            with suppress(FerryError):
+                await qemu.object_del(CREDENTIALS_ID)
+            await qemu.add_psk(
+                CREDENTIALS_ID, directory, TlsEndpoint.CLIENT, endpoint.psk_identity, endpoint.psk_priority or None
+            )
+        finally:
+            remove_key(directory)  # a client reads it once
+
+    async def _open_tunnel(self, endpoint: Endpoint) -> str:
+        path = self._around.store.run_dir / f"{self._migration_id[:12]}.out"
+        await self._around.tunnel.open_entrance(
+            self._migration_id, endpoint.tunnel_token, path, endpoint.tunnel_address, self._options.channel_count
+        )
+        return f"unix:{path}"
+
+    async def report_channels(self, process_id: int, destination: Destination) -> None:
+        """Tell the destination which connections are ours, as they appear, until all have.
+
+        Without this a stranger on the destination's port could not be told from us.
+        """
+        known: tuple[int, ...] = ()
+        async with asyncio.timeout(REPORT_FOR_S):
+            while len(known) < self._options.channel_count:
+                ports = tuple(sorted(one.local[1] for one in await self._connections(process_id)))
+                if not set(ports) <= set(known):
+                    known = tuple(sorted({*known, *ports}))
+                    is_complete = len(known) >= self._options.channel_count
+                    await destination.report_channels(self._migration_id, known, is_complete=is_complete)
+                await asyncio.sleep(REPORT_INTERVAL_S)
+
+    async def cut(self, process_id: int) -> None:
+        """End the connections from outside, so that QEMU is freed from a silent peer."""
+        await self.close_tunnel()
+        for one in await self._connections(process_id):
+            if cut.cut(process_id, one):
+                _log.warning("connection cut", migration=self._migration_id, remote=f"{one.remote[0]}:{one.remote[1]}")
+
+    async def close_tunnel(self) -> None:
+        """End every connection through the tunnel, if this transfer has one."""
+        if self._options.transport is Transport.TUNNEL:
+            async with asyncio.timeout(TIDY_TIMEOUT_S):
+                await self._around.tunnel.close_session(self._migration_id)
+
+    async def tidy(self, qemu: Qemu, process_id: int) -> None:
+        """Remove what `open` made; what QEMU does not answer for is left to its end."""
+        remove_key(self._around.key_directory(self._migration_id))
+        with suppress(FerryError, TimeoutError):
+            await self.cut(process_id)
+        if self._options.is_psk:
+            with suppress(FerryError, TimeoutError):
+                async with asyncio.timeout(TIDY_TIMEOUT_S):
+                    await qemu.set_parameters({"tls-creds": ""})
+                    await qemu.object_del(CREDENTIALS_ID)
+
+    async def _connections(self, process_id: int) -> tuple[Connection, ...]:
+        """Find QEMU's connections to the destination, also those that are still being made."""
+        if not self._uri:
+            return ()
+        target = parse_migrate_uri(self._uri)
+        if not self._addresses:
+            self._addresses = await asyncio.to_thread(resolve, target.host)
+        found = cut.connections(process_id)
+        return tuple(one for one in found if one.remote[1] == target.port and one.remote[0] in self._addresses)

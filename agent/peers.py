@@ -1,0 +1,77 @@
+"""Other agents, as the source of a migration calls its destination."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1 import migration_pb2 as pb
+
+from agent import wire
+from agent.migration.errors import GuestNeverRan
+from agent.migration.parts import Destination, PeerReport
+from common.errors import WrongState
+from common.pki import Identity
+from common.rpc.channel import open_channel
+from common.rpc.status import calls_to
+
+RESUME_TIMEOUT_S: Final = 6.0
+REPORT_TIMEOUT_S: Final = 2.0
+
+
+class RemoteDestination:
+    """The destination's agent on an open channel."""
+
+    def __init__(self, stub: rpc.AgentServiceStub, address: str) -> None:
+        self._stub = stub
+        self._peer = f"the destination's agent at {address}"
+
+    async def report_channels(self, migration_id: str, local_ports: tuple[int, ...], *, is_complete: bool) -> None:
+        """Tell which connections are ours."""
+        request = pb.ReportChannelsRequest(migration_id=migration_id, local_ports=local_ports, is_complete=is_complete)
+        with calls_to(self._peer):
+            await self._stub.ReportChannels(request, timeout=REPORT_TIMEOUT_S)
+
+    async def resume(self, migration_id: str, token: bytes, *, keep_paused: bool) -> float:
+        """Give the guest away; return for how many seconds it has run there."""
+        request = pb.ResumeMigrationRequest(
+            request_id=f"{migration_id}-resume", migration_id=migration_id, resume_token=token, keep_paused=keep_paused
+        )
+        try:
+            with calls_to(self._peer):
+                response = await self._stub.ResumeMigration(request, timeout=RESUME_TIMEOUT_S)
+        except WrongState as error:
+            if error.reason == GuestNeverRan.default_reason:
+                raise GuestNeverRan(error.text) from error
+            raise
+        return wire.seconds(response.ran_for)
+
+    async def watch(self, migration_id: str) -> AsyncIterator[PeerReport]:
+        """Follow the destination's half."""
+        with calls_to(self._peer):
+            async for response in self._stub.WatchMigration(pb.WatchMigrationRequest(migration_id=migration_id)):
+                half = response.migration
+                yield PeerReport(
+                    is_undone=half.phase in {"Undoing", "Abandoned"},
+                    is_final=half.is_final,
+                    error=half.error,
+                    reason=half.error_reason,
+                )
+
+
+class RemotePeers:
+    """Ways to the agents of other hosts, with this agent's certificate."""
+
+    def __init__(self, identity: Identity | None) -> None:
+        self._identity = identity
+
+    @asynccontextmanager
+    async def connect(self, address: str) -> AsyncIterator[Destination]:
+        """Open a channel to the agent at `host:port`."""
+        channel = open_channel(address, self._identity)
+        try:
+            yield RemoteDestination(rpc.AgentServiceStub(channel), address)
+        finally:
+            await channel.close()

@@ -1,0 +1,273 @@
+"""The gRPC edge of the agent: decode, call, encode. No decisions are taken here; errors become statuses in an interceptor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Final, TypeAlias
+
+import grpc
+from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1 import host_pb2, vm_pb2
+from ferry.agent.v1 import migration_pb2 as pb
+
+from agent import wire
+from agent.answers import Answers
+from agent.host import Host
+from agent.migration import outgoing as out
+from agent.migration.machine import Cause
+from agent.migration.migrations import Migrations
+from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
+
+Context: TypeAlias = grpc.aio.ServicerContext[object, object]
+
+DEFAULT_WAIT_S: Final = 30.0
+_PERFORMED = (out.HandedOver, out.Retiring)
+
+
+class AgentServicer(rpc.AgentServiceServicer):
+    """Answers the coordinator, the command line and other agents."""
+
+    def __init__(
+        self,
+        host: Host,
+        vms: Vms,
+        migrations: Migrations,
+        *,
+        advertised_address: str,
+        spans_of: Callable[[str], bytes],
+    ) -> None:
+        self._host = host
+        self._vms = vms
+        self._migrations = migrations
+        self._advertised_address = advertised_address
+        self._spans_of = spans_of
+        self._answers = Answers()
+
+    # the host
+
+    async def GetHost(self, request: host_pb2.GetHostRequest, context: Context) -> host_pb2.GetHostResponse:
+        """Describe the host."""
+        found = await self._host.look()
+        return host_pb2.GetHostResponse(
+            host=wire.host(
+                self._host.identity,
+                agent_version=found.agent_version,
+                qemu_version=found.qemu_version,
+                accelerator=found.accelerator,
+                memory_kib=found.memory_kib,
+                vm_count=len(self._vms.all()),
+                warnings=found.warnings,
+            )
+        )
+
+    async def ListSpans(self, request: host_pb2.ListSpansRequest, context: Context) -> host_pb2.ListSpansResponse:
+        """Hand out the spans of one trace."""
+        return host_pb2.ListSpansResponse(traces_data=self._spans_of(request.trace_id))
+
+    # VMs
+
+    async def DefineVm(self, request: vm_pb2.DefineVmRequest, context: Context) -> vm_pb2.DefineVmResponse:
+        """Check and store a definition."""
+
+        async def work() -> vm_pb2.DefineVmResponse:
+            vm = await self._vms.define(request.domain_xml, "domain XML")
+            return vm_pb2.DefineVmResponse(vm=wire.vm(await self._vms.view(vm)))
+
+        return await self._answers.once("DefineVm", request.request_id, work)
+
+    async def UndefineVm(self, request: vm_pb2.UndefineVmRequest, context: Context) -> vm_pb2.UndefineVmResponse:
+        """Remove the definition of a stopped VM."""
+
+        async def work() -> vm_pb2.UndefineVmResponse:
+            await self._vms.undefine(self._vms.get(request.vm))
+            return vm_pb2.UndefineVmResponse()
+
+        return await self._answers.once("UndefineVm", request.request_id, work)
+
+    async def StartVm(self, request: vm_pb2.StartVmRequest, context: Context) -> vm_pb2.StartVmResponse:
+        """Start a stopped VM."""
+
+        async def work() -> vm_pb2.StartVmResponse:
+            vm = self._vms.get(request.vm)
+            await self._vms.start(vm, paused=request.paused)
+            return vm_pb2.StartVmResponse(vm=wire.vm(await self._vms.view(vm), is_full=True))
+
+        return await self._answers.once("StartVm", request.request_id, work)
+
+    async def StopVm(self, request: vm_pb2.StopVmRequest, context: Context) -> vm_pb2.StopVmResponse:
+        """Stop a VM."""
+
+        async def work() -> vm_pb2.StopVmResponse:
+            vm = self._vms.get(request.vm)
+            timeout_s = wire.seconds(request.timeout) if request.HasField("timeout") else DEFAULT_STOP_TIMEOUT_S
+            await self._vms.stop(vm, force=request.force, timeout_s=timeout_s)
+            return vm_pb2.StopVmResponse(vm=wire.vm(await self._vms.view(vm)))
+
+        return await self._answers.once("StopVm", request.request_id, work)
+
+    async def GetVm(self, request: vm_pb2.GetVmRequest, context: Context) -> vm_pb2.GetVmResponse:
+        """Show one VM in full."""
+        return vm_pb2.GetVmResponse(vm=wire.vm(await self._vms.view(self._vms.get(request.vm)), is_full=True))
+
+    async def ListVms(self, request: vm_pb2.ListVmsRequest, context: Context) -> vm_pb2.ListVmsResponse:
+        """List the VMs of this host."""
+        return vm_pb2.ListVmsResponse(vms=[wire.vm(view) for view in await self._vms.views()])
+
+    async def WatchEvents(
+        self, request: vm_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[vm_pb2.WatchEventsResponse]:
+        """Follow the life of the VMs."""
+        async for event in self._vms.events.follow(request.after_sequence):
+            yield vm_pb2.WatchEventsResponse(event=wire.vm_event(event))
+
+    # migrations, step by step
+
+    async def BeginMigration(self, request: pb.BeginMigrationRequest, context: Context) -> pb.BeginMigrationResponse:
+        """Take a running VM for a migration."""
+
+        async def work() -> pb.BeginMigrationResponse:
+            options = wire.options(request.options)
+            session, begun = await self._migrations.begin(request.migration_id, request.vm, options, request.epoch)
+            return wire.begun(session, begun)
+
+        return await self._answers.once("BeginMigration", request.request_id, work)
+
+    async def PrepareMigration(
+        self, request: pb.PrepareMigrationRequest, context: Context
+    ) -> pb.PrepareMigrationResponse:
+        """Make this host ready for the guest."""
+
+        async def work() -> pb.PrepareMigrationResponse:
+            session, endpoint = await self._migrations.prepare(
+                request.migration_id,
+                wire.options(request.options),
+                wire.source_facts(request.source),
+                request.definition,
+                request.resume_token_sha256,
+                request.epoch,
+            )
+            return pb.PrepareMigrationResponse(
+                migration=wire.migration(session),
+                endpoint=wire.endpoint_message(endpoint),
+                agent_address=self._advertised_address,
+            )
+
+        return await self._answers.once("PrepareMigration", request.request_id, work)
+
+    async def PerformMigration(
+        self, request: pb.PerformMigrationRequest, context: Context
+    ) -> AsyncIterator[pb.PerformMigrationResponse]:
+        """Transfer and hand over; the stream ends when the guest was handed over or stays."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        session = self._migrations.get_source(request.migration_id)
+
+        async def work() -> None:
+            if isinstance(session.phase, out.Begun):
+                endpoint = wire.endpoint(request.endpoint)
+                await session.perform(endpoint, request.destination_agent_address, request.destination_host)
+
+        await self._answers.once("PerformMigration", request.request_id, work)
+        async for _ in session.follow():
+            yield pb.PerformMigrationResponse(migration=wire.migration(session))
+            if isinstance(session.phase, _PERFORMED):
+                return
+
+    async def ResumeMigration(self, request: pb.ResumeMigrationRequest, context: Context) -> pb.ResumeMigrationResponse:
+        """Let the guest go on here."""
+        session = self._migrations.get_destination(request.migration_id)
+        ran_for_s = await session.resume(request.resume_token, keep_paused=request.keep_paused)
+        return pb.ResumeMigrationResponse(migration=wire.migration(session), ran_for=wire.duration(ran_for_s))
+
+    async def ReportChannels(self, request: pb.ReportChannelsRequest, context: Context) -> pb.ReportChannelsResponse:
+        """Take the source's word for which connections are its own."""
+        session = self._migrations.get_destination(request.migration_id)
+        session.report_channels(tuple(request.local_ports), is_complete=request.is_complete)
+        return pb.ReportChannelsResponse()
+
+    async def FinishMigration(self, request: pb.FinishMigrationRequest, context: Context) -> pb.FinishMigrationResponse:
+        """Keep the VM here."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        session = self._migrations.get_destination(request.migration_id)
+        await session.finish()
+        return pb.FinishMigrationResponse(migration=wire.migration(session))
+
+    async def ConfirmMigration(
+        self, request: pb.ConfirmMigrationRequest, context: Context
+    ) -> pb.ConfirmMigrationResponse:
+        """End the source's QEMU."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        return pb.ConfirmMigrationResponse(
+            migration=wire.migration(await self._migrations.confirm(request.migration_id))
+        )
+
+    # steering
+
+    async def AbandonMigration(
+        self, request: pb.AbandonMigrationRequest, context: Context
+    ) -> pb.AbandonMigrationResponse:
+        """Undo Prepare."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        cause = Cause(request.cause or "the migration was given up", "ABANDONED", by_wish=True)
+        return pb.AbandonMigrationResponse(
+            migration=wire.migration(await self._migrations.abandon(request.migration_id, cause))
+        )
+
+    async def CancelMigration(self, request: pb.CancelMigrationRequest, context: Context) -> pb.CancelMigrationResponse:
+        """Keep the guest here."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        cause = Cause(request.cause or "cancelled by a client", "CANCELLED", by_wish=True)
+        return pb.CancelMigrationResponse(
+            migration=wire.migration(await self._migrations.cancel(request.migration_id, cause))
+        )
+
+    async def PauseMigration(self, request: pb.PauseMigrationRequest, context: Context) -> pb.PauseMigrationResponse:
+        """Stop the guest for the rest of the transfer."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        return pb.PauseMigrationResponse(migration=wire.migration(await self._migrations.pause(request.migration_id)))
+
+    async def UpdateMigration(self, request: pb.UpdateMigrationRequest, context: Context) -> pb.UpdateMigrationResponse:
+        """Change bandwidth and longest downtime."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        session = self._migrations.get_source(request.migration_id)
+        has_bandwidth, has_downtime = request.HasField("bandwidth_bytes_per_second"), request.HasField("max_downtime")
+        await session.set_limits(
+            bandwidth_bytes_per_second=request.bandwidth_bytes_per_second if has_bandwidth else None,
+            max_downtime_s=wire.seconds(request.max_downtime) if has_downtime else None,
+        )
+        return pb.UpdateMigrationResponse(migration=wire.migration(session))
+
+    async def FenceMigration(self, request: pb.FenceMigrationRequest, context: Context) -> pb.FenceMigrationResponse:
+        """Own the guest here."""
+        session = await self._migrations.fence(request.migration_id, peer_is_dead=request.peer_is_dead)
+        return pb.FenceMigrationResponse(migration=wire.migration(session))
+
+    # looking
+
+    async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.GetMigrationResponse:
+        """Show one half."""
+        return pb.GetMigrationResponse(migration=wire.migration(self._migrations.get(request.migration_id)))
+
+    async def ListMigrations(self, request: pb.ListMigrationsRequest, context: Context) -> pb.ListMigrationsResponse:
+        """List the halves."""
+        return pb.ListMigrationsResponse(migrations=[wire.migration(session) for session in self._migrations.all()])
+
+    async def WatchMigration(
+        self, request: pb.WatchMigrationRequest, context: Context
+    ) -> AsyncIterator[pb.WatchMigrationResponse]:
+        """Send the current state at once, then every change, and end after a final one."""
+        session = self._migrations.get(request.migration_id)
+        async for _ in session.follow():
+            yield pb.WatchMigrationResponse(migration=wire.migration(session))
+
+    async def WaitMigration(self, request: pb.WaitMigrationRequest, context: Context) -> pb.WaitMigrationResponse:
+        """Wait until one half is final, at most for the given time."""
+        session = self._migrations.get(request.migration_id)
+        timeout_s = wire.seconds(request.timeout) if request.HasField("timeout") else DEFAULT_WAIT_S
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not session.is_over:
+                    await session.wait_change()
+        except TimeoutError:
+            pass
+        return pb.WaitMigrationResponse(migration=wire.migration(session))

@@ -1,0 +1,172 @@
+"""The agent's directory: where each record lies, and nothing of what it means.
+
+    state_dir/
+      vms/<uuid>/definition.json    what is to be started; only of persistent VMs
+      vms/<uuid>/running.json       what runs: the running definition and its process
+      vms/<uuid>/qemu.log           what QEMU said on stderr
+      sessions/<migration id>.json  one half of a migration
+      cache/                        what was probed; may be deleted
+      keys/                         one-time keys of transfers
+      run/                          sockets, with short names for AF_UNIX
+
+All directories are the agent's alone (0700), which is what guards the sockets in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from common.errors import InvalidRequest
+from common.records import find_record, remove_leftovers, remove_record, sync_directory, write_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+# struct sockaddr_un holds 108 bytes and ends with a NUL. Source: unix(7).
+MAX_SOCKET_PATH_BYTES = 107
+RECORD_VERSION = 1
+_SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+_LONGEST_SOCKET_NAME = "0123456789ab.out.255"
+
+
+class VmDirectory:
+    """The records of one VM."""
+
+    def __init__(self, path: Path, socket_path: Path) -> None:
+        self.path = path
+        self.qmp_path = socket_path
+        self.log_path = path / "qemu.log"
+        self._definition_path = path / "definition.json"
+        self._running_path = path / "running.json"
+
+    def find_definition(self) -> dict[str, object] | None:
+        """Read the persistent definition, if there is one."""
+        return find_record(self._definition_path, kind="definition", version=RECORD_VERSION)
+
+    def save_definition(self, body: Mapping[str, object]) -> None:
+        """Write the persistent definition."""
+        self._ensure()
+        write_record(self._definition_path, kind="definition", version=RECORD_VERSION, body=body)
+
+    def remove_definition(self) -> None:
+        """Ensure that the VM has no persistent definition."""
+        remove_record(self._definition_path)
+
+    def find_running(self) -> dict[str, object] | None:
+        """Read what the VM runs as, if it ran when that was written."""
+        return find_record(self._running_path, kind="running", version=RECORD_VERSION)
+
+    def save_running(self, body: Mapping[str, object]) -> None:
+        """Write what the VM runs as."""
+        self._ensure()
+        write_record(self._running_path, kind="running", version=RECORD_VERSION, body=body)
+
+    def remove_running(self) -> None:
+        """Ensure that the VM is not on record as running."""
+        remove_record(self._running_path)
+        self.qmp_path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Ensure that nothing of the VM is left, its log included."""
+        self.remove_running()
+        if self.path.exists():
+            shutil.rmtree(self.path)
+            sync_directory(self.path.parent)
+
+    def _ensure(self) -> None:
+        if not self.path.exists():
+            self.path.mkdir(mode=0o700)
+            sync_directory(self.path.parent)
+
+
+class Store:
+    """Everything that the agent remembers from one run to the next."""
+
+    def __init__(self, state_dir: Path, *, run_dir: Path | None = None) -> None:
+        """Make the directories and sweep what a crash left half-written.
+
+        Raises:
+            InvalidRequest: socket paths under `run_dir` would be longer than AF_UNIX allows.
+        """
+        self.state_dir = state_dir.resolve()
+        self.run_dir = (run_dir or self.state_dir / "run").resolve()
+        self.cache_dir = self.state_dir / "cache"
+        self.keys_dir = self.state_dir / "keys"
+        self._vms_dir = self.state_dir / "vms"
+        self._sessions_dir = self.state_dir / "sessions"
+        _check_socket_path(self.run_dir / _LONGEST_SOCKET_NAME)
+        for directory in (
+            self.state_dir,
+            self.run_dir,
+            self.cache_dir,
+            self.keys_dir,
+            self._vms_dir,
+            self._sessions_dir,
+        ):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.run_dir.chmod(0o700)
+        self.keys_dir.chmod(0o700)
+        for directory in (self._sessions_dir, *self._vms_dir.iterdir()):
+            remove_leftovers(directory)
+
+    def vm(self, uuid: UUID) -> VmDirectory:
+        """Name the place of a VM; nothing is made or read."""
+        return VmDirectory(self._vms_dir / str(uuid), self.socket_path(uuid, "qmp"))
+
+    def vm_uuids(self) -> Iterator[UUID]:
+        """List the VMs that have a directory, in a stable order."""
+        for path in sorted(self._vms_dir.iterdir()):
+            try:
+                uuid = UUID(path.name)
+            except ValueError:
+                continue  # not made by us
+            if str(uuid) == path.name:
+                yield uuid
+
+    def socket_path(self, uuid: UUID, purpose: str) -> Path:
+        """Name a socket of a VM.
+
+        People choose UUIDs with equal beginnings, so the short name is made of a digest.
+        """
+        return self.run_dir / f"{hashlib.sha256(uuid.bytes).hexdigest()[:12]}.{purpose}"
+
+    def find_session(self, session_id: str) -> dict[str, object] | None:
+        """Read one half of a migration."""
+        return find_record(self._session_path(session_id), kind="session", version=RECORD_VERSION)
+
+    def save_session(self, session_id: str, body: Mapping[str, object]) -> None:
+        """Write one half of a migration; it is durable on return."""
+        write_record(self._session_path(session_id), kind="session", version=RECORD_VERSION, body=body)
+
+    def remove_session(self, session_id: str) -> None:
+        """Ensure that a half of a migration is forgotten."""
+        remove_record(self._session_path(session_id))
+
+    def session_ids(self) -> list[str]:
+        """List the halves of migrations on record, in a stable order."""
+        return sorted(path.stem for path in self._sessions_dir.glob("*.json"))
+
+    def _session_path(self, session_id: str) -> Path:
+        if not _SESSION_ID.fullmatch(session_id):
+            raise InvalidRequest(
+                f"migration id {session_id[:80]!r}: 1 to 64 letters, digits and dashes are wanted",
+                reason="MIGRATION_ID_INVALID",
+            )
+        return self._sessions_dir / f"{session_id}.json"
+
+
+def _check_socket_path(path: Path) -> None:
+    length = len(str(path).encode())
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise InvalidRequest(
+            f"directory {path.parent}: socket paths in it have {length} bytes, {MAX_SOCKET_PATH_BYTES} is the most; "
+            "configure a shorter run directory",
+            reason="RUN_DIRECTORY_TOO_LONG",
+            path=path.parent,
+            length_bytes=length,
+        )

@@ -1,0 +1,102 @@
+"""What happened to the VMs of this host, numbered, the last thousand of it.
+
+A follower that falls behind loses the oldest events and can tell from the numbers. Numbers begin at 1 with each start
+of the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+RING_LENGTH = 1000
+
+
+class Happening(Enum):
+    """What happened."""
+
+    DEFINED = "DEFINED"
+    UNDEFINED = "UNDEFINED"
+    STARTED = "STARTED"
+    SUSPENDED = "SUSPENDED"
+    RESUMED = "RESUMED"
+    STOPPED = "STOPPED"
+
+
+class Reason(Enum):
+    """Why it happened."""
+
+    ADDED = "ADDED"
+    UPDATED = "UPDATED"
+    REMOVED = "REMOVED"
+    BOOTED = "BOOTED"
+    MIGRATED = "MIGRATED"
+    PAUSED = "PAUSED"
+    UNPAUSED = "UNPAUSED"
+    SHUTDOWN = "SHUTDOWN"
+    DESTROYED = "DESTROYED"
+    CRASHED = "CRASHED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class VmEvent:
+    """One change in the life of a VM.
+
+    Attributes:
+        sequence: number in this run of the agent, from 1.
+        at_s: wall clock of the host.
+        detail: a sentence for people; may be empty.
+    """
+
+    sequence: int
+    at_s: float
+    vm_uuid: UUID
+    vm_name: str
+    happening: Happening
+    reason: Reason
+    detail: str
+
+
+class VmEvents:
+    """The ring of events and its followers."""
+
+    def __init__(self, wall_clock: Callable[[], float], *, length: int = RING_LENGTH) -> None:
+        self._wall_clock = wall_clock
+        self._ring: deque[VmEvent] = deque(maxlen=length)
+        self._last_sequence = 0
+        self._changed = asyncio.Event()
+
+    def emit(self, vm_uuid: UUID, vm_name: str, happening: Happening, reason: Reason, detail: str = "") -> VmEvent:
+        """Add an event and wake the followers."""
+        self._last_sequence += 1
+        event = VmEvent(self._last_sequence, self._wall_clock(), vm_uuid, vm_name, happening, reason, detail)
+        self._ring.append(event)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        return event
+
+    def after(self, sequence: int) -> list[VmEvent]:
+        """List the held events with higher numbers."""
+        return [event for event in self._ring if event.sequence > sequence]
+
+    async def follow(self, after_sequence: int = 0) -> AsyncIterator[VmEvent]:
+        """Yield events with higher numbers, for ever.
+
+        A number that this run of the agent has not reached is of an earlier one: then all held events come.
+        """
+        if after_sequence > self._last_sequence:
+            after_sequence = 0
+        while True:
+            changed = self._changed
+            for event in self.after(after_sequence):
+                after_sequence = event.sequence
+                yield event
+            await changed.wait()

@@ -1,0 +1,107 @@
+"""What a host has to have before a VM is started or let in: found before, not by a QEMU that dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.vm.devices import ChardevKind
+from agent.vm.paths import confine
+from common.errors import InvalidRequest, WrongState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.vm.definition import Definition
+    from agent.vm.settings import VmSettings
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+def find_emulator(definition: Definition, settings: VmSettings) -> Path:
+    """Choose the QEMU binary: the one that the definition names, else the host's own.
+
+    Raises:
+        InvalidRequest: the definition names one that the operator does not allow.
+        WrongState: the binary is not there, or not executable.
+    """
+    if definition.emulator is None:
+        found = shutil.which(settings.qemu)
+        if found is None:
+            raise WrongState(f"{settings.qemu}: no such program", reason="QEMU_MISSING", path=settings.qemu)
+        return Path(found).absolute()
+    allowed = {*settings.emulators, settings.qemu}
+    if definition.emulator not in allowed:
+        raise InvalidRequest(
+            f"emulator {definition.emulator} is not among the allowed ones ({', '.join(sorted(allowed))})",
+            reason="EMULATOR_NOT_ALLOWED",
+            path=definition.emulator,
+        )
+    path = Path(definition.emulator)
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise WrongState(f"emulator {path}: no such program here", reason="QEMU_MISSING", path=path)
+    return path
+
+
+def check_paths(definition: Definition, roots: Sequence[Path]) -> None:
+    """Refuse files outside of the configured directories; they need not exist.
+
+    Raises:
+        InvalidRequest: a path lies outside.
+    """
+    lines = [chardev.path for chardev in definition.chardevs().values() if chardev.path is not None]
+    for path in (*(path for _, path, _ in definition.files()), *lines):
+        confine(path, roots)
+
+
+def check_files(definition: Definition, roots: Sequence[Path]) -> None:
+    """Require that kernel, initrd, firmware and images are here and may be used, and that lines have a directory.
+
+    Raises:
+        InvalidRequest: a path lies outside of the configured directories.
+        WrongState: a file is missing, not a file, or may not be read or written.
+    """
+    check_paths(definition, roots)
+    for what, path, is_written in definition.files():
+        if not os.path.lexists(path):
+            raise WrongState(f"{what}: {path} does not exist on this host", reason="FILE_MISSING", what=what, path=path)
+        if not Path(path).is_file():
+            raise WrongState(f"{what}: {path} is not a regular file", reason="FILE_MISSING", what=what, path=path)
+        if not os.access(path, os.R_OK | (os.W_OK if is_written else 0)):
+            wish = "read and written" if is_written else "read"
+            raise WrongState(f"{what}: {path} cannot be {wish}", reason="FILE_NOT_ACCESSIBLE", what=what, path=path)
+    for line, chardev in definition.chardevs().items():
+        if chardev.path is not None and chardev.kind is not ChardevKind.UNIX_CONNECT:
+            directory = Path(chardev.path).parent
+            if not directory.is_dir():
+                raise WrongState(
+                    f"{line}: directory {directory} does not exist on this host",
+                    reason="FILE_MISSING",
+                    what=line,
+                    path=directory,
+                )
+
+
+def check_memory(definition: Definition, margin_kib: int) -> None:
+    """Require room for the guest's memory.
+
+    Raises:
+        WrongState: the host has less; the text has both numbers.
+    """
+    available_kib, _ = read_memory_kib()
+    if available_kib < definition.memory_kib + margin_kib:
+        raise WrongState(
+            f"{definition.memory_kib} KiB of memory and {margin_kib} KiB of margin are needed, "
+            f"{available_kib} KiB are available on this host",
+            reason="NOT_ENOUGH_MEMORY",
+            needed_kib=definition.memory_kib + margin_kib,
+            available_kib=available_kib,
+        )
+
+
+def read_memory_kib() -> tuple[int, int]:
+    """Read the memory that new programs may use, and all there is. Source: proc_meminfo(5), MemAvailable."""
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
+    return int(fields["MemAvailable"].split()[0]), int(fields["MemTotal"].split()[0])

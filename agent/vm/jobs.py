@@ -1,0 +1,96 @@
+"""One job at a time for each VM.
+
+A lock is a fact in memory: after a restart of the agent whoever owns the job takes it again, under the same id, before
+the agent serves requests.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Self
+
+from common.errors import Busy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from uuid import UUID
+
+
+class Job(Enum):
+    """What may hold a VM."""
+
+    DEFINE = "define"
+    START = "start"
+    STOP = "stop"
+    UNDEFINE = "undefine"
+    MIGRATION_OUT = "migration-out"
+    MIGRATION_IN = "migration-in"
+
+
+MIGRATIONS = frozenset({Job.MIGRATION_OUT, Job.MIGRATION_IN})
+
+
+class JobLock:
+    """A VM's lock; `release` may be called more than once."""
+
+    def __init__(self, vm_uuid: UUID, job: Job, holder_id: str, on_release: Callable[[JobLock], None]) -> None:
+        self.vm_uuid = vm_uuid
+        self.job = job
+        self.holder_id = holder_id
+        self._on_release = on_release
+        self.is_held = True
+
+    def release(self) -> None:
+        """Let others have the VM."""
+        if self.is_held:
+            self.is_held = False
+            self._on_release(self)
+
+    def __enter__(self) -> Self:
+        """Hold the lock for a block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release it."""
+        self.release()
+
+
+class Jobs:
+    """Who holds which VM."""
+
+    def __init__(self, on_release: Callable[[UUID], None]) -> None:
+        self._locks: dict[UUID, JobLock] = {}
+        self._on_release = on_release
+
+    def find(self, vm_uuid: UUID) -> JobLock | None:
+        """Find the lock that holds a VM."""
+        return self._locks.get(vm_uuid)
+
+    def take(self, vm_uuid: UUID, vm_name: str, job: Job, holder_id: str) -> JobLock:
+        """Take the lock of a VM; again by the same job and id gives the same lock.
+
+        Raises:
+            Busy: another job holds it; the text names the job and its id.
+        """
+        held = self._locks.get(vm_uuid)
+        if held is None:
+            lock = self._locks[vm_uuid] = JobLock(vm_uuid, job, holder_id, self._release)
+            return lock
+        if holder_id and (held.job, held.holder_id) == (job, holder_id):
+            return held
+        named = f"{held.job.value} {held.holder_id}".strip()
+        raise Busy(
+            f"VM {vm_name} is busy: {named}",
+            reason="VM_BUSY",
+            vm=vm_name,
+            job=held.job.value,
+            migration=held.holder_id,
+        )
+
+    def _release(self, lock: JobLock) -> None:
+        if self._locks.get(lock.vm_uuid) is lock:
+            del self._locks[lock.vm_uuid]
+            self._on_release(lock.vm_uuid)

@@ -1,0 +1,306 @@
+"""The VMs of one host: defined, started, stopped, moved in and out.
+
+    (nothing) --define--> stopped --start--> running --stop--> stopped --undefine--> (nothing)
+    (nothing) --start_incoming--> incoming --adopt_running, persist--> running
+    running --drop--> (nothing)               incoming --forget--> (nothing)
+
+Who changes a VM holds its job lock. Leaving `Vms` leaves every QEMU running; the next agent attaches to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import structlog
+from opentelemetry import trace
+
+from agent.vm.addresses import pin
+from agent.vm.domain_xml import parse_domain
+from agent.vm.engine import Engine
+from agent.vm.events import Happening, Reason, VmEvents
+from agent.vm.host_checks import check_files, check_memory, check_paths, find_emulator
+from agent.vm.jobs import Job, JobLock, Jobs
+from agent.vm.probes import check_cpu_model, choose_accelerator
+from agent.vm.registry import Registry
+from agent.vm.stopping import power_off, quit_qemu
+from agent.vm.view import view_vm
+from common.errors import Bug, WrongState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+    from uuid import UUID
+
+    from agent.qemu.commands import Qemu
+    from agent.store import Store
+    from agent.vm.definition import Definition
+    from agent.vm.probes import Probes
+    from agent.vm.settings import VmSettings
+    from agent.vm.vm import Vm, VmView
+
+DEFAULT_STOP_TIMEOUT_S = 30.0
+_KIB = 1024
+_log = structlog.get_logger()
+_tracer = trace.get_tracer("agent.vm")
+
+
+class Vms:
+    """Every VM of this host. Enter it with `async with` before use; entering attaches to what still runs."""
+
+    def __init__(
+        self, store: Store, settings: VmSettings, probes: Probes, *, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self.events = VmEvents(wall_clock)
+        self._settings = settings
+        self._probes = probes
+        self._registry = Registry(store)
+        self._jobs = Jobs(self._settle)
+        self._engine = Engine(
+            self.events,
+            wall_clock=wall_clock,
+            start_timeout_s=settings.start_timeout_s,
+            find_job=self._find_job,
+            on_end=lambda vm: self._settle(vm.uuid),
+        )
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Read what is on record and attach to the QEMUs that run; those that died meanwhile are noted.
+
+        An incoming VM is attached too: the migration that it belongs to takes its lock again and decides.
+        """
+        await self._stack.enter_async_context(self._engine)
+        for vm, running in self._registry.load():
+            if running is not None:
+                self._engine.attach(vm, running)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
+    ) -> None:
+        """Let go of every QEMU; they run on."""
+        await self._stack.__aexit__(kind, error, trace_)
+
+    def get(self, name_or_uuid: str) -> Vm:
+        """Get a VM by name or UUID.
+
+        Raises:
+            NotFound: this host has none.
+        """
+        return self._registry.get(name_or_uuid)
+
+    def find(self, uuid: UUID) -> Vm | None:
+        """Find a VM by UUID."""
+        return self._registry.find(uuid)
+
+    def all(self) -> list[Vm]:
+        """List the VMs by name."""
+        return self._registry.all()
+
+    async def view(self, vm: Vm) -> VmView:
+        """Describe a VM; its state is asked of QEMU."""
+        return await view_vm(vm, self._jobs.find(vm.uuid))
+
+    async def views(self) -> list[VmView]:
+        """Describe every VM, by name; QEMUs are asked at the same time."""
+        async with asyncio.TaskGroup() as group:
+            views = [group.create_task(self.view(vm)) for vm in self.all()]
+        return [view.result() for view in views]
+
+    def qemu(self, vm: Vm) -> Qemu:
+        """Get the commands of a running VM's QEMU.
+
+        Raises:
+            WrongState: it does not run.
+        """
+        return vm.get_keeper().qemu
+
+    def lock(self, vm: Vm, job: Job, holder_id: str) -> JobLock:
+        """Take a VM's job lock; again by the same job and holder gives the same lock.
+
+        Raises:
+            Busy: another job holds the VM.
+        """
+        return self._jobs.take(vm.uuid, vm.name, job, holder_id)
+
+    def lock_of(self, vm: Vm) -> JobLock | None:
+        """Find the lock that holds a VM."""
+        return self._jobs.find(vm.uuid)
+
+    def last_words(self, vm: Vm) -> str:
+        """Read the last message of a VM's QEMU, running or ended; empty when it said nothing."""
+        return self._registry.last_words(vm)
+
+    # What users do
+
+    async def define(self, xml: bytes, origin: str) -> Vm:
+        """Store the definition in domain XML; of a VM with this name and UUID it takes the old one's place.
+
+        A VM that runs keeps its running definition until it is started again.
+
+        Raises:
+            InvalidRequest: the XML is refused; the text says where.
+            WrongState: name or UUID belong to another VM, or this host's QEMU cannot build the machine.
+        Busy: a job holds the VM that is to be redefined.
+        """
+        definition = parse_domain(xml, origin)
+        check_paths(definition, self._settings.roots)
+        self._registry.check_free(definition)
+        binary = find_emulator(definition, self._settings)
+        definition = pin(definition, await self._probes.facts(binary))
+        existing = self._registry.find(definition.uuid)
+        with nullcontext() if existing is None else self.lock(existing, Job.DEFINE, ""):
+            vm = self._registry.save(definition)
+        reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED
+        vm.persistent = definition
+        self.events.emit(vm.uuid, vm.name, Happening.DEFINED, reason)
+        _log.info("vm defined", vm=vm.name, uuid=str(vm.uuid), machine=definition.machine)
+        return vm
+
+    async def undefine(self, vm: Vm) -> None:
+        """Remove the definition of a stopped VM, and with it all that the agent knows of it.
+
+        Raises:
+            WrongState: it runs.
+        """
+        with self.lock(vm, Job.UNDEFINE, ""):
+            if vm.running is not None:
+                raise WrongState(f"VM {vm.name} is running; stop it first", reason="VM_RUNNING", vm=vm.name)
+            self._remove_definition(vm, Reason.REMOVED)
+
+    async def start(self, vm: Vm, *, paused: bool = False) -> None:
+        """Start a stopped VM; on return QEMU runs it, or holds it with `paused`.
+
+        Raises:
+            WrongState: it runs already, or something that it needs is missing here, or QEMU refused.
+        """
+        with self.lock(vm, Job.START, ""), _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
+            if vm.running is not None or vm.persistent is None:
+                raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
+            check_files(vm.persistent, self._settings.roots)
+            definition, binary = await self._prepare(vm.persistent)
+            await self._engine.start(vm, definition, binary, starts_paused=paused, migration_id=None)
+            self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.BOOTED)
+            if definition.current_memory_kib != definition.memory_kib:
+                await self.qemu(vm).monitor.execute("balloon", {"value": definition.current_memory_kib * _KIB})
+
+    async def stop(self, vm: Vm, *, force: bool = False, timeout_s: float = DEFAULT_STOP_TIMEOUT_S) -> None:
+        """Stop a running VM: ask the guest to power off, or with `force` end its QEMU at once.
+
+        A forced stop also ends the waiting of one that asked.
+
+        Raises:
+            WrongState: it does not run, or cannot hear the request.
+            Expired: the guest has not powered off in time; it may yet.
+        """
+        held = self._jobs.find(vm.uuid)
+        is_stopping = held is not None and held.job is Job.STOP
+        with _tracer.start_as_current_span("vm.stop", attributes={"vm": vm.name, "force": force}):
+            vm.get_running()
+            if force and is_stopping:
+                await quit_qemu(vm, self._engine, Reason.DESTROYED)
+                return
+            with self.lock(vm, Job.STOP, ""):
+                if force:
+                    await quit_qemu(vm, self._engine, Reason.DESTROYED)
+                else:
+                    await power_off(vm, timeout_s)
+
+    # What migrations do
+
+    async def start_incoming(self, definition: Definition, migration_id: str) -> tuple[Vm, JobLock]:
+        """Start QEMU to wait for a guest; the VM is transient, locked as *migration in*, and not here for good.
+
+        `definition` is the running definition of the source. On failure nothing is left.
+
+        Raises:
+            InvalidRequest: the definition cannot be built here.
+            WrongState: name or UUID are taken, a file, memory, the machine type, the CPU model or the accelerator is
+                missing here, or QEMU refused.
+        """
+        vm = self._registry.add(definition)
+        lock = self.lock(vm, Job.MIGRATION_IN, migration_id)
+        try:
+            check_files(definition, self._settings.roots)
+            check_memory(definition, self._settings.memory_margin_kib)
+            pinned, binary = await self._prepare(definition)
+            await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=migration_id)
+        except BaseException:
+            lock.release()
+            raise
+        self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.MIGRATED)
+        return vm, lock
+
+    def adopt_running(self, lock: JobLock) -> None:
+        """Note durably that an incoming guest is here for good: from now on `forget` refuses. May be repeated."""
+        vm = self._locked(lock, Job.MIGRATION_IN)
+        running = vm.get_running()
+        if running.migration_id is not None:
+            running = replace(running, migration_id=None)
+            vm.directory.save_running(running.to_record())
+            vm.running = running
+
+    def persist(self, lock: JobLock) -> None:
+        """Make a transient VM persistent. May be repeated."""
+        vm = self._locked(lock, Job.MIGRATION_IN)
+        if vm.persistent is None:
+            definition = replace(vm.get_running().definition, accelerator=None)
+            self._registry.save(definition)
+            vm.persistent = definition
+            self.events.emit(vm.uuid, vm.name, Happening.DEFINED, Reason.MIGRATED)
+
+    async def forget(self, lock: JobLock) -> None:
+        """End an incoming QEMU by SIGKILL and remove every trace of the VM. May be repeated while the lock is held.
+
+        Raises:
+            WrongState: the guest is here for good.
+        """
+        vm = self._locked(lock, Job.MIGRATION_IN)
+        if vm.is_persistent or (vm.running is not None and not vm.is_incoming):
+            raise WrongState(f"VM {vm.name} is here for good", reason="GUEST_RAN_HERE", vm=vm.name)
+        await self._engine.kill(vm, Reason.FAILED)
+
+    async def drop(self, lock: JobLock) -> None:
+        """Let a guest go that runs elsewhere: its QEMU here quits, its definition is removed. May be repeated."""
+        vm = self._locked(lock, Job.MIGRATION_OUT)
+        if vm.running is not None:
+            await quit_qemu(vm, self._engine, Reason.MIGRATED)
+        self._remove_definition(vm, Reason.MIGRATED)
+
+    # How
+
+    async def _prepare(self, definition: Definition) -> tuple[Definition, Path]:
+        binary = find_emulator(definition, self._settings)
+        facts = await self._probes.facts(binary)
+        pinned = pin(definition, facts)
+        check_cpu_model(pinned, facts)
+        accelerator = await choose_accelerator(pinned, binary, self._probes)
+        return replace(pinned, accelerator=accelerator), binary
+
+    def _remove_definition(self, vm: Vm, reason: Reason) -> None:
+        if vm.persistent is not None:
+            vm.directory.remove_definition()
+            vm.last_definition, vm.persistent = vm.persistent, None
+            self.events.emit(vm.uuid, vm.name, Happening.UNDEFINED, reason)
+            _log.info("vm undefined", vm=vm.name, uuid=str(vm.uuid))
+
+    def _locked(self, lock: JobLock, job: Job) -> Vm:
+        vm = self._registry.find(lock.vm_uuid)
+        if vm is None or lock.job is not job or not lock.is_held:
+            raise Bug(f"a lock for {lock.job.value} of VM {lock.vm_uuid} where {job.value} is needed")
+        return vm
+
+    def _find_job(self, uuid: UUID) -> Job | None:
+        lock = self._jobs.find(uuid)
+        return None if lock is None else lock.job
+
+    def _settle(self, uuid: UUID) -> None:
+        """Remove a VM that neither runs nor is defined once nobody holds it: until then its last words are kept."""
+        vm = self._registry.find(uuid)
+        if vm is not None and vm.running is None and vm.persistent is None and self._jobs.find(uuid) is None:
+            self._registry.remove(vm)

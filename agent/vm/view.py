@@ -1,0 +1,58 @@
+"""Describing a VM; what it does is asked of QEMU, not remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from agent.qemu.status import RunState
+from agent.vm.events import Reason
+from agent.vm.vm import VmState, VmView
+from common.errors import FerryError
+
+if TYPE_CHECKING:
+    from agent.vm.jobs import JobLock
+    from agent.vm.vm import Vm
+
+ANSWER_TIMEOUT_S = 1.0
+
+
+async def view_vm(vm: Vm, lock: JobLock | None) -> VmView:
+    """Describe a VM within about a second, even if its QEMU is mute."""
+    state = await _find_state(vm)
+    running = vm.running
+    process = None if running is None else running.process
+    return VmView(
+        name=vm.name,
+        uuid=vm.uuid,
+        state=state,
+        is_persistent=vm.is_persistent,
+        job=None if lock is None else lock.job,
+        migration_id="" if lock is None else lock.holder_id,
+        pid=None if process is None else process.pid,
+        definition=vm.definition,
+        argv=() if running is None else running.argv,
+        files=_files(vm),
+    )
+
+
+async def _find_state(vm: Vm) -> VmState:
+    if vm.keeper is None:
+        crashed = vm.last_end is not None and vm.last_end.reason is Reason.CRASHED
+        return VmState.CRASHED if crashed else VmState.STOPPED
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            state = await vm.keeper.wait_answering()
+    except (FerryError, TimeoutError):
+        return VmState.UNKNOWN
+    if state is RunState.RUNNING:
+        return VmState.RUNNING
+    if state is RunState.INMIGRATE or vm.is_incoming:
+        return VmState.INCOMING
+    return VmState.PAUSED
+
+
+def _files(vm: Vm) -> dict[str, str]:
+    chardevs = vm.definition.chardevs().items()
+    lines = {name: chardev.path for name, chardev in chardevs if chardev.path is not None}
+    return {"log": str(vm.directory.log_path), **lines}

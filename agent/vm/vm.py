@@ -1,0 +1,118 @@
+"""One VM as the agent knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from common.errors import WrongState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from uuid import UUID
+
+    from agent.store import VmDirectory
+    from agent.vm.definition import Definition
+    from agent.vm.events import Reason
+    from agent.vm.jobs import Job
+    from agent.vm.keeper import Keeper
+    from agent.vm.running import Running
+
+
+class VmState(Enum):
+    """What a VM does now. UNKNOWN has a process that does not answer."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    INCOMING = "incoming"
+    CRASHED = "crashed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the last QEMU of a VM ended; `words` is its last message."""
+
+    reason: Reason
+    detail: str
+    words: str
+
+
+class Vm:
+    """A VM: its definition, and its QEMU while it has one. Only the `Vms` that made it changes it."""
+
+    def __init__(self, definition: Definition, directory: VmDirectory) -> None:
+        self.uuid = definition.uuid
+        self.directory = directory
+        self.last_definition = definition
+        self.persistent: Definition | None = None
+        self.running: Running | None = None
+        self.keeper: Keeper | None = None
+        self.last_end: Ended | None = None
+        self.expected_end: Reason | None = None
+
+    @property
+    def name(self) -> str:
+        """Name on this host."""
+        return self.definition.name
+
+    @property
+    def definition(self) -> Definition:
+        """The running definition, else that of the stopped VM; while the VM is made or removed the one it is about."""
+        if self.running is not None:
+            return self.running.definition
+        return self.last_definition if self.persistent is None else self.persistent
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether the definition stays when the VM stops."""
+        return self.persistent is not None
+
+    @property
+    def is_incoming(self) -> bool:
+        """Whether a migration is bringing the guest in."""
+        return self.running is not None and self.running.migration_id is not None
+
+    def get_running(self) -> Running:
+        """Get the record of the running QEMU.
+
+        Raises:
+            WrongState: the VM does not run.
+        """
+        if self.running is None:
+            raise WrongState(f"VM {self.name} is not running", reason="VM_NOT_RUNNING", vm=self.name)
+        return self.running
+
+    def get_keeper(self) -> Keeper:
+        """Get what keeps the running QEMU.
+
+        Raises:
+            WrongState: the VM does not run.
+        """
+        self.get_running()
+        if self.keeper is None:
+            raise WrongState(f"VM {self.name} is being started", reason="VM_NOT_RUNNING", vm=self.name)
+        return self.keeper
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """A VM as it is shown.
+
+    Attributes:
+        files: the host's ends of serial lines and consoles, and QEMU's log.
+        pid: None while stopped.
+    """
+
+    name: str
+    uuid: UUID
+    state: VmState
+    is_persistent: bool
+    job: Job | None
+    migration_id: str
+    pid: int | None
+    definition: Definition
+    argv: tuple[str, ...]
+    files: Mapping[str, str]

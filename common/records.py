@@ -1,0 +1,129 @@
+"""Versioned JSON records on disk, each written whole or not at all.
+
+A record is one file: `{"kind": ..., "version": ..., "body": {...}}`. It is written to a temporary file in the same
+directory, synced, renamed over the old one, and the directory is synced, so a reader sees the old record or the new
+one and a power cut keeps one of the two. Reading is strict: whatever is not exactly a record of the wanted kind and
+version is an error that names the file; nothing is guessed or repaired.
+
+The functions are synchronous: a write costs about half a millisecond, less than a trip to a thread and back is worth
+where a guest waits. Callers with slow disks and time to spare wrap them in `asyncio.to_thread`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import WrongState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+
+
+class BrokenRecord(WrongState):
+    """A record on disk cannot be read; it was left as it is."""
+
+    default_reason = "RECORD_BROKEN"
+
+
+def write_record(path: Path, *, kind: str, version: int, body: Mapping[str, object]) -> None:
+    """Put a record at `path`, replacing the one that is there.
+
+    The directory must exist. After return the record survives a power cut; after failure the old one is untouched.
+
+    Raises:
+        OSError: the file system refused, as when it is full.
+    """
+    text = json.dumps({"kind": kind, "version": version, "body": body}, ensure_ascii=False, indent=1)
+    _replace(path, text.encode() + b"\n")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:  # mkstemp makes it 0600
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def find_record(path: Path, *, kind: str, version: int) -> dict[str, object] | None:
+    """Read the body of the record at `path`, or None when there is no such file.
+
+    Raises:
+        BrokenRecord: the file is not a record of this kind and version.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_RECORD_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BrokenRecord(f"record {path}: {error.strerror}", path=path) from error
+    return _decode(path, content, kind, version)
+
+
+def _decode(path: Path, content: bytes, kind: str, version: int) -> dict[str, object]:
+    if len(content) > MAX_RECORD_BYTES:
+        raise BrokenRecord(f"record {path}: longer than {MAX_RECORD_BYTES} bytes", path=path)
+    try:
+        envelope = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BrokenRecord(f"record {path}: not JSON: {error}", path=path) from error
+    if not isinstance(envelope, dict) or set(envelope) != {"kind", "version", "body"}:
+        raise BrokenRecord(f"record {path}: not an object of kind, version and body", path=path)
+    if envelope["kind"] != kind:
+        raise BrokenRecord(f"record {path}: of kind {envelope['kind']!r}, not {kind!r}", path=path)
+    if type(envelope["version"]) is not int or envelope["version"] != version:
+        raise BrokenRecord(f"record {path}: of version {envelope['version']!r}, not {version}", path=path)
+    body = envelope["body"]
+    if not isinstance(body, dict):
+        raise BrokenRecord(f"record {path}: its body is not an object", path=path)
+    return body
+
+
+def get_record(path: Path, *, kind: str, version: int) -> dict[str, object]:
+    """Read the body of the record at `path`.
+
+    Raises:
+        BrokenRecord: there is no file, or it is not a record of this kind and version.
+    """
+    body = find_record(path, kind=kind, version=version)
+    if body is None:
+        raise BrokenRecord(f"record {path}: no such file", path=path)
+    return body
+
+
+def remove_record(path: Path) -> None:
+    """Ensure that there is no record at `path`, durably."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    sync_directory(path.parent)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove temporary files of writes that a crash cut short; only while nobody writes there."""
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and removals in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""Spans and logs of one process. Telemetry decides nothing: what cannot be exported is dropped.
+
+Finished spans stay in a bounded buffer, from which the coordinator collects those of a migration; with an endpoint they go to an
+OTLP/gRPC collector as well. Logs are JSON lines on stderr that carry the ids of trace and span.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, Final
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+KEPT_TRACES: Final = 200
+KEPT_SPANS_PER_TRACE: Final = 5000
+EXPORT_TIMEOUT_S: Final = 1
+
+
+class SpanBuffer(SpanProcessor):
+    """Keeps finished spans by trace: the newest traces, and of each the first spans."""
+
+    def __init__(self) -> None:
+        self._spans: OrderedDict[int, list[ReadableSpan]] = OrderedDict()
+        self._lock = Lock()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep a span."""
+        context = span.get_span_context()
+        if context is None or not context.trace_flags.sampled:
+            return
+        with self._lock:
+            kept = self._spans.setdefault(context.trace_id, [])
+            if len(kept) < KEPT_SPANS_PER_TRACE:
+                kept.append(span)
+            if len(self._spans) > KEPT_TRACES:
+                self._spans.popitem(last=False)
+
+    def spans_of(self, trace_id: str) -> bytes:
+        """Return the kept spans of a trace: an opentelemetry.proto.trace.v1.TracesData, serialised; empty when there are none."""
+        try:
+            wanted = int(trace_id, 16)
+        except ValueError:
+            return b""
+        with self._lock:
+            spans = list(self._spans.get(wanted, ()))
+        if not spans:
+            return b""
+        return TracesData(resource_spans=encode_spans(spans).resource_spans).SerializeToString()
+
+
+@contextmanager
+def telemetry(service: str, host: str, *, otlp_endpoint: str = "", log_level: str = "info") -> Iterator[SpanBuffer]:
+    """Set up spans and logs for this process; once.
+
+    Args:
+        service: `service.name`, as `ferry-agent`.
+        host: `host.name`.
+        otlp_endpoint: collector for spans, as `http://host:4317`; empty exports nothing.
+        log_level: debug, info, warning or error.
+    """
+    _configure_logs(log_level)
+    provider = TracerProvider(resource=Resource.create({"service.name": service, "host.name": host}))
+    buffer = SpanBuffer()
+    provider.add_span_processor(buffer)
+    if otlp_endpoint:
+        exporter = OTLPSpanExporter(
+            endpoint=otlp_endpoint, insecure=not otlp_endpoint.startswith("https://"), timeout=EXPORT_TIMEOUT_S
+        )
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+    trace.set_tracer_provider(provider)
+    try:
+        yield buffer
+    finally:
+        provider.shutdown()
+
+
+def _configure_logs(level: str) -> None:
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_trace,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format='{"level":"%(levelname)s","event":"%(name)s: %(message)s"}')
+
+
+def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = f"{context.trace_id:032x}"
+        event["span_id"] = f"{context.span_id:016x}"
+    return event

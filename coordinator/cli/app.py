@@ -1,0 +1,132 @@
+"""The `ferry` command: its tree of commands, and how every ending becomes words and an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from cyclopts import App, CycloptsError
+
+from common.errors import Bug, FerryError
+from coordinator.cli import hosts, migrations, pki, vms
+from coordinator.cli.exits import ExitCode
+from coordinator.cli.link import Undecided
+from coordinator.cli.migrate import Misused, migrate
+from coordinator.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DISTRIBUTION = "vmferry"
+DEBUG_VARIABLE = "FERRY_DEBUG"
+NOT_CARRIED_REASON = "ELEMENT_NOT_CARRIED"
+_GLOBAL_OPTIONS = ("--coordinator", "--pki")
+
+
+def version() -> str:
+    """Give the version of this command."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+app = App(
+    name="ferry",
+    help="Move running QEMU virtual machines between hosts.",
+    help_format="plaintext",
+    version=version,
+    result_action="return_value",
+)
+app.command(migrate)
+app.command(migrations.app)
+app.command(vms.app)
+app.command(hosts.app)
+app.command(pki.app)
+
+
+@app.command(name="version")
+def show_version() -> ExitCode:
+    """Show the version of this command."""
+    sys.stdout.write(f"ferry {version()}\n")
+    return ExitCode.DONE
+
+
+def main() -> None:
+    """Run one command line and exit."""
+    # gRPC's core writes to stderr by itself; what matters of it comes as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        code = asyncio.run(run(sys.argv[1:]))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout left; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.REFUSED
+    sys.exit(code)
+
+
+async def run(arguments: Sequence[str]) -> ExitCode:
+    """Run one command line; whatever goes wrong is told on stderr in a line or two."""
+    try:
+        outcome = await app.run_async(_options_last(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        Screen().fail(f"{_first_paragraph(error)}\ntry: ferry {_command_words(arguments)}--help")
+        return ExitCode.USAGE
+    except FerryError as error:
+        return _tell(error)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- a user never sees a traceback unless asked for
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        Screen().fail(f"a bug of ferry: {type(error).__name__}: {error}\n{DEBUG_VARIABLE}=1 shows where")
+        return ExitCode.UNKNOWN
+    return outcome if isinstance(outcome, ExitCode) else ExitCode.DONE
+
+
+def _tell(error: FerryError) -> ExitCode:
+    screen = Screen()
+    screen.fail(error.text if isinstance(error, Misused) else f"{error.text} [{error.reason}]")
+    if error.reason == NOT_CARRIED_REASON:
+        return ExitCode.NOT_CARRIED
+    match error:
+        case Misused():
+            return ExitCode.USAGE
+        case Undecided():
+            screen.note("it may have been done: look with ferry vm ls or ferry migration ls")
+            return ExitCode.UNKNOWN
+        case Bug():
+            return ExitCode.UNKNOWN
+        case _:
+            return ExitCode.REFUSED
+
+
+def _options_last(arguments: Sequence[str]) -> list[str]:
+    """Let `ferry --coordinator X host ls` mean what it says: such options may stand before the command too."""
+    front = 0
+    while front < len(arguments) and arguments[front].split("=", 1)[0] in _GLOBAL_OPTIONS:
+        front += 1 if "=" in arguments[front] else 2
+    return [*arguments[front:], *arguments[:front]]
+
+
+def _command_words(arguments: Sequence[str]) -> str:
+    """Name the command that help is to be had on."""
+    words: list[str] = []
+    for argument in _options_last(arguments):
+        if argument.startswith("-") or len(words) == 2 or (not words and argument not in app):  # noqa: PLR2004 -- levels
+            break
+        if words and (words[0] == "migrate" or argument not in app[words[0]]):
+            break
+        words.append(argument)
+    return "".join(f"{word} " for word in words)
+
+
+def _first_paragraph(error: CycloptsError) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,77 @@
+"""Finding VMs on the hosts of the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from common.errors import FerryError, InvalidRequest, NotFound, Unreachable
+from ferry.agent.v1 import vm_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from coordinator.cli.link import Agent, Link
+
+LIST_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostVms:
+    """What one host answered: its VMs, or why they are not known."""
+
+    agent: Agent
+    vms: tuple[pb.Vm, ...]
+    error: str
+
+
+async def list_vms(link: Link, host: str | None) -> tuple[HostVms, ...]:
+    """Ask one host, or all of the fleet at once, for their VMs.
+
+    Raises:
+        FerryError: the coordinator does not tell the hosts, or the one host asked does not answer.
+    """
+    if host is not None:
+        asked = await _ask(await link.agent(host))
+        if asked.error:
+            raise Unreachable(asked.error)
+        return (asked,)
+    agents = [link.agent_at(known.name, known.agent_address) for known in await link.hosts()]
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(_ask(agent)) for agent in agents]
+    return tuple(task.result() for task in asking)
+
+
+async def find_agent(link: Link, vm: str, host: str | None) -> Agent:
+    """Find the host that has a VM, by name or UUID; a named host is taken at its word.
+
+    Raises:
+        NotFound: no host that answers has it.
+        InvalidRequest: several have it; the text names them.
+    """
+    if host is not None:
+        return await link.agent(host)
+    answers = await list_vms(link, None)
+    having = [answer.agent for answer in answers if any(vm in (known.name, known.uuid) for known in answer.vms)]
+    if len(having) > 1:
+        names = ", ".join(agent.host for agent in having)
+        raise InvalidRequest(
+            f"VM {vm!r} is on several hosts: {names}; say which with --host", reason="VM_AMBIGUOUS", vm=vm
+        )
+    if not having:
+        raise NotFound(f"VM {vm!r} is on no host that answers{_silent(answers)}", reason="VM_UNKNOWN", vm=vm)
+    return having[0]
+
+
+async def _ask(agent: Agent) -> HostVms:
+    try:
+        response = await agent.peer.read(agent.stub.ListVms, pb.ListVmsRequest(), timeout_s=LIST_TIMEOUT_S)
+    except FerryError as error:
+        return HostVms(agent, (), error.text)
+    return HostVms(agent, tuple(response.vms), "")
+
+
+def _silent(answers: Iterable[HostVms]) -> str:
+    silent = [answer.agent.host for answer in answers if answer.error]
+    return f" (no answer from {', '.join(silent)})" if silent else ""

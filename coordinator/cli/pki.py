@@ -1,0 +1,67 @@
+"""`ferry pki`: the certificates of a fleet."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from common.pki import Role, init_authority, issue
+from coordinator.cli.exits import ExitCode
+from coordinator.cli.screen import Screen
+
+app = App(
+    name="pki", help="Make the certificates of a fleet: one authority, then one certificate for each process and user."
+)
+
+DEFAULT_AUTHORITY = Path("ferry-ca")
+
+
+class RoleName(enum.Enum):
+    """What the owner of a certificate may do."""
+
+    AGENT = "agent"
+    COORDINATOR = "coordinator"
+    OPERATOR = "operator"
+    VIEWER = "viewer"
+
+
+@app.command
+def init(directory: Path = DEFAULT_AUTHORITY, /) -> ExitCode:
+    """Make a certificate authority; refused where there is one.
+
+    Args:
+        directory: Gets ca.pem, to be given to everybody, and ca-key.pem, to be kept from everybody.
+    """
+    init_authority(directory)
+    screen = Screen()
+    screen.note(f"authority made in {directory}; keep its ca-key.pem off the hosts")
+    screen.note(f"next: ferry pki issue host-a --role agent --address <name or IP of host-a> --ca {directory}")
+    return ExitCode.DONE
+
+
+@app.command(name="issue")
+def issue_certificate(
+    name: str,
+    /,
+    *,
+    role: RoleName,
+    address: Annotated[tuple[str, ...], Parameter(name=("--address", "-a"), negative="")] = (),
+    ca: Path = DEFAULT_AUTHORITY,
+    out: Path | None = None,
+) -> ExitCode:
+    """Make a certificate for a process or a user.
+
+    Args:
+        name: Name of the host, for an agent and its tunnel; else any name.
+        role: What it may do: agent (also for its tunnel), coordinator, operator (may do everything), viewer (may look).
+        address: DNS name or IP address that others reach it by; once for each. Not needed for operators and viewers.
+        ca: Directory of the authority.
+        out: Directory that gets ca.pem, cert.pem and key.pem; without it a directory of that name beside the authority.
+    """
+    directory = ca.parent / name if out is None else out.expanduser()
+    issue(ca, directory, name, Role[role.name], list(address))
+    Screen().note(f"{role.value} certificate of {name} made in {directory}")
+    return ExitCode.DONE

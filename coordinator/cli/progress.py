@@ -1,0 +1,195 @@
+"""A running migration on stderr: a live block on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.cli.plain import seconds
+from coordinator.cli.screen import printable
+from coordinator.cli.units import format_bytes, format_duration, format_rate
+from coordinator.cli.words import state_word
+from ferry.coordinator.v1 import coordinator_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from coordinator.cli.screen import Screen
+
+# A plain line at every change of state, at a new pass no more often than this, and at least this often.
+_PASS_INTERVAL_S = 1.0
+_LINE_INTERVAL_S = 5.0
+_BAR_WIDTH = 40
+
+
+class Progress(Protocol):
+    """Shows the states of one migration as they come."""
+
+    def update(self, migration: pb.Migration) -> None:
+        """Show a new state."""
+
+    def note(self, text: str) -> None:
+        """Tell something beside the state."""
+
+    def ask(self, question: str) -> None:
+        """Write a question and keep quiet until `resume`; `update` is still allowed."""
+
+    def resume(self) -> None:
+        """Show states again."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def open_progress(screen: Screen) -> Progress:
+    """Choose what suits stderr; the caller closes it."""
+    return LiveProgress(screen) if screen.notes.is_terminal else PlainProgress(screen)
+
+
+class PlainProgress:
+    """A line now and then."""
+
+    def __init__(self, screen: Screen, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._screen = screen
+        self._now_s = now_s
+        self._shown: tuple[int, int] | None = None
+        self._shown_at_s = 0.0
+        self._is_suspended = False
+
+    def update(self, migration: pb.Migration) -> None:
+        """Write a line if there is something new to say."""
+        key = (migration.state, migration.progress.pass_count)
+        quiet_s = self._now_s() - self._shown_at_s
+        is_due = (
+            self._shown is None
+            or key[0] != self._shown[0]
+            or (key != self._shown and quiet_s >= _PASS_INTERVAL_S)
+            or quiet_s >= _LINE_INTERVAL_S
+        )
+        if not is_due or self._is_suspended:
+            return
+        self._shown, self._shown_at_s = key, self._now_s()
+        numbers = ", ".join(numbers_of(migration))
+        self._screen.note(f"{heading_of(migration)}{': ' if numbers else ''}{numbers}")
+
+    def note(self, text: str) -> None:
+        """Write the text as a line."""
+        self._screen.note(text)
+
+    def ask(self, question: str) -> None:
+        """Write the question and then no lines for a while."""
+        self._is_suspended = True
+        self._screen.ask(question)
+
+    def resume(self) -> None:
+        """Write lines again."""
+        self._is_suspended = False
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
+class LiveProgress:
+    """A block of three lines that is drawn over."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._live: Live | None = None
+        self._latest: pb.Migration | None = None
+
+    def update(self, migration: pb.Migration) -> None:
+        """Draw the block anew."""
+        self._latest = migration
+        if self._live is None:
+            self._live = Live(console=self._screen.notes, auto_refresh=False, transient=True)
+            self._live.start()
+        if self._live.is_started:
+            self._live.update(block_of(migration), refresh=True)
+
+    def note(self, text: str) -> None:
+        """Write the text above the block."""
+        self._screen.note(text)
+
+    def ask(self, question: str) -> None:
+        """Put the question in place of the block."""
+        if self._live is not None:
+            self._live.stop()
+        self._screen.ask(question)
+
+    def resume(self) -> None:
+        """Draw the block again."""
+        if self._live is not None and not self._live.is_started:
+            self._live.start()
+            if self._latest is not None:
+                self.update(self._latest)
+
+    def close(self) -> None:
+        """Take the block away for good."""
+        if self._live is not None:
+            self._live.stop()
+        self._live = None
+
+
+def heading_of(migration: pb.Migration) -> str:
+    """Say what moves where and how far it is."""
+    return f"{migration.vm_name}: {migration.source_host or '?'} -> {migration.destination_host}  {_stage(migration)}"
+
+
+def numbers_of(migration: pb.Migration) -> Iterator[str]:
+    """Give the numbers of a transfer that there are."""
+    progress = migration.progress
+    if migration.state not in (
+        pb.Migration.STATE_TRANSFERRING,
+        pb.Migration.STATE_SWITCHING,
+        pb.Migration.STATE_CANCELLING,
+    ):
+        return
+    if progress.ram_total_bytes:
+        yield f"pass {progress.pass_count}"
+        yield f"{_percent(migration):.0f} %"
+        yield f"{format_bytes(progress.ram_remaining_bytes)} of {format_bytes(progress.ram_total_bytes)} left"
+    yield f"{format_rate(progress.bytes_per_second)}"
+    if progress.dirty_bytes_per_second:
+        yield f"dirtied {format_rate(progress.dirty_bytes_per_second)}"
+    if progress.HasField("expected_downtime"):
+        yield f"expected downtime {format_duration(seconds(progress.expected_downtime))}"
+    if progress.throttle_percent:
+        yield f"throttled {progress.throttle_percent} %"
+
+
+def block_of(migration: pb.Migration) -> Group:
+    """Draw the block of a terminal."""
+    heading = Text.assemble(
+        (printable(migration.vm_name), "bold"),
+        f"  {printable(migration.source_host or '?')} -> {printable(migration.destination_host)}  ",
+        (printable(_stage(migration)), "cyan"),
+    )
+    numbers = list(numbers_of(migration))
+    if not migration.progress.ram_total_bytes or not numbers:
+        return Group(heading)
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row("  ", ProgressBar(100, _percent(migration), width=_BAR_WIDTH), ", ".join(numbers[:3]))
+    return Group(heading, bar, Text(f"    {', '.join(numbers[3:])}"))
+
+
+def _stage(migration: pb.Migration) -> str:
+    words = state_word(migration)
+    if migration.state == pb.Migration.STATE_PREPARING and migration.step:
+        words += f" ({migration.step})"
+    if migration.state == pb.Migration.STATE_WAITING and migration.error:
+        words += f": {migration.error}"
+    elif migration.progress.HasField("elapsed"):
+        words += f", {format_duration(seconds(migration.progress.elapsed))}"
+    return words
+
+
+def _percent(migration: pb.Migration) -> float:
+    progress = migration.progress
+    done_bytes = max(0, progress.ram_total_bytes - progress.ram_remaining_bytes)
+    return 100 * done_bytes / max(1, progress.ram_total_bytes)

@@ -1,0 +1,179 @@
+"""`ferry vm`."""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from common.errors import InvalidRequest
+from coordinator.cli import units
+from coordinator.cli.exits import ExitCode
+from coordinator.cli.fleet_vms import find_agent, list_vms
+from coordinator.cli.link import CALL_TIMEOUT_S, Link, duration_message, new_request_id
+from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Switch, Vm, duration_of
+from coordinator.cli.plain import to_plain
+from coordinator.cli.report import vm_details, vms_table
+from coordinator.cli.screen import Format, Screen
+from ferry.agent.v1 import vm_pb2 as pb
+
+if TYPE_CHECKING:
+    from coordinator.cli.link import Agent
+
+app = App(name="vm", help="Define, start, stop and list VMs; the hosts' agents are asked directly.")
+
+MAX_DEFINITION_BYTES = 1024 * 1024
+DEFAULT_STOP_TIMEOUT_S = Fraction(30)
+# Starting may take longer than other calls: an accelerator that is tried for the first time, a slow disk.
+START_TIMEOUT_S = 60.0
+_STOP_MARGIN_S = 15.0
+
+StopTimeout = Annotated[
+    Fraction,
+    Parameter(
+        name="--timeout",
+        metavar="TIME",
+        show_default="30s",
+        converter=duration_of(units.STOP_TIMEOUT),
+        n_tokens=1,
+        accepts_keys=False,
+        help="How long the guest may take to power off, 1s to 1h.",
+    ),
+]
+
+
+@app.command
+async def define(
+    file: Annotated[str, Parameter(help="A libvirt domain XML; '-' reads stdin.")],
+    /,
+    *,
+    host: Host = None,
+    output: Output = Format.TABLE,
+    settings: Settings = DEFAULT_SETTINGS,
+) -> ExitCode:
+    """Store a VM on a host."""
+    xml = read_definition(file)
+    async with Link(settings) as link:
+        agent = await _the_host(link, host)
+        request = pb.DefineVmRequest(request_id=new_request_id(), domain_xml=xml)
+        vm = (await agent.peer.change(agent.stub.DefineVm, request)).vm
+    _show(Screen(), agent, vm, f"{vm.name} defined on {agent.host}", output)
+    return ExitCode.DONE
+
+
+@app.command
+async def start(
+    vm: Vm,
+    /,
+    *,
+    paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
+    host: Host = None,
+    output: Output = Format.TABLE,
+    settings: Settings = DEFAULT_SETTINGS,
+) -> ExitCode:
+    """Start a stopped VM."""
+    async with Link(settings) as link:
+        agent = await find_agent(link, vm, host)
+        request = pb.StartVmRequest(request_id=new_request_id(), vm=vm, paused=paused)
+        started = (await agent.peer.change(agent.stub.StartVm, request, timeout_s=START_TIMEOUT_S)).vm
+    _show(Screen(), agent, started, f"{started.name} started on {agent.host}, pid {started.pid}", output)
+    return ExitCode.DONE
+
+
+@app.command
+async def stop(  # noqa: PLR0913 -- an option each
+    vm: Vm,
+    /,
+    *,
+    force: Annotated[Switch, Parameter(help="End its QEMU at once instead.")] = False,
+    patience: StopTimeout = DEFAULT_STOP_TIMEOUT_S,
+    host: Host = None,
+    output: Output = Format.TABLE,
+    settings: Settings = DEFAULT_SETTINGS,
+) -> ExitCode:
+    """Ask a guest to power off and wait until it has."""
+    async with Link(settings) as link:
+        agent = await find_agent(link, vm, host)
+        request = pb.StopVmRequest(request_id=new_request_id(), vm=vm, force=force, timeout=duration_message(patience))
+        timeout_s = max(CALL_TIMEOUT_S, float(patience) + _STOP_MARGIN_S)
+        stopped = (await agent.peer.change(agent.stub.StopVm, request, timeout_s=timeout_s)).vm
+    _show(Screen(), agent, stopped, f"{stopped.name} stopped on {agent.host}", output)
+    return ExitCode.DONE
+
+
+@app.command
+async def undefine(vm: Vm, /, *, host: Host = None, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
+    """Remove the definition of a stopped VM; its disks stay."""
+    async with Link(settings) as link:
+        agent = await find_agent(link, vm, host)
+        await agent.peer.change(agent.stub.UndefineVm, pb.UndefineVmRequest(request_id=new_request_id(), vm=vm))
+    Screen().note(f"{vm} undefined on {agent.host}")
+    return ExitCode.DONE
+
+
+@app.command(name="ls")
+async def list_all(
+    *, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
+) -> ExitCode:
+    """List the VMs of one host or of all; exit code 1 if a host does not answer."""
+    screen = Screen()
+    async with Link(settings) as link:
+        answers = await list_vms(link, host)
+    found = [(answer.agent.host, vm) for answer in answers for vm in answer.vms]
+    screen.show([{"host": name, **to_plain(vm)} for name, vm in found], lambda: vms_table(found), output)
+    silent = [answer for answer in answers if answer.error]
+    for answer in silent:
+        screen.warn(f"{answer.agent.host}: {answer.error}")
+    return ExitCode.REFUSED if silent else ExitCode.DONE
+
+
+@app.command
+async def show(
+    vm: Vm, /, *, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
+) -> ExitCode:
+    """Show one VM in full, with QEMU's command line and its files."""
+    async with Link(settings) as link:
+        agent = await find_agent(link, vm, host)
+        found = (await agent.peer.read(agent.stub.GetVm, pb.GetVmRequest(vm=vm))).vm
+    Screen().show({"host": agent.host, **to_plain(found)}, lambda: vm_details(agent.host, found), output)
+    return ExitCode.DONE
+
+
+def read_definition(file: str) -> bytes:
+    """Read a definition from a file, or from stdin for `-`.
+
+    Raises:
+        InvalidRequest: it cannot be read or is larger than an agent takes.
+    """
+    try:
+        if file == "-":
+            xml = sys.stdin.buffer.read(MAX_DEFINITION_BYTES + 1)
+        else:
+            with Path(file).open("rb") as opened:
+                xml = opened.read(MAX_DEFINITION_BYTES + 1)
+    except OSError as error:
+        raise InvalidRequest(f"{file}: {error.strerror}", reason="FILE_UNREADABLE", file=file) from error
+    if len(xml) > MAX_DEFINITION_BYTES:
+        raise InvalidRequest(f"{file}: a definition has at most 1 MiB", reason="DEFINITION_TOO_LARGE", file=file)
+    return xml
+
+
+async def _the_host(link: Link, host: str | None) -> Agent:
+    """Take the named host, or the only one that there is."""
+    if host is not None:
+        return await link.agent(host)
+    hosts = await link.hosts()
+    if len(hosts) != 1:
+        names = ", ".join(known.name for known in hosts) or "none"
+        raise InvalidRequest(f"say on which host with --host; known hosts: {names}", reason="HOST_AMBIGUOUS")
+    return link.agent_at(hosts[0].name, hosts[0].agent_address)
+
+
+def _show(screen: Screen, agent: Agent, vm: pb.Vm, text: str, output: Format) -> None:
+    """Show what became of a VM: words for people, the VM for programs."""
+    screen.note(text)
+    if output is not Format.TABLE:
+        screen.show({"host": agent.host, **to_plain(vm)}, lambda: vms_table([(agent.host, vm)]), output)

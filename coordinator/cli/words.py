@@ -1,0 +1,114 @@
+"""Migrations in words: where the guest is, what became of it, what to do now.
+
+Pure. The words never claim more than the coordinator said.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.cli.plain import enum_name, seconds
+from coordinator.cli.units import format_duration
+from ferry.coordinator.v1 import coordinator_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_ID_LENGTH = 8
+
+
+def short_id(migration_id: str) -> str:
+    """Shorten a UUID to what people type."""
+    return migration_id[:_ID_LENGTH]
+
+
+def state_word(migration: pb.Migration) -> str:
+    """Name a migration's state in small letters."""
+    return enum_name(pb.Migration.State.DESCRIPTOR, migration.state).lower()
+
+
+def location_word(migration: pb.Migration) -> str:
+    """Say where the guest is."""
+    match migration.guest_location:
+        case pb.Migration.GUEST_LOCATION_SOURCE:
+            return migration.source_host
+        case pb.Migration.GUEST_LOCATION_DESTINATION:
+            return migration.destination_host
+        case pb.Migration.GUEST_LOCATION_SWITCHING:
+            return "between the hosts"
+        case pb.Migration.GUEST_LOCATION_NOWHERE:
+            return "nowhere"
+        case _:
+            return "not known"
+
+
+def elapsed_s(migration: pb.Migration) -> float | None:
+    """Tell how long the migration took, on the coordinator's clock; None before its end."""
+    if not migration.HasField("end_time"):
+        return None
+    return (migration.end_time.ToNanoseconds() - migration.create_time.ToNanoseconds()) / 1e9
+
+
+def outcome(migration: pb.Migration) -> Iterable[str]:
+    """Tell how a migration stands, in a few lines: what happened, where the guest is, what to do."""
+    vm, source, destination = migration.vm_name, migration.source_host, migration.destination_host
+    match migration.state:
+        case pb.Migration.STATE_SUCCEEDED:
+            yield _success(migration)
+            if migration.error:
+                yield migration.error
+            return
+        case pb.Migration.STATE_CANCELLED:
+            yield f"{vm} was not moved to {destination}: {migration.error or 'cancelled'}"
+        case pb.Migration.STATE_FAILED:
+            yield f"{vm} was not moved to {destination}: {_cause(migration)}"
+        case pb.Migration.STATE_WAITING:
+            yield f"{vm} stands still and waits: {_cause(migration)}"
+            yield from _waiting(migration)
+            return
+        case _:
+            yield f"{vm} is on its way from {source} to {destination} ({state_word(migration)})"
+            yield f"follow it: ferry migration watch {short_id(migration.id)}"
+            return
+    yield from _place(migration)
+
+
+def _success(migration: pb.Migration) -> str:
+    took_s = elapsed_s(migration)
+    took = f" in {format_duration(took_s)}" if took_s is not None else ""
+    name = migration.options.destination_name
+    renamed = f" as {name}" if name and name != migration.vm_name else ""
+    text = f"{migration.vm_name} moved from {migration.source_host} to {migration.destination_host}{renamed}{took}"
+    if migration.HasField("downtime"):
+        text += f"; it stood still for {format_duration(seconds(migration.downtime.total))}"
+    return text
+
+
+def _cause(migration: pb.Migration) -> str:
+    text = migration.error or "no reason was given"
+    return f"{text} [{migration.error_reason}]" if migration.error_reason else text
+
+
+def _place(migration: pb.Migration) -> Iterable[str]:
+    vm, source, destination = migration.vm_name, migration.source_host, migration.destination_host
+    match migration.guest_location:
+        case pb.Migration.GUEST_LOCATION_SOURCE:
+            yield f"the guest is on {source} and goes on as before"
+        case pb.Migration.GUEST_LOCATION_DESTINATION:
+            yield f"the guest is on {destination}; what is left on {source} must not be started"
+            yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"
+        case pb.Migration.GUEST_LOCATION_NOWHERE:
+            yield "the guest runs nowhere: its QEMU ended during the migration, and what was only in its memory is lost"
+            yield f"start it anew: ferry vm start {vm} --host {source}"
+        case _:
+            yield f"it is not known whether the guest is on {source} or on {destination}; start it on neither"
+            yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"
+
+
+def _waiting(migration: pb.Migration) -> Iterable[str]:
+    short = short_id(migration.id)
+    yield "it goes on by itself as soon as that host answers again; nothing is lost until then"
+    yield (
+        "only if that host is dead for good (powered off, not merely silent), give the guest to the other one: "
+        f"ferry migration fence {short} --host {migration.source_host}  or  --host {migration.destination_host}"
+    )

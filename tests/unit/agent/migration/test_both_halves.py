@@ -1,0 +1,153 @@
+"""Both machines together, with the two QEMUs as they really behave: every reachable world has at most one running guest.
+
+The world is the two phases, what each QEMU is, and whether the token was given. QEMU's moves (send, complete, fail, die) and the
+agents' events may come in any order; the search visits every world there is, not only short histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from agent.migration import incoming as inc
+from agent.migration import outgoing as out
+from agent.migration.machine import Cause, InvalidTransition
+
+CAUSE = Cause("x", "X")
+
+
+class Qemu(Enum):
+    """What a QEMU is, seen from outside."""
+
+    ABSENT = auto()
+    RUNS = auto()  # the guest's vCPUs run
+    WAITS = auto()  # source: pre-switchover; destination: listens
+    SENDS = auto()  # source: device
+    HOLDS = auto()  # source: postmigrate; destination: completed and paused
+    GONE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything that decides who may run the guest."""
+
+    source: out.Phase
+    destination: inc.Phase
+    source_qemu: Qemu
+    destination_qemu: Qemu
+    token_given: bool = False
+
+
+START = World(out.Begun(), inc.Reserved(), Qemu.RUNS, Qemu.WAITS)
+
+
+def _outgoing(world: World, event: out.Event) -> Iterator[World]:
+    try:
+        after = out.step(world.source, event)
+    except InvalidTransition:
+        return
+    changed = replace(world, source=after.phase)
+    for effect in after.effects:
+        if isinstance(effect, out.ContinueMigration) and changed.source_qemu is Qemu.WAITS:
+            changed = replace(changed, source_qemu=Qemu.SENDS)
+        if isinstance(effect, out.RequestResume):
+            changed = replace(changed, token_given=True)
+        if isinstance(effect, out.EnsureGuestRestored) and changed.source_qemu is Qemu.HOLDS:
+            changed = replace(changed, source_qemu=Qemu.RUNS)
+        if isinstance(effect, out.EnsureHuskEnded):
+            changed = replace(changed, source_qemu=Qemu.GONE)
+    yield changed
+
+
+def _incoming(world: World, event: inc.Event) -> Iterator[World]:
+    try:
+        after = inc.step(world.destination, event)
+    except InvalidTransition:
+        return
+    changed = replace(world, destination=after.phase)
+    for effect in after.effects:
+        if isinstance(effect, inc.EnsureGuestRuns) and changed.destination_qemu is Qemu.HOLDS:
+            changed = replace(changed, destination_qemu=Qemu.RUNS)
+        if isinstance(effect, inc.EnsureUndone):
+            changed = replace(changed, destination_qemu=Qemu.GONE)
+    yield changed
+
+
+def successors(world: World) -> Iterator[World]:
+    """Yield every world that one move leads to."""
+    source_qemu, destination_qemu = world.source_qemu, world.destination_qemu
+    sending = isinstance(world.source, out.Connecting | out.Transferring | out.Switching | out.Cancelling)
+    # the QEMUs
+    if source_qemu is Qemu.RUNS and isinstance(world.source, out.Connecting | out.Transferring):
+        yield replace(world, source_qemu=Qemu.WAITS)
+    if source_qemu is Qemu.SENDS and destination_qemu is Qemu.WAITS:
+        yield replace(world, destination_qemu=Qemu.HOLDS)
+    if source_qemu is Qemu.SENDS and destination_qemu is Qemu.HOLDS:
+        yield replace(world, source_qemu=Qemu.HOLDS)  # acknowledged
+    if source_qemu in {Qemu.WAITS, Qemu.SENDS} and sending:
+        yield replace(world, source_qemu=Qemu.RUNS)  # the channel broke or was cancelled: QEMU goes on by itself
+    if source_qemu is not Qemu.GONE:
+        yield replace(world, source_qemu=Qemu.GONE)
+    if destination_qemu is not Qemu.GONE:
+        yield replace(world, destination_qemu=Qemu.GONE)
+    # what the agents see and are told
+    for event in (out.PerformRequested(), out.CancelRequested(CAUSE), out.PauseRequested()):
+        yield from _outgoing(world, event)
+    if source_qemu is Qemu.RUNS:
+        yield from _outgoing(world, out.QemuActive())
+        if isinstance(world.source, out.Switching | out.Cancelling | out.Connecting | out.Transferring):
+            yield from _outgoing(world, out.QemuGaveUp(CAUSE))
+        yield from _outgoing(world, out.GuestRestored())
+    if source_qemu is Qemu.WAITS:
+        yield from _outgoing(world, out.QemuAtSwitchover())
+    if source_qemu is Qemu.HOLDS:
+        yield from _outgoing(world, out.QemuCompleted())
+    if source_qemu is Qemu.GONE:
+        yield from _outgoing(world, out.QemuExited(CAUSE))
+        yield from _outgoing(world, out.HuskEnded())
+    if isinstance(world.destination, inc.Running | inc.Finished):
+        yield from _outgoing(world, out.ResumeAnswered())
+        yield from _outgoing(world, out.ConfirmRequested())
+    if isinstance(world.destination, inc.Abandoned):
+        yield from _outgoing(world, out.DestinationNeverRan(CAUSE))
+    for incoming in (inc.QemuListening(), inc.AbandonRequested(CAUSE), inc.FinishRequested()):
+        yield from _incoming(world, incoming)
+    if destination_qemu is Qemu.WAITS:
+        yield from _incoming(world, inc.QemuActive())
+    if destination_qemu is Qemu.HOLDS:
+        yield from _incoming(world, inc.QemuLoaded())
+    if destination_qemu is Qemu.RUNS:
+        yield from _incoming(world, inc.GuestRuns())
+    if destination_qemu is Qemu.GONE:
+        yield from _incoming(world, inc.QemuExited(CAUSE))
+        yield from _incoming(world, inc.Undone())
+    if world.token_given:
+        yield from _incoming(world, inc.ResumeRequested())
+
+
+def every_world() -> set[World]:
+    """Return all worlds that can be reached from the start."""
+    seen = {START}
+    queue = [START]
+    while queue:
+        for world in successors(queue.pop()):
+            if world not in seen:
+                seen.add(world)
+                queue.append(world)
+    return seen
+
+
+def test_no_reachable_world_has_the_guest_running_on_both_hosts():
+    worlds = every_world()
+
+    assert len(worlds) > 300
+    assert not [w for w in worlds if w.source_qemu is Qemu.RUNS and w.destination_qemu is Qemu.RUNS]
+
+
+def test_no_reachable_world_gives_the_guest_up_on_both_sides_while_a_whole_copy_exists():
+    for world in every_world():
+        if isinstance(world.source, out.Retired):
+            assert isinstance(world.destination, inc.Running | inc.Finished | inc.Lost)
+        if isinstance(world.source, out.Kept):
+            assert world.destination_qemu is not Qemu.RUNS

@@ -1,0 +1,68 @@
+"""The destination's machine."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from agent.migration import incoming as inc
+from agent.migration.machine import Cause, InvalidTransition
+from tests.unit.agent.migration.histories import histories
+
+CAUSE = Cause("the coordinator gave up", "ABANDONED", by_wish=True)
+EVENTS: tuple[inc.Event, ...] = (
+    inc.QemuListening(),
+    inc.QemuActive(),
+    inc.QemuLoaded(),
+    inc.QemuGaveUp(CAUSE),
+    inc.QemuExited(CAUSE),
+    inc.ResumeRequested(),
+    inc.GuestRuns(),
+    inc.FinishRequested(),
+    inc.AbandonRequested(CAUSE),
+    inc.Undone(),
+)
+LENGTH = 7
+MAY_RUN_HERE = (inc.Resuming, inc.Running, inc.Finished)
+
+
+def test_a_guest_runs_here_only_after_the_token_came_for_a_loaded_guest():
+    for history in histories(inc.step, inc.Reserved(), EVENTS, LENGTH):
+        for index, (before, after) in enumerate(pairwise(history.phases)):
+            if isinstance(after, MAY_RUN_HERE) and not isinstance(before, MAY_RUN_HERE):
+                assert isinstance(before, inc.Loaded)
+                assert isinstance(history.events[index], inc.ResumeRequested)
+
+
+def test_the_effect_that_runs_the_guest_comes_once_a_history():
+    for history in histories(inc.step, inc.Reserved(), EVENTS, LENGTH):
+        resumed = any(isinstance(phase, inc.Resuming) for phase in history.phases)
+
+        assert history.effects.count(inc.EnsureGuestRuns()) == (1 if resumed else 0)
+
+
+def test_abandoned_is_reached_only_by_histories_in_which_the_guest_never_ran_here():
+    for history in histories(inc.step, inc.Reserved(), EVENTS, LENGTH):
+        if isinstance(history.phase, inc.Abandoned):
+            assert not any(isinstance(phase, MAY_RUN_HERE) for phase in history.phases)
+
+
+def test_abandon_is_refused_once_the_guest_may_have_run_here():
+    for phase in (inc.Resuming(), inc.Running(), inc.Finished()):
+        with pytest.raises(InvalidTransition):
+            inc.step(phase, inc.AbandonRequested(CAUSE))
+
+
+def test_resume_is_refused_before_the_guest_is_loaded():
+    for phase in (inc.Reserved(), inc.Listening(), inc.Loading()):
+        with pytest.raises(InvalidTransition):
+            inc.step(phase, inc.ResumeRequested())
+
+
+def test_every_phase_is_reached_and_has_a_way_to_an_end():
+    reached = {h.phase for h in histories(inc.step, inc.Reserved(), EVENTS, LENGTH)}
+
+    assert {type(phase) for phase in reached} == set(inc.Phase.__args__)
+    for start in reached:
+        assert any(isinstance(h.phase, inc.FINAL) for h in histories(inc.step, start, EVENTS, LENGTH))

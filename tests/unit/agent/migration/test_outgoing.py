@@ -1,0 +1,136 @@
+"""The source's machine."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from agent.migration import outgoing as out
+from agent.migration.machine import Cause, InvalidTransition
+from tests.unit.agent.migration.histories import histories
+
+CAUSE = Cause("the user asked for it", "CANCELLED", by_wish=True)
+EVENTS: tuple[out.Event, ...] = (
+    out.PerformRequested(),
+    out.QemuActive(),
+    out.QemuAtSwitchover(),
+    out.QemuCompleted(),
+    out.QemuGaveUp(CAUSE),
+    out.QemuExited(CAUSE),
+    out.QemuExited(CAUSE, was_watched=False),
+    out.CancelRequested(CAUSE),
+    out.PauseRequested(),
+    out.ResumeAnswered(),
+    out.DestinationNeverRan(CAUSE),
+    out.Fenced(CAUSE),
+    out.ConfirmRequested(),
+    out.GuestRestored(),
+    out.HuskEnded(),
+)
+LENGTH = 7
+
+
+def replay(*events: out.Event) -> tuple[out.Phase, tuple[out.Effect, ...]]:
+    phase: out.Phase = out.Begun()
+    effects: tuple[out.Effect, ...] = ()
+    for event in events:
+        after = out.step(phase, event)
+        phase, effects = after.phase, (*effects, *after.effects)
+    return phase, effects
+
+
+def test_a_move_without_trouble_ends_with_nothing_left_here():
+    phase, effects = replay(
+        out.PerformRequested(),
+        out.QemuActive(),
+        out.QemuAtSwitchover(),
+        out.QemuCompleted(),
+        out.ResumeAnswered(),
+        out.ConfirmRequested(),
+        out.HuskEnded(),
+    )
+
+    assert phase == out.Retired()
+    assert out.EnsureGuestRestored() not in effects
+
+
+def test_a_cancel_that_loses_the_race_leaves_the_guest_on_the_destination():
+    phase, effects = replay(
+        out.PerformRequested(),
+        out.QemuActive(),
+        out.QemuAtSwitchover(),
+        out.CancelRequested(CAUSE),
+        out.QemuCompleted(),
+    )
+
+    assert phase == out.Sent()
+    assert out.EnsureGuestRestored() not in effects
+
+
+def test_the_decision_is_a_phase_of_its_own_before_migrate_continue_is_sent():
+    after = out.step(out.Transferring(), out.QemuAtSwitchover())
+
+    assert after == out.Step(out.Switching(), (out.ContinueMigration(),))
+
+
+def test_a_source_that_dies_while_switching_still_gives_the_guest_away():
+    phase, effects = replay(
+        out.PerformRequested(), out.QemuActive(), out.QemuAtSwitchover(), out.QemuExited(CAUSE)
+    )
+
+    assert phase == out.Sent(qemu_is_gone=True)
+    assert effects[-1] == out.RequestResume()
+
+
+def test_a_source_that_died_unwatched_while_switching_gives_nothing_away():
+    after = out.step(out.Switching(), out.QemuExited(CAUSE, was_watched=False))
+
+    assert after == out.Step(out.Lost(CAUSE))
+
+
+def test_a_pause_is_refused_from_the_switch_over_on():
+    with pytest.raises(InvalidTransition, match="PauseRequested has no meaning in Switching"):
+        out.step(out.Switching(), out.PauseRequested())
+
+
+def test_a_cancel_is_refused_once_the_guest_was_sent():
+    for phase in (out.Sent(), out.HandedOver(), out.Retiring(), out.Retired()):
+        with pytest.raises(InvalidTransition):
+            out.step(phase, out.CancelRequested(CAUSE))
+
+
+def test_no_history_restores_a_guest_that_qemu_did_not_give_back():
+    proofs = (out.QemuGaveUp, out.DestinationNeverRan, out.Fenced)
+    count = 0
+    for history in histories(out.step, out.Begun(), EVENTS, LENGTH):
+        count += 1
+        for phase, event, after in zip(history.phases, history.events, history.phases[1:], strict=False):
+            if isinstance(after, out.Keeping) and not isinstance(phase, out.Keeping):
+                assert isinstance(event, proofs) or isinstance(phase, out.Begun)
+
+    assert count > 1000
+
+
+def test_no_history_gives_the_guest_away_and_keeps_it_unless_the_destination_is_proved_not_to_have_it():
+    for history in histories(out.step, out.Begun(), EVENTS, LENGTH):
+        for index, (before, after) in enumerate(pairwise(history.phases)):
+            if isinstance(before, out.Sent) and isinstance(after, out.Keeping):
+                assert isinstance(history.events[index], out.DestinationNeverRan | out.Fenced)
+            if isinstance(before, out.HandedOver | out.Retiring):
+                assert isinstance(after, out.HandedOver | out.Retiring | out.Retired)
+
+
+def test_no_history_leaves_a_final_phase():
+    for final in (out.Retired(), out.Kept(CAUSE), out.Lost(CAUSE)):
+        for event in EVENTS:
+            with pytest.raises(InvalidTransition):
+                out.step(final, event)
+
+
+def test_every_unfinished_phase_has_a_way_to_an_end():
+    reached = {type(h.phase) for h in histories(out.step, out.Begun(), EVENTS, LENGTH)}
+
+    assert reached == set(out.Phase.__args__)
+    for start in {h.phase for h in histories(out.step, out.Begun(), EVENTS, 5)}:
+        assert any(isinstance(h.phase, out.FINAL) for h in histories(out.step, start, EVENTS, LENGTH))

@@ -1,0 +1,345 @@
+"""Domain XML becomes a definition, or an error that says where."""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.vm.definition import (
+    DEFAULT_CPU,
+    Boot,
+    Clock,
+    ClockBase,
+    CpuFeature,
+    CpuMode,
+    Features,
+    Topology,
+)
+from agent.vm.devices import (
+    AioMode,
+    Balloon,
+    CacheMode,
+    Chardev,
+    ChardevKind,
+    Console,
+    Disk,
+    ImageFormat,
+    InterfaceKind,
+    PciAddress,
+    Rng,
+    Serial,
+)
+from agent.vm.domain_xml import parse_domain
+from agent.vm.xml_reader import MAX_XML_BYTES, NotCarried
+from common.errors import InvalidRequest
+from tests.unit.agent.vm.samples import FULL, SAMPLE_UUID, domain, parse
+
+LOG = Chardev(ChardevKind.FILE, "/var/log/a,b.log", appends=True)
+
+
+def test_everything_carried_is_read() -> None:
+    definition = parse(FULL)
+
+    assert (definition.name, definition.uuid) == ("web", SAMPLE_UUID)
+    assert (definition.memory_kib, definition.current_memory_kib) == (512 * 1024, 256 * 1024)
+    assert (definition.vcpu_count, definition.topology) == (4, Topology(2, 1, 2, 1))
+    assert (definition.cpu.mode, definition.cpu.model) == (CpuMode.CUSTOM, "Nehalem")
+    assert definition.cpu.features == (CpuFeature("lahf-lm", is_on=True), CpuFeature("pclmulqdq", is_on=False))
+    assert definition.cpu.is_enforced
+    assert (definition.machine, definition.prefers_kvm, definition.accelerator) == ("q35", True, None)
+    assert definition.emulator == "/usr/bin/qemu-system-x86_64"
+    assert definition.boot == Boot("/boot/vmlinuz", "/boot/initrd", "console=ttyS0 a,b=c", None, ends_at_reboot=True)
+    assert definition.features == Features(
+        acpi=True, hpet=False, pmu=False, smm=False, vmport=False, suspend_to_memory=False, suspend_to_disk=True
+    )
+    assert definition.clock == Clock(ClockBase.UTC, rtc_catches_up=True, pit_delays_ticks=True)
+
+
+def test_every_carried_device_is_read() -> None:
+    definition = parse(FULL)
+
+    assert definition.disks == (
+        Disk(
+            target="vda",
+            path="/srv/web,1.qcow2",
+            format=ImageFormat.QCOW2,
+            cache=CacheMode.NONE,
+            aio=AioMode.NATIVE,
+            passes_discards=True,
+            is_read_only=False,
+            serial="WD-1 2",
+            boot_index=2,
+            address=None,
+        ),
+        Disk("vdb", "/srv/data.img", ImageFormat.RAW, None, None, None, True, None, None, PciAddress(0, 8, 0)),
+    )
+    kinds = [(interface.kind, interface.tap, interface.bridge) for interface in definition.interfaces]
+    assert kinds == [
+        (InterfaceKind.USER, None, None),
+        (InterfaceKind.TAP, "tap0", None),
+        (InterfaceKind.BRIDGE, None, "br0"),
+    ]
+    assert definition.interfaces[0].mac == "52:54:00:aa:bb:cc"
+    assert definition.interfaces[0].boot_index == 1
+    assert definition.serials == (
+        Serial(0, LOG),
+        Serial(1, Chardev(ChardevKind.UNIX_LISTEN, "/run/x.sock", appends=False)),
+    )
+    assert definition.consoles == (Console(Chardev(ChardevKind.PTY, None, appends=False)),)
+    assert definition.rngs == (Rng("/dev/urandom", 1024, 500, None), Rng(None, None, None, None))
+    assert definition.balloon == Balloon(deflates_on_oom=True, reports_free_pages=False, address=None)
+
+
+def test_what_is_left_out_is_what_libvirt_gives() -> None:
+    definition = parse("<domain type='qemu'><name>a</name><memory>16384</memory><os><type>hvm</type></os></domain>")
+
+    assert definition.machine == "pc"
+    assert definition.cpu == DEFAULT_CPU
+    assert definition.vcpu_count == 1
+    assert not definition.features.acpi
+    assert definition.balloon is not None
+    assert definition.current_memory_kib == definition.memory_kib
+
+
+def test_a_missing_uuid_and_missing_macs_are_made_up_and_differ() -> None:
+    card = "<interface type='user'><model type='virtio'/></interface>"
+    xml = domain(devices=card * 2).replace(f"<uuid>{SAMPLE_UUID}</uuid>", "").encode()
+
+    first, second = parse_domain(xml, "a"), parse_domain(xml, "a")
+
+    macs = [interface.mac for definition in (first, second) for interface in definition.interfaces]
+    assert first.uuid != second.uuid
+    assert len(set(macs)) == len(macs)
+    assert all(mac.startswith("52:54:00:") for mac in macs)
+
+
+@pytest.mark.parametrize(
+    ("memory", "kib"),
+    [
+        ("<memory>524296</memory>", 524296),
+        ("<memory unit='KiB'>524296</memory>", 524296),
+        ("<memory unit='b'>16777217</memory>", 16385),
+        ("<memory unit='MiB'>512</memory>", 524288),
+        ("<memory unit='M'>512</memory>", 524288),
+        ("<memory unit='MB'>512</memory>", 500000),
+        ("<memory unit='G'>2</memory>", 2 * 1024 * 1024),
+        ("<memory unit='TiB'>1</memory>", 1 << 30),
+    ],
+)
+def test_memory_is_read_in_its_unit_and_rounded_up_to_kib(memory: str, kib: int) -> None:
+    assert parse(domain(memory=memory)).memory_kib == kib
+
+
+def test_the_first_disk_boots_unless_devices_say_otherwise() -> None:
+    disk = "<disk type='file'>{boot}<source file='/{name}'/><target dev='{name}'/></disk>"
+    plain = disk.format(boot="", name="vda") + disk.format(boot="", name="vdb")
+    ordered = disk.format(boot="", name="vda") + disk.format(boot="<boot order='7'/>", name="vdb")
+
+    assert [disk.boot_index for disk in parse(domain(devices=plain)).disks] == [1, None]
+    assert [disk.boot_index for disk in parse(domain(devices=ordered)).disks] == [None, 7]
+
+
+def test_a_console_alone_makes_a_serial_line() -> None:
+    definition = parse(domain(devices="<console type='pty'/>"))
+
+    assert definition.serials == (Serial(0, Chardev(ChardevKind.PTY, None, appends=False)),)
+
+
+def test_an_element_that_is_not_carried_is_named_with_path_and_line() -> None:
+    xml = domain(devices="\n<disk type='file'><source file='/a'/><target dev='vda'/>\n<iotune/></disk>")
+
+    with pytest.raises(NotCarried) as raised:
+        parse(xml)
+
+    assert raised.value.text == "web.xml:3: /domain/devices/disk/iotune is not carried"
+    assert raised.value.reason == "ELEMENT_NOT_CARRIED"
+    assert raised.value.facts == {"path": "/domain/devices/disk/iotune", "line": "3"}
+
+
+def _without_ignored(xml: str) -> str:
+    for name in ("title", "description", "metadata"):
+        xml = re.sub(rf"<{name}>.*</{name}>", "", xml)
+    return xml
+
+
+_TAGS = sorted(set(re.findall(r"<([a-zA-Z_-]+)", _without_ignored(FULL))) - {"alias", "title", "description"})
+
+
+@pytest.mark.parametrize("tag", _TAGS)
+def test_an_unknown_attribute_or_child_is_refused_on_every_element(tag: str) -> None:
+    opening = re.compile(rf"<{tag}(?=[\s/>])([^>]*?)(/?)>")
+    xml = _without_ignored(FULL)
+    with_attribute = opening.sub(rf"<{tag}\1 bogus='1'\2>", xml, count=1)
+    whole = re.compile(rf"<{tag}(?=[\s/>])([^>]*?)(?:/>|>(.*?)</{tag}>)", re.DOTALL)
+    with_child = whole.sub(rf"<{tag}\1>\2<bogus/></{tag}>", xml, count=1)
+
+    for changed in (with_attribute, with_child):
+        with pytest.raises(NotCarried, match="bogus"):
+            parse(changed)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'/>",
+        "<memoryBacking/>",
+        "<cputune><shares>2048</shares></cputune>",
+        "<cpu mode='custom'><model vendor_id='x'>qemu64</model></cpu>",
+        "<cpu match='minimum'><model>qemu64</model></cpu>",
+        "<features><hyperv/></features>",
+        "<clock offset='variable'/>",
+        "<clock offset='utc'><timer name='kvmclock' present='no'/></clock>",
+        "<on_crash>coredump-destroy</on_crash>",
+        "<vcpu current='1'>2</vcpu>",
+        "<iothreads>1</iothreads>",
+    ],
+)
+def test_what_is_outside_of_the_first_set_is_refused_by_name(inside: str) -> None:
+    with pytest.raises(NotCarried, match=r"web\.xml:1: /domain/.* is not carried"):
+        parse(domain(inside=inside))
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "<disk type='block'><source dev='/dev/sda'/><target dev='vda'/></disk>",
+        "<disk type='file' device='cdrom'><source file='/a'/><target dev='vda'/></disk>",
+        "<disk type='file'><source file='/a'/><target dev='vda' bus='ide'/></disk>",
+        "<disk type='file'><driver type='vmdk'/><source file='/a'/><target dev='vda'/></disk>",
+        "<disk type='file'><source file='/a'/><target dev='vda'/><address type='pci' bus='1' slot='1'/></disk>",
+        "<interface type='network'><source network='default'/><model type='virtio'/></interface>",
+        "<interface type='user'><model type='e1000'/></interface>",
+        "<interface type='user'><model type='virtio'/><driver name='vhost'/></interface>",
+        "<interface type='user'><model type='virtio'/><target dev='vnet0'/></interface>",
+        "<serial type='tcp'><source host='a' service='1'/></serial>",
+        "<serial type='pty'><target type='usb-serial'/></serial>",
+        "<console type='pty'/><console type='pty'/>",
+        "<rng model='virtio'><backend model='egd' type='udp'/></rng>",
+        "<memballoon model='virtio'><stats period='10'/></memballoon>",
+        "<controller type='usb' index='0'/>",
+        "<controller type='pci' index='1' model='pcie-root-port'/>",
+        "<controller type='scsi' index='0'/>",
+        "<input type='tablet' bus='usb'/>",
+        "<graphics type='vnc'/>",
+        "<hostdev/>",
+    ],
+)
+def test_devices_outside_of_the_first_set_are_refused_by_name(device: str) -> None:
+    with pytest.raises(NotCarried, match=r"web\.xml:1: /domain/devices/.* is not carried"):
+        parse(domain(devices=device))
+
+
+@pytest.mark.parametrize(
+    ("xml", "said"),
+    [
+        (domain(name=""), "1 to 200 characters"),
+        (domain(name="a/b"), "name"),
+        (domain(name="a\tb"), "printable"),
+        (domain(memory="<memory>12x</memory>"), "not a whole number"),
+        (domain(memory="<memory>-5</memory>"), "not a whole number"),
+        (domain(memory="<memory>0</memory>"), "memory in KiB 0"),
+        (domain(memory=f"<memory unit='TiB'>{10**9}</memory>"), "memory in KiB"),
+        (domain(memory=""), "element memory is missing"),
+        (domain(memory="<memory>16384</memory><memory>16384</memory>"), "given twice"),
+        (domain(inside="<vcpu>0</vcpu>"), "vCPU count 0"),
+        (domain(inside="stray"), "stray text 'stray'"),
+        (domain(inside="<cpu><model>a,enforce</model></cpu>"), "CPU model"),
+        (domain(inside="<cpu><topology sockets='3' cores='1' threads='1'/></cpu>"), "topology has 3 CPUs"),
+        (domain(inside="<cpu mode='host-passthrough'/>"), "needs a domain of type kvm"),
+        (domain(devices="<disk type='file'><source file='a'/><target dev='vda'/></disk>"), "absolute path"),
+        (domain(devices="<disk type='file'><source file='/a/../b'/><target dev='vda'/></disk>"), r"`\.\.`"),
+        (domain(devices="<disk type='file'><source file='/a'/><target dev='sda'/></disk>"), "disk target"),
+        (domain(devices="<disk type='file'><source file='/a'/><target dev='vda'/></disk>" * 2), "vda is given twice"),
+        (
+            domain(devices="<disk type='file'><driver io='native'/><source file='/a'/><target dev='vda'/></disk>"),
+            "needs cache",
+        ),
+        (
+            domain(devices="<interface type='user'><mac address='53:54:00:1:2:3'/><model type='virtio'/></interface>"),
+            "MAC address",
+        ),
+        (
+            domain(
+                devices="<interface type='user'><mac address='53:54:00:01:02:03'/><model type='virtio'/></interface>"
+            ),
+            "multicast",
+        ),
+        (domain(devices="<interface type='user'/>"), "element model is missing"),
+        (domain(devices="<rng model='virtio'><backend model='random'>/etc/shadow</backend></rng>"), "random source"),
+        (domain(devices="<serial type='pty'/><console type='null'/>"), "differs from the first serial line"),
+        (domain(devices="<serial type='pty'/>" * 5), "serial port 4"),
+        (
+            domain(memory="<memory>16384</memory><currentMemory>16384</currentMemory>", inside="<os/>"),
+            "given twice",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_refused_with_their_line(xml: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as raised:
+        parse(xml)
+
+    assert raised.value.text.startswith("web.xml:1: /domain")
+
+
+@pytest.mark.parametrize(
+    ("xml", "reason"),
+    [
+        (b"", "XML_BROKEN"),
+        (b"<domain", "XML_BROKEN"),
+        (b"\xff\xfe\x00", "XML_BROKEN"),
+        (b"<domain>\xff</domain>", "XML_BROKEN"),
+        (b"<domain>&unknown;</domain>", "XML_BROKEN"),
+        (b"<domain>\x00</domain>", "XML_BROKEN"),
+        (b"<a>" * 5000, "XML_BROKEN"),
+        (b"<domain>" + b" " * MAX_XML_BYTES + b"</domain>", "XML_TOO_BIG"),
+        (b"<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>", "XML_HAS_DOCTYPE"),
+        (b"<!DOCTYPE a SYSTEM 'file:///etc/passwd'><domain/>", "XML_HAS_DOCTYPE"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><domain/>".encode("utf-16"), "XML_BROKEN"),
+        (b"<?xml version='1.0' encoding='utf-7'?>+ADwAIQ-DOCTYPE a+AD4-<domain/>", "XML_BROKEN"),
+        (b"<network/>", "ELEMENT_NOT_CARRIED"),
+        (b"<domain/>", "VALUE_INVALID"),
+        (b"<domain type='xen'/>", "ELEMENT_NOT_CARRIED"),
+    ],
+)
+def test_broken_huge_and_hostile_xml_is_refused_with_a_reason(xml: bytes, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_domain(xml, "web.xml")
+
+    assert raised.value.reason == reason
+    assert raised.value.text.startswith("web.xml:")
+
+
+def test_comments_and_declarations_do_no_harm() -> None:
+    xml = "<?xml version='1.0' encoding='UTF-8'?><!-- a --><?pi x?>" + domain(inside="<!-- b -->")
+
+    assert parse(xml).name == "web"
+
+
+def test_the_name_may_hold_whatever_is_printable() -> None:
+    assert parse(domain(name="a=1,b=2 -S ü")).name == "a=1,b=2 -S ü"
+
+
+_PIECES = re.findall(r"<[^>]+>|[^<]+", FULL)
+
+
+@given(st.lists(st.integers(0, len(_PIECES) - 1), max_size=6), st.binary(max_size=8), st.integers(0, len(FULL)))
+def test_damaged_xml_is_refused_or_read_and_never_anything_else(drops: list[int], junk: bytes, at: int) -> None:
+    damaged = "".join(piece for index, piece in enumerate(_PIECES) if index not in drops).encode()
+    damaged = damaged[:at] + junk + damaged[at:]
+
+    outcome = read_or_refuse(damaged)
+
+    assert outcome.startswith("web.xml:") or outcome == "read"
+
+
+def read_or_refuse(xml: bytes) -> str:
+    """Say what became of a document; anything but a refusal in our words is raised."""
+    try:
+        parse_domain(xml, "web.xml", new_uuid=lambda: UUID(int=1))
+    except InvalidRequest as error:
+        return error.text
+    return "read"
