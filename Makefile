@@ -26,8 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help: ## Print this.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
-	|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(PACKAGES) $(VENV) $(PROTOS) $(KERNEL) $(QEMU) $(BUF_READY) ## Install all that the other targets need.
@@ -60,7 +59,7 @@ type: $(PROTOS) ## Check the types.
 
 .PHONY: test
 test: setup lint type ## Check everything: lint, types, then all tests.
-	.venv/bin/pytest --numprocesses 2 tests/unit tests/contract
+	.venv/bin/pytest --numprocesses 2 --ignore tests/e2e tests
 	.venv/bin/pytest tests/e2e
 
 .PHONY: demo

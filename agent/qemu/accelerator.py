@@ -61,9 +61,7 @@ async def probe(binary: Path, cpu_model: str, directory: Path, *, kvm: Path = KV
     return "kvm" if known[validity] else "tcg"
 
 
-async def runs_under(
-    accelerator: Accelerator, binary: Path, cpu_model: str, *, timeout_s: float = PROBE_TIMEOUT_S
-) -> bool:
+async def runs_under(accelerator: Accelerator, binary: Path, cpu_model: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
     """Say whether the probe guest runs to its end in time."""
     with _rom_file() as rom:
         process = await asyncio.create_subprocess_exec(

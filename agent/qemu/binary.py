@@ -147,9 +147,7 @@ async def short_lived(argv: Sequence[str]) -> AsyncIterator[Qemu]:
         )
         place.listener.close()  # else connecting to a dead QEMU would hang
         try:
-            async with Monitor(
-                place.qmp, ProcessIdentity.of(process.pid), vm="none", connect_timeout_s=PROBE_TIMEOUT_S
-            ) as monitor:
+            async with Monitor(place.qmp, ProcessIdentity.of(process.pid), vm="none", connect_timeout_s=PROBE_TIMEOUT_S) as monitor:
                 qemu = Qemu(monitor)
                 yield qemu
                 await qemu.quit()

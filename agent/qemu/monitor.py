@@ -91,9 +91,7 @@ class Monitor:
         self._watcher = self._tasks.create_task(self._watch_exit())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None) -> None:
         """Close the connection."""
         self._is_leaving = True
         self._watcher.cancel()
@@ -191,9 +189,7 @@ class Monitor:
         """Return when the process has ended; has no deadline of its own."""
         await self._exited.wait()
 
-    async def _ask(
-        self, command: str, arguments: Mapping[str, object] | None, *, is_oob: bool, timeout_s: float
-    ) -> object:
+    async def _ask(self, command: str, arguments: Mapping[str, object] | None, *, is_oob: bool, timeout_s: float) -> object:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
+_KINDS: Final = ("unary_unary", "stream_unary", "stream_stream", "unary_stream")
 _log = structlog.get_logger()
 
 
@@ -165,7 +167,7 @@ async def _abort_with_bug(context: Any, method: str, error: Exception) -> None:
 
 
 def _wrap(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[None]]) -> Any:
-    if handler.response_streaming:
+    if handler.response_streaming and inspect.isasyncgenfunction(handler.stream_stream or handler.unary_stream):
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -175,11 +177,11 @@ def _wrap(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[None
 
         kind = "stream_stream" if handler.request_streaming else "unary_stream"
         return handler._replace(**{kind: stream})
-    behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+    kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
+    work = getattr(handler, kind)
 
     async def single(request: Any, context: Any) -> Any:
         async with around(context):
-            return await behaviour(request, context)
+            return await work(request, context)
 
-    kind = "stream_unary" if handler.request_streaming else "unary_unary"
     return handler._replace(**{kind: single})

@@ -26,4 +26,4 @@ echo "setup: installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086  # a word is a package
-apt-get install -qq --yes --no-install-recommends -o Dpkg::Use-Pty=0 $missing </dev/null
+apt-get install -qq --yes --no-install-recommends $missing </dev/null >/dev/null

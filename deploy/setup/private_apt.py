@@ -97,9 +97,7 @@ class PrivateApt:
     ) -> subprocess.CompletedProcess[str]:
         options = self._options() if program.startswith("apt") else ()
         command = (program, *options, *arguments)
-        result = subprocess.run(
-            command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if check and result.returncode != 0:
             said = "\n".join(filter(None, (self._complaint, result.stderr.strip())))
             raise SetupFailed(f"{program} {' '.join(arguments)}: exit status {result.returncode}\n{said}")

@@ -79,9 +79,7 @@ def _check(wrapper: Path) -> None:
     # fmt: on
     talk = "".join(json.dumps({"execute": name}) + "\n" for name in ("qmp_capabilities", "query-version", "quit"))
     try:
-        result = subprocess.run(
-            command, input=talk, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
-        )
+        result = subprocess.run(command, input=talk, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise SetupFailed(f"QEMU {VERSION}: does not start within {START_TIMEOUT_S} s") from error
     major, minor = VERSION.split(".")

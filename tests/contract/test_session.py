@@ -59,9 +59,7 @@ async def test_stop_and_cont_are_told_by_events_before_their_replies(lab: Lab):
             await qemu.stop()
             await qemu.cont()
 
-            names = [
-                notice.name for notice in (await anext(notices), await anext(notices)) if isinstance(notice, Event)
-            ]
+            names = [notice.name for notice in (await anext(notices), await anext(notices)) if isinstance(notice, Event)]
         assert names == ["STOP", "RESUME"]
 
 

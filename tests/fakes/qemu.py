@@ -61,9 +61,7 @@ class FakeQemu:
         stale_replies: replies that the next client gets before the one to its `qmp_capabilities`.
     """
 
-    def __init__(
-        self, path: Path, *, version: str = "7.2", network: FakeNetwork | None = None, is_incoming: bool = False
-    ) -> None:
+    def __init__(self, path: Path, *, version: str = "7.2", network: FakeNetwork | None = None, is_incoming: bool = False) -> None:
         self.path = path
         self.version = version
         self.process = FakeProcess()

@@ -42,6 +42,7 @@ class FakeMigration:
         self.error_desc: str | None = None
         self.capabilities: dict[str, bool] = {}
         self.holds: set[Status] = set()
+        self.cancel_passes_device = False  # a race that real ones lose seldom: `device` is told before `cancelling`
         self.max_bandwidth = 1 << 40
         self.uri: str | None = None
         self.is_dead = False
@@ -105,6 +106,8 @@ class FakeMigration:
         if self.run_state is RunState.INMIGRATE or self.status not in MOVING - {Status.CANCELLING}:
             return
         was = self.status
+        if was is Status.PRE_SWITCHOVER and self.cancel_passes_device:
+            self._enter(Status.DEVICE)
         self._enter(Status.CANCELLING)
         if was is Status.SETUP and self._is_connecting and self.version == "7.2":
             return  # until connect() returns

@@ -19,6 +19,7 @@ class Relay:
         self._listen = listen
         self._connect = connect
         self._writers: set[asyncio.StreamWriter] = set()
+        self._is_cut = False
         self._data_flows = asyncio.Event()
         self._answers_flow = asyncio.Event()
         self._data_flows.set()
@@ -46,14 +47,18 @@ class Relay:
         self._answers_flow.set()
 
     def cut(self) -> None:
-        """Close every connection, both ends."""
+        """Close every connection, both ends, for good: one that is still to be accepted closes too."""
+        self._is_cut = True
         for writer in self._writers:
             writer.close()
         self.release()
 
     async def _serve(self, source: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        self._writers.add(answers)
         destination, data = await asyncio.open_unix_connection(self._connect)
-        self._writers |= {answers, data}
+        self._writers.add(data)
+        if self._is_cut:
+            self.cut()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_pump(source, data, self._data_flows))
             tasks.create_task(_pump(destination, answers, self._answers_flow))
