@@ -16,16 +16,12 @@ from common.telemetry import SpanBuffer, telemetry
 
 def main() -> None:
     """Serve as the agent of this host until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(
-        prog="ferry-agent", description="The agent of one host: drives its QEMUs, serves gRPC."
-    )
+    parser = argparse.ArgumentParser(prog="ferry-agent", description="The agent of one host: drives its QEMUs, serves gRPC.")
     parser.add_argument("--config", type=Path, help="TOML file; each setting can be given as FERRY_AGENT_<SETTING> too")
     arguments = parser.parse_args()
     try:
         config = load(arguments.config)
-        with telemetry(
-            "ferry-agent", config.name, otlp_endpoint=config.otlp_endpoint, log_level=config.log_level
-        ) as spans:
+        with telemetry("ferry-agent", config.name, otlp_endpoint=config.otlp_endpoint, log_level=config.log_level) as spans:
             asyncio.run(_serve(config, spans))
     except FerryError as error:
         sys.exit(f"ferry-agent: {error.text}")

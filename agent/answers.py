@@ -1,7 +1,8 @@
 """The first answer to each request id, so that a repeat gives it again and changes nothing twice.
 
-Kept for as long as callers may repeat; bounded. A repeat that comes while the first is at work waits for it. Answers do not outlive the
-agent: after a restart a migration's own id and epoch make its requests safe to repeat, and a VM's state does for the rest.
+Kept for as long as callers may repeat; bounded. A repeat that comes while the first is at work waits for it. Answers do not
+outlive the agent: after a restart a migration's own id and epoch make its requests safe to repeat, and a VM's state does for the
+rest.
 """
 
 from __future__ import annotations

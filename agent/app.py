@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, Self
 
 import grpc
 import structlog
-from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 
 from agent.config import AgentConfig
 from agent.host import Host
@@ -24,6 +23,7 @@ from agent.vm.probes import HostProbes
 from common.pki import Role
 from common.rpc.server import Allowed, Service, serve
 from common.telemetry import SpanBuffer
+from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 
 _CHANGERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR})
 _EVERYBODY: Final = frozenset(Role)
@@ -78,9 +78,7 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         )
         migrations = Migrations(around, sessions.group)
         migrations.restore()
-        servicer = AgentServicer(
-            host, vms, migrations, advertised_address=config.advertised_address, spans_of=spans.spans_of
-        )
+        servicer = AgentServicer(host, vms, migrations, advertised_address=config.advertised_address, spans_of=spans.spans_of)
 
         def add(server: grpc.aio.Server) -> None:
             agent_service_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
@@ -101,7 +99,7 @@ class _Tasks:
         self.group = asyncio.TaskGroup()
         self._ended = asyncio.Event()
 
-    async def __aenter__(self) -> _Tasks:
+    async def __aenter__(self) -> Self:
         await self.group.__aenter__()
         return self
 

@@ -28,27 +28,17 @@ class AgentConfig(BaseModel):
     listen: str = Field(default="127.0.0.1:7701", description="address to serve on, host:port")
     advertise: str = Field(default="", description="address for other agents, host:port; empty: listen")
     state_dir: Path = Field(default=Path("/var/lib/ferry"), description="where records are kept")
-    run_dir: Path | None = Field(
-        default=None, description="where sockets are kept; a short path; default: run in state_dir"
-    )
+    run_dir: Path | None = Field(default=None, description="where sockets are kept; a short path; default: run in state_dir")
     pki: Path | None = Field(default=None, description="directory with ca.pem, cert.pem and key.pem")
     insecure: bool = Field(default=False, description="plain text, on loopback only")
     qemu: str = Field(default=DEFAULT_QEMU, description="QEMU for definitions that name none")
     emulators: tuple[str, ...] = Field(default=DEFAULT_EMULATORS, description="paths of QEMU that definitions may name")
-    roots: tuple[Path, ...] = Field(
-        default=(), description="directories that paths of definitions lie in; empty: anywhere"
-    )
-    migration_address: str = Field(
-        default="", description="address that other QEMUs connect to; empty: that of advertise"
-    )
+    roots: tuple[Path, ...] = Field(default=(), description="directories that paths of definitions lie in; empty: anywhere")
+    migration_address: str = Field(default="", description="address that other QEMUs connect to; empty: that of advertise")
     port_min: int = Field(default=49152, ge=1, le=MAX_PORT, description="first port for incoming migrations")
     port_max: int = Field(default=49215, ge=1, le=MAX_PORT, description="last port for incoming migrations")
-    tunnel_address: str = Field(
-        default="", description="address of the tunnel for other tunnels; empty: port 7702 of advertise"
-    )
-    tunnel_control: Path | None = Field(
-        default=None, description="control socket of the tunnel; default: tunnel.sock in state_dir"
-    )
+    tunnel_address: str = Field(default="", description="address of the tunnel for other tunnels; empty: port 7702 of advertise")
+    tunnel_control: Path | None = Field(default=None, description="control socket of the tunnel; default: tunnel.sock in state_dir")
     otlp_endpoint: str = Field(default="", description="OTLP/gRPC collector for spans, as http://host:4317")
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
@@ -104,9 +94,7 @@ def load(path: Path | None) -> AgentConfig:
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InvalidRequest(
-                f"config file {path}: {error.strerror}", reason="CONFIG_UNREADABLE", path=path
-            ) from error
+            raise InvalidRequest(f"config file {path}: {error.strerror}", reason="CONFIG_UNREADABLE", path=path) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"config file {path}: {error}", reason="CONFIG_MALFORMED", path=path) from error
     for name in AgentConfig.model_fields:
@@ -118,9 +106,7 @@ def load(path: Path | None) -> AgentConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(
-            f"setting {name}: {first['msg'].lower()}", reason="CONFIG_INVALID", setting=name
-        ) from error
+        raise InvalidRequest(f"setting {name}: {first['msg'].lower()}", reason="CONFIG_INVALID", setting=name) from error
     _check(config)
     return config
 

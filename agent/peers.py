@@ -6,9 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from ferry.agent.v1 import agent_service_pb2_grpc as rpc
-from ferry.agent.v1 import migration_pb2 as pb
-
 from agent import wire
 from agent.migration.errors import GuestNeverRan
 from agent.migration.parts import Destination, PeerReport
@@ -16,6 +13,8 @@ from common.errors import WrongState
 from common.pki import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
+from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1 import migration_pb2 as pb
 
 RESUME_TIMEOUT_S: Final = 6.0
 REPORT_TIMEOUT_S: Final = 2.0

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
-from ferry.agent.v1 import agent_service_pb2_grpc as rpc
-from ferry.agent.v1 import host_pb2, vm_pb2
-from ferry.agent.v1 import migration_pb2 as pb
 
 from agent import wire
 from agent.answers import Answers
@@ -17,9 +14,13 @@ from agent.host import Host
 from agent.migration import outgoing as out
 from agent.migration.machine import Cause
 from agent.migration.migrations import Migrations
+from agent.migration.order import Wish
 from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
+from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1 import host_pb2, vm_pb2
+from ferry.agent.v1 import migration_pb2 as pb
 
-Context: TypeAlias = grpc.aio.ServicerContext[object, object]
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 DEFAULT_WAIT_S: Final = 30.0
 _PERFORMED = (out.HandedOver, out.Retiring)
@@ -49,17 +50,7 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def GetHost(self, request: host_pb2.GetHostRequest, context: Context) -> host_pb2.GetHostResponse:
         """Describe the host."""
         found = await self._host.look()
-        return host_pb2.GetHostResponse(
-            host=wire.host(
-                self._host.identity,
-                agent_version=found.agent_version,
-                qemu_version=found.qemu_version,
-                accelerator=found.accelerator,
-                memory_kib=found.memory_kib,
-                vm_count=len(self._vms.all()),
-                warnings=found.warnings,
-            )
-        )
+        return host_pb2.GetHostResponse(host=wire.host(self._host.identity, found, len(self._vms.all())))
 
     async def ListSpans(self, request: host_pb2.ListSpansRequest, context: Context) -> host_pb2.ListSpansResponse:
         """Hand out the spans of one trace."""
@@ -114,9 +105,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         """List the VMs of this host."""
         return vm_pb2.ListVmsResponse(vms=[wire.vm(view) for view in await self._vms.views()])
 
-    async def WatchEvents(
-        self, request: vm_pb2.WatchEventsRequest, context: Context
-    ) -> AsyncIterator[vm_pb2.WatchEventsResponse]:
+    async def WatchEvents(self, request: vm_pb2.WatchEventsRequest, context: Context) -> AsyncIterator[vm_pb2.WatchEventsResponse]:
         """Follow the life of the VMs."""
         async for event in self._vms.events.follow(request.after_sequence):
             yield vm_pb2.WatchEventsResponse(event=wire.vm_event(event))
@@ -127,26 +116,17 @@ class AgentServicer(rpc.AgentServiceServicer):
         """Take a running VM for a migration."""
 
         async def work() -> pb.BeginMigrationResponse:
-            options = wire.options(request.options)
-            session, begun = await self._migrations.begin(request.migration_id, request.vm, options, request.epoch)
+            wish = Wish(request.migration_id, request.vm, wire.options(request.options), request.epoch)
+            session, begun = await self._migrations.begin(wish)
             return wire.begun(session, begun)
 
         return await self._answers.once("BeginMigration", request.request_id, work)
 
-    async def PrepareMigration(
-        self, request: pb.PrepareMigrationRequest, context: Context
-    ) -> pb.PrepareMigrationResponse:
+    async def PrepareMigration(self, request: pb.PrepareMigrationRequest, context: Context) -> pb.PrepareMigrationResponse:
         """Make this host ready for the guest."""
 
         async def work() -> pb.PrepareMigrationResponse:
-            session, endpoint = await self._migrations.prepare(
-                request.migration_id,
-                wire.options(request.options),
-                wire.source_facts(request.source),
-                request.definition,
-                request.resume_token_sha256,
-                request.epoch,
-            )
+            session, endpoint = await self._migrations.prepare(wire.offer(request))
             return pb.PrepareMigrationResponse(
                 migration=wire.migration(session),
                 endpoint=wire.endpoint_message(endpoint),
@@ -192,34 +172,24 @@ class AgentServicer(rpc.AgentServiceServicer):
         await session.finish()
         return pb.FinishMigrationResponse(migration=wire.migration(session))
 
-    async def ConfirmMigration(
-        self, request: pb.ConfirmMigrationRequest, context: Context
-    ) -> pb.ConfirmMigrationResponse:
+    async def ConfirmMigration(self, request: pb.ConfirmMigrationRequest, context: Context) -> pb.ConfirmMigrationResponse:
         """End the source's QEMU."""
         self._migrations.check_epoch(request.migration_id, request.epoch)
-        return pb.ConfirmMigrationResponse(
-            migration=wire.migration(await self._migrations.confirm(request.migration_id))
-        )
+        return pb.ConfirmMigrationResponse(migration=wire.migration(await self._migrations.confirm(request.migration_id)))
 
     # steering
 
-    async def AbandonMigration(
-        self, request: pb.AbandonMigrationRequest, context: Context
-    ) -> pb.AbandonMigrationResponse:
+    async def AbandonMigration(self, request: pb.AbandonMigrationRequest, context: Context) -> pb.AbandonMigrationResponse:
         """Undo Prepare."""
         self._migrations.check_epoch(request.migration_id, request.epoch)
         cause = Cause(request.cause or "the migration was given up", "ABANDONED", by_wish=True)
-        return pb.AbandonMigrationResponse(
-            migration=wire.migration(await self._migrations.abandon(request.migration_id, cause))
-        )
+        return pb.AbandonMigrationResponse(migration=wire.migration(await self._migrations.abandon(request.migration_id, cause)))
 
     async def CancelMigration(self, request: pb.CancelMigrationRequest, context: Context) -> pb.CancelMigrationResponse:
         """Keep the guest here."""
         self._migrations.check_epoch(request.migration_id, request.epoch)
         cause = Cause(request.cause or "cancelled by a client", "CANCELLED", by_wish=True)
-        return pb.CancelMigrationResponse(
-            migration=wire.migration(await self._migrations.cancel(request.migration_id, cause))
-        )
+        return pb.CancelMigrationResponse(migration=wire.migration(await self._migrations.cancel(request.migration_id, cause)))
 
     async def PauseMigration(self, request: pb.PauseMigrationRequest, context: Context) -> pb.PauseMigrationResponse:
         """Stop the guest for the rest of the transfer."""
@@ -252,9 +222,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         """List the halves."""
         return pb.ListMigrationsResponse(migrations=[wire.migration(session) for session in self._migrations.all()])
 
-    async def WatchMigration(
-        self, request: pb.WatchMigrationRequest, context: Context
-    ) -> AsyncIterator[pb.WatchMigrationResponse]:
+    async def WatchMigration(self, request: pb.WatchMigrationRequest, context: Context) -> AsyncIterator[pb.WatchMigrationResponse]:
         """Send the current state at once, then every change, and end after a final one."""
         session = self._migrations.get(request.migration_id)
         async for _ in session.follow():

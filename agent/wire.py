@@ -6,11 +6,10 @@ import time
 from datetime import UTC, datetime
 from typing import Final
 
-from ferry.agent.v1 import host_pb2, migration_pb2, vm_pb2
-from ferry.common.v1 import migration_pb2 as common_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration.destination import DestinationSession
@@ -22,6 +21,7 @@ from agent.migration.order import (
     DiskMarker,
     Endpoint,
     HostIdentity,
+    Offer,
     Options,
     Role,
     SourceFacts,
@@ -32,6 +32,8 @@ from agent.migration.record import find_cause
 from agent.migration.source import SourceSession
 from agent.vm.events import VmEvent
 from agent.vm.vm import VmState, VmView
+from ferry.agent.v1 import host_pb2, migration_pb2, vm_pb2
+from ferry.common.v1 import migration_pb2 as common_pb2
 
 _NS: Final = 1_000_000_000
 _KIB: Final = 1024
@@ -92,6 +94,22 @@ def options(message: common_pb2.MigrationOptions) -> Options:
     )
 
 
+def offer(request: migration_pb2.PrepareMigrationRequest) -> Offer:
+    """Decode what Prepare is given.
+
+    Raises:
+        InvalidRequest: a wish is out of range.
+    """
+    return Offer(
+        migration_id=request.migration_id,
+        options=options(request.options),
+        source=source_facts(request.source),
+        definition=request.definition,
+        token_sha256=request.resume_token_sha256,
+        epoch=request.epoch,
+    )
+
+
 def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
     """Decode what the source tells of itself."""
     return SourceFacts(
@@ -103,12 +121,9 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         ),
         qemu_version=message.qemu_version,
         machine=message.machine,
-        cpu_words=tuple(
-            CpuWord(word.eax, word.ecx, word.register, word.features) for word in message.cpu_feature_words
-        ),
+        cpu_words=tuple(CpuWord(word.eax, word.ecx, word.register, word.features) for word in message.cpu_feature_words),
         disk_markers=tuple(
-            DiskMarker(marker.disk, marker.image_path, marker.marker_path, marker.nonce)
-            for marker in message.disk_markers
+            DiskMarker(marker.disk, marker.image_path, marker.marker_path, marker.nonce) for marker in message.disk_markers
         ),
     )
 
@@ -209,9 +224,7 @@ def migration(session: AnySession) -> migration_pb2.Migration:
         id=facts.migration_id,
         vm_name=facts.vm_name,
         vm_uuid=facts.vm_uuid,
-        role=migration_pb2.Migration.ROLE_SOURCE
-        if facts.role is Role.SOURCE
-        else migration_pb2.Migration.ROLE_DESTINATION,
+        role=migration_pb2.Migration.ROLE_SOURCE if facts.role is Role.SOURCE else migration_pb2.Migration.ROLE_DESTINATION,
         state=state,
         phase=type(phase).__name__,
         status=session.status_text,
@@ -330,24 +343,15 @@ def vm_event(event: VmEvent) -> vm_pb2.VmEvent:
     )
 
 
-def host(
-    who: HostIdentity,
-    *,
-    agent_version: str,
-    qemu_version: str,
-    accelerator: str,
-    memory_kib: tuple[int, int],
-    vm_count: int,
-    warnings: tuple[str, ...],
-) -> host_pb2.Host:
+def host(who: HostIdentity, found: Findings, vm_count: int) -> host_pb2.Host:
     """Encode the agent's host."""
     return host_pb2.Host(
         identity=identity(who),
-        agent_version=agent_version,
-        qemu_version=qemu_version,
-        accelerator=accelerator,
-        memory_available_bytes=memory_kib[0] * _KIB,
-        memory_total_bytes=memory_kib[1] * _KIB,
+        agent_version=found.agent_version,
+        qemu_version=found.qemu_version,
+        accelerator=found.accelerator,
+        memory_available_bytes=found.memory_kib[0] * _KIB,
+        memory_total_bytes=found.memory_kib[1] * _KIB,
         vm_count=vm_count,
-        warnings=warnings,
+        warnings=found.warnings,
     )

@@ -64,7 +64,9 @@ class Identity:
                 contents.append(path.read_bytes())
             except OSError as error:
                 raise WrongState(
-                    f"certificate file {path}: {error.strerror}; make it by `ferry pki issue`", reason="CERTIFICATE_MISSING", path=path
+                    f"certificate file {path}: {error.strerror}; make it by `ferry pki issue`",
+                    reason="CERTIFICATE_MISSING",
+                    path=path,
                 ) from error
         return contents[0], contents[1], contents[2]
 
@@ -76,7 +78,9 @@ def init_authority(directory: Path) -> None:
         WrongState: there is one already.
     """
     if (directory / AUTHORITY_KEY).exists():
-        raise WrongState(f"{directory / AUTHORITY_KEY} exists: this directory holds an authority already", reason="AUTHORITY_EXISTS")
+        raise WrongState(
+            f"{directory / AUTHORITY_KEY} exists: this directory holds an authority already", reason="AUTHORITY_EXISTS"
+        )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ferry fleet")])
@@ -112,7 +116,9 @@ def issue(authority: Path, out: Path, name: str, role: Role, hosts: list[str]) -
         WrongState: there is no authority.
     """
     if not _NAME.fullmatch(name):
-        raise InvalidRequest(f"name {name!r}: 1 to 63 letters, digits, dots, dashes and underscores are wanted", reason="NAME_INVALID")
+        raise InvalidRequest(
+            f"name {name!r}: 1 to 63 letters, digits, dots, dashes and underscores are wanted", reason="NAME_INVALID"
+        )
     authority_certificate, authority_key = _load_authority(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"{SPIFFE_PREFIX}{role.value}/{name}")]
@@ -128,9 +134,7 @@ def issue(authority: Path, out: Path, name: str, role: Role, hosts: list[str]) -
         .not_valid_after(now + CERTIFICATE_LIFETIME)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA256())
     )

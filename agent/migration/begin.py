@@ -13,7 +13,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from agent.migration import outgoing as out
 from agent.migration.checks import guest_cpu, memory_warnings, write_markers
 from agent.migration.clocks import now_s
-from agent.migration.order import Begun, Options, Role, SourceFacts
+from agent.migration.order import Begun, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
@@ -26,9 +26,7 @@ TOKEN_BYTES = 32
 _MOVABLE = (RunState.RUNNING, RunState.PAUSED)
 
 
-async def begin(
-    around: Surroundings, migration_id: str, vm_name: str, options: Options, epoch: int
-) -> tuple[SourceSession, Begun]:
+async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]:
     """Take a running VM for a migration.
 
     Raises:
@@ -36,7 +34,7 @@ async def begin(
         WrongState: it does not run, or is in a state that cannot be moved.
         Busy: another job holds it.
     """
-    vm = around.vms.get(vm_name)
+    vm = around.vms.get(wish.vm)
     if vm.running is None or vm.is_incoming:
         raise WrongState(
             f"VM {vm.name} is not running on {around.identity.name}: only a running VM can be moved; start it first "
@@ -44,17 +42,15 @@ async def begin(
             reason="VM_NOT_RUNNING",
             vm=vm.name,
         )
-    lock = around.vms.lock(vm, Job.MIGRATION_OUT, migration_id)
+    lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
     try:
-        return await _describe(around, vm, lock, migration_id, options, epoch)
+        return await _describe(around, vm, lock, wish)
     except BaseException:
         lock.release()
         raise
 
 
-async def _describe(
-    around: Surroundings, vm: Vm, lock: JobLock, migration_id: str, options: Options, epoch: int
-) -> tuple[SourceSession, Begun]:
+async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> tuple[SourceSession, Begun]:
     qemu = around.vms.qemu(vm)
     state = await qemu.query_status()
     if state not in _MOVABLE:
@@ -71,12 +67,12 @@ async def _describe(
     token = secrets.token_bytes(TOKEN_BYTES)
     record = Record[out.Phase](
         Facts(
-            migration_id=migration_id,
+            migration_id=wish.migration_id,
             role=Role.SOURCE,
             vm_uuid=str(vm.uuid),
             vm_name=vm.name,
-            options=options,
-            epoch=epoch,
+            options=wish.options,
+            epoch=wish.epoch,
             began_at_s=now_s(),
             token=token.hex(),
             token_sha256=hashlib.sha256(token).hexdigest(),

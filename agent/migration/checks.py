@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +29,11 @@ def memory_warnings(definition: Definition, accelerator: Accelerator, version: Q
     if definition.memory_kib % BITMAP_GRANULE_KIB:
         return ()
     right_kib = definition.memory_kib + PADDING_KIB
-    return (
+    text = (
         f"memory of {definition.memory_kib} KiB is a multiple of {BITMAP_GRANULE_KIB} KiB: QEMU {version} under TCG loses pages "
-        f"that a busy guest writes during a migration; give the guest {right_kib} KiB or use QEMU 9.0 or newer",
+        f"that a busy guest writes during a migration; give the guest {right_kib} KiB or use QEMU 9.0 or newer"
     )
+    return (text,)
 
 
 async def guest_cpu(qemu: Qemu) -> tuple[CpuWord, ...]:
@@ -88,7 +89,8 @@ def write_markers(definition: Definition) -> tuple[DiskMarker, ...]:
         except OSError as error:
             remove_markers(tuple(marker.marker_path for marker in markers))
             raise WrongState(
-                f"disk {disk.target}: whether the destination sees the same file cannot be checked: {path.parent}: {error.strerror}",
+                f"disk {disk.target}: whether the destination sees the same file cannot be checked: "
+                f"{path.parent}: {error.strerror}",
                 reason="DISK_NOT_CHECKABLE",
                 disk=disk.target,
             ) from error

@@ -17,7 +17,7 @@ from agent.migration.machine import Cause
 from agent.migration.order import Endpoint, Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID, remove_key
 from agent.migration.record import Record, find_cause
-from agent.migration.session import Session
+from agent.migration.session import Machine, Session
 from agent.migration.strangers import Strangers
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
@@ -38,6 +38,9 @@ _BEFORE_LOADED = (inc.Reserved, inc.Listening, inc.Loading)
 _log = structlog.get_logger()
 
 
+_MACHINE: Final = Machine(inc.step, inc.effects_after_restart, inc.FINAL, remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Running))
+
+
 class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     """The half of a migration whose guest is to come here."""
 
@@ -52,9 +55,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     ) -> None:
         super().__init__(
             record,
-            inc.step,
-            final=inc.FINAL,
-            remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Running),
+            _MACHINE,
             store=around.store,
             lock=lock,
             parent=parent,
@@ -99,9 +100,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             Expired: it does not run yet; ask again.
         """
         if not hmac.compare_digest(hashlib.sha256(token).hexdigest(), self.facts.token_sha256):
-            raise InvalidRequest(
-                f"migration {self.facts.migration_id}: wrong resume token", reason="RESUME_TOKEN_WRONG"
-            )
+            raise InvalidRequest(f"migration {self.facts.migration_id}: wrong resume token", reason="RESUME_TOKEN_WRONG")
         return await self._resume(keep_paused=keep_paused)
 
     async def fence(self) -> None:
@@ -213,9 +212,6 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 await self._run_guest()
             case inc.EnsureUndone():
                 await self._undo()
-
-    def _effects_after_restart(self) -> tuple[inc.Effect, ...]:
-        return inc.effects_after_restart(self.phase)
 
     def _on_bug(self, error: Exception) -> None:
         cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")

@@ -6,8 +6,8 @@
                     v
                  Undoing -> Abandoned
 
-The guest may run here from `Resuming` on, which is saved before `cont` is sent; until then this half can be undone without harm, and
-`Abandoned` is the proof that the guest never ran here and that its QEMU is gone.
+The guest may run here from `Resuming` on, which is saved before `cont` is sent; until then this half can be undone without harm,
+and `Abandoned` is the proof that the guest never ran here and that its QEMU is gone.
 """
 
 from __future__ import annotations

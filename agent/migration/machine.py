@@ -1,7 +1,7 @@
 """What both machines of a migration share: a step, and the refusal of one.
 
-A machine is a pure function `step(phase, event) -> Step`. It knows nothing of time, QEMU or the network: those arrive as events, and
-what it wants done leaves as effects. The driver in `agent.migration.session` saves the phase before it runs the effects.
+A machine is a pure function `step(phase, event) -> Step`. It knows nothing of time, QEMU or the network: those arrive as events,
+and what it wants done leaves as effects. The driver in `agent.migration.session` saves the phase before it runs the effects.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Step(Generic[Phase, Effect]):
     effects: tuple[Effect, ...] = ()
 
 
-class InvalidTransition(Exception):  # noqa: N818 - the name says what it is
+class InvalidTransition(Exception):
     """The event has no meaning in this phase; nothing was changed."""
 
     def __init__(self, phase: object, event: object) -> None:

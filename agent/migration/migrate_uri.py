@@ -83,9 +83,7 @@ def _parse_port(text: str, port: str | None) -> int | None:
 
 
 def _malformed(text: str, what: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"migrate-uri {text[:200]}: {what}; {_FORMS}", reason="MIGRATE_URI_INVALID", migrate_uri=text[:200]
-    )
+    return InvalidRequest(f"migrate-uri {text[:200]}: {what}; {_FORMS}", reason="MIGRATE_URI_INVALID", migrate_uri=text[:200])
 
 
 def resolve(host: str) -> tuple[str, ...]:
@@ -134,9 +132,7 @@ def check_port_free(address: str, port: int) -> None:
         try:
             probe.bind((address, port))
         except PermissionError as error:
-            raise WrongState(
-                f"port {port} of {address}: {error.strerror}", reason="PORT_NOT_ALLOWED", port=port
-            ) from error
+            raise WrongState(f"port {port} of {address}: {error.strerror}", reason="PORT_NOT_ALLOWED", port=port) from error
         except OSError as error:
             if error.errno == 99:  # noqa: PLR2004 - EADDRNOTAVAIL
                 raise InvalidRequest(

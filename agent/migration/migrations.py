@@ -15,7 +15,7 @@ from agent.migration.begin import begin, context_of
 from agent.migration.checks import remove_markers
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
-from agent.migration.order import Begun, Endpoint, Options, Role, SourceFacts
+from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.prepare import Preparation
 from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
 from agent.migration.source import SourceSession
@@ -74,9 +74,7 @@ class Migrations:
         """
         session = self.get(migration_id)
         if not isinstance(session, SourceSession):
-            raise WrongState(
-                f"migration {migration_id}: this host is its destination, not its source", reason="WRONG_HALF"
-            )
+            raise WrongState(f"migration {migration_id}: this host is its destination, not its source", reason="WRONG_HALF")
         return session
 
     def get_destination(self, migration_id: str) -> DestinationSession:
@@ -87,9 +85,7 @@ class Migrations:
         """
         session = self.get(migration_id)
         if not isinstance(session, DestinationSession):
-            raise WrongState(
-                f"migration {migration_id}: this host is its source, not its destination", reason="WRONG_HALF"
-            )
+            raise WrongState(f"migration {migration_id}: this host is its source, not its destination", reason="WRONG_HALF")
         return session
 
     def all(self) -> list[AnySession]:
@@ -119,35 +115,27 @@ class Migrations:
             session.update(epoch=epoch)
             session.save()
 
-    async def begin(self, migration_id: str, vm: str, options: Options, epoch: int) -> tuple[SourceSession, Begun]:
+    async def begin(self, wish: Wish) -> tuple[SourceSession, Begun]:
         """Take a running VM for a migration; the same id again gives the same answer."""
-        self._check_new(migration_id, epoch, Role.SOURCE)
-        if migration_id in self._begun:
-            return self.get_source(migration_id), self._begun[migration_id]
-        session, begun = await begin(self._around, migration_id, vm, options, epoch)
-        self._begun[migration_id] = begun
+        self._check_new(wish.migration_id, wish.epoch, Role.SOURCE)
+        if wish.migration_id in self._begun:
+            return self.get_source(wish.migration_id), self._begun[wish.migration_id]
+        session, begun = await begin(self._around, wish)
+        self._begun[wish.migration_id] = begun
         self._add(session)
         return session, begun
 
-    async def prepare(
-        self,
-        migration_id: str,
-        options: Options,
-        source: SourceFacts,
-        definition: bytes,
-        token_sha256: bytes,
-        epoch: int,
-    ) -> tuple[DestinationSession, Endpoint]:
+    async def prepare(self, offer: Offer) -> tuple[DestinationSession, Endpoint]:
         """Make this host ready for a guest; on failure nothing is left of the attempt.
 
         Raises:
             FerryError: the guest cannot come here.
         """
-        self._check_new(migration_id, epoch, Role.DESTINATION)
-        known = self._sessions.get(migration_id)
+        self._check_new(offer.migration_id, offer.epoch, Role.DESTINATION)
+        known = self._sessions.get(offer.migration_id)
         if isinstance(known, DestinationSession) and known.endpoint is not None:
             return known, known.endpoint
-        preparation = Preparation(self._around, migration_id, options, source, definition, token_sha256, epoch)
+        preparation = Preparation(self._around, offer)
         await preparation.check()
         session = preparation.session
         self._add(session)
@@ -190,7 +178,7 @@ class Migrations:
                     await session.reattach()
             await session.run(after_restart=after_restart)
             remove_markers(session.facts.made_files)
-        except Exception:  # one migration's bug must not end the agent, which owns other guests
+        except Exception:  # noqa: BLE001 - one migration's bug must not end the agent, which owns other guests
             _log.exception("session ended by a bug", migration=session.facts.migration_id)
         self._forget_old()
 
@@ -208,9 +196,7 @@ class Migrations:
         self._add(session, after_restart=True)
         _log.info("migration taken up again", migration=session.facts.migration_id, phase=type(session.phase).__name__)
         if isinstance(session, DestinationSession) and isinstance(session.phase, inc.Reserved):
-            session.observe(
-                inc.AbandonRequested(Cause("the agent was restarted while it prepared; try again", "AGENT_RESTARTED"))
-            )
+            session.observe(inc.AbandonRequested(Cause("the agent was restarted while it prepared; try again", "AGENT_RESTARTED")))
 
     def _rebuild(self, body: dict[str, object]) -> AnySession:
         if read_role(body) is Role.SOURCE:
@@ -219,9 +205,7 @@ class Migrations:
             return SourceSession(sent, around=self._around, vm=vm, lock=lock, parent=context_of(sent.facts.traceparent))
         taken = incoming_record(body)
         vm, lock = self._take_again(taken.facts, Job.MIGRATION_IN)
-        return DestinationSession(
-            taken, around=self._around, vm=vm, lock=lock, parent=context_of(taken.facts.traceparent)
-        )
+        return DestinationSession(taken, around=self._around, vm=vm, lock=lock, parent=context_of(taken.facts.traceparent))
 
     def _take_again(self, facts: Facts, job: Job) -> tuple[Vm | None, JobLock | None]:
         vm = self._around.vms.find(UUID(facts.vm_uuid))
@@ -248,9 +232,7 @@ class Migrations:
         if isinstance(session.phase, out.Kept | out.Lost):
             return session
         peer = session.facts.peer or "the destination"
-        session.request(
-            out.CancelRequested(cause), f"cannot be cancelled any more: the guest was given to {peer}", "GUEST_SENT"
-        )
+        session.request(out.CancelRequested(cause), f"cannot be cancelled any more: the guest was given to {peer}", "GUEST_SENT")
         return session
 
     async def pause(self, migration_id: str) -> SourceSession:
@@ -315,8 +297,6 @@ class Migrations:
         if isinstance(session, DestinationSession):
             await session.fence()
         else:
-            cause = Cause(
-                f"fenced by an operator: {session.facts.peer or 'the destination'} is dead", "FENCED", by_wish=True
-            )
+            cause = Cause(f"fenced by an operator: {session.facts.peer or 'the destination'} is dead", "FENCED", by_wish=True)
             session.request(out.Fenced(cause), "cannot be fenced: the guest is not in doubt", "NOT_IN_DOUBT")
         return session

@@ -165,21 +165,37 @@ class Endpoint:
     def __post_init__(self) -> None:
         """Refuse what is no endpoint at all; QEMU and the tunnel judge the rest."""
         if bool(self.uri) is bool(self.tunnel_token):
-            raise InvalidRequest(
-                "endpoint: a uri or a tunnel token is wanted, not both and not neither", reason="ENDPOINT_INVALID"
-            )
+            raise InvalidRequest("endpoint: a uri or a tunnel token is wanted, not both and not neither", reason="ENDPOINT_INVALID")
         if self.uri and not self.uri.startswith("tcp:"):
             raise InvalidRequest(f"endpoint: uri {self.uri}: tcp:host:port is wanted", reason="ENDPOINT_INVALID")
-        if self.psk_key and (
-            len(self.psk_key) != _KEY_LENGTH or not all(c in "0123456789abcdef" for c in self.psk_key)
-        ):
-            raise InvalidRequest(
-                f"endpoint: the PSK key is not {_KEY_LENGTH} hexadecimal digits", reason="ENDPOINT_INVALID"
-            )
+        if self.psk_key and (len(self.psk_key) != _KEY_LENGTH or not all(c in "0123456789abcdef" for c in self.psk_key)):
+            raise InvalidRequest(f"endpoint: the PSK key is not {_KEY_LENGTH} hexadecimal digits", reason="ENDPOINT_INVALID")
 
     def __repr__(self) -> str:
         """Show no secret."""
         return f"Endpoint(uri={self.uri!r}, tunnel_address={self.tunnel_address!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What Begin asks for."""
+
+    migration_id: str
+    vm: str
+    options: Options
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What Prepare is given: the guest's running definition, its source, and the digest of the resume token."""
+
+    migration_id: str
+    options: Options
+    source: SourceFacts
+    definition: bytes
+    token_sha256: bytes
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,7 @@ class Tunnel(Protocol):
     ) -> None:
         """Let streams with this token reach a UNIX socket of QEMU."""
 
-    async def open_entrance(
-        self, session_id: str, token: str, socket_path: Path, peer_address: str, channel_count: int
-    ) -> float:
+    async def open_entrance(self, session_id: str, token: str, socket_path: Path, peer_address: str, channel_count: int) -> float:
         """Listen on a UNIX socket for QEMU, with the other tunnel checked; return the round trip in seconds."""
 
     async def close_session(self, session_id: str) -> None:

@@ -19,7 +19,7 @@ from agent.migration.checks import check_cpu, check_markers, guest_cpu, rename
 from agent.migration.clocks import now_s
 from agent.migration.destination import DestinationSession
 from agent.migration.migrate_uri import Target, check_port_free, listen_uri, parse_migrate_uri, refuse_loopback, resolve
-from agent.migration.order import Endpoint, Options, Role, SourceFacts, Transport
+from agent.migration.order import Endpoint, Offer, Role, Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID, PSK_IDENTITY, apply_settings, psk_priority, write_key
 from agent.migration.record import Facts, Record
 from agent.migration.surroundings import Surroundings
@@ -37,41 +37,32 @@ DIGEST_BYTES: Final = 32
 class Preparation:
     """One Prepare, from its checks to the endpoint."""
 
-    def __init__(
-        self,
-        around: Surroundings,
-        migration_id: str,
-        options: Options,
-        source: SourceFacts,
-        definition: bytes,
-        token_sha256: bytes,
-        epoch: int,
-    ) -> None:
+    def __init__(self, around: Surroundings, offer: Offer) -> None:
         """Read what the source sent.
 
         Raises:
             InvalidRequest: the definition or the digest is not one.
         """
-        if len(token_sha256) != DIGEST_BYTES:
+        if len(offer.token_sha256) != DIGEST_BYTES:
             raise InvalidRequest(
-                f"resume_token_sha256 has {len(token_sha256)} bytes; a SHA-256 has {DIGEST_BYTES}",
+                f"resume_token_sha256 has {len(offer.token_sha256)} bytes; a SHA-256 has {DIGEST_BYTES}",
                 reason="DIGEST_INVALID",
             )
         self._around = around
-        self._options = options
-        self._source = source
-        self._definition = rename(_read_definition(definition), options.destination_name)
+        self._options = offer.options
+        self._source = offer.source
+        self._definition = rename(_read_definition(offer.definition), offer.options.destination_name)
         record = Record[inc.Phase](
             Facts(
-                migration_id=migration_id,
+                migration_id=offer.migration_id,
                 role=Role.DESTINATION,
                 vm_uuid=str(self._definition.uuid),
                 vm_name=self._definition.name,
-                options=options,
-                epoch=epoch,
+                options=offer.options,
+                epoch=offer.epoch,
                 began_at_s=now_s(),
-                token_sha256=token_sha256.hex(),
-                peer=source.host.name,
+                token_sha256=offer.token_sha256.hex(),
+                peer=offer.source.host.name,
                 traceparent=current_traceparent(),
             ),
             inc.Reserved(),
@@ -159,9 +150,7 @@ class Preparation:
         """Choose the host that the source connects to, and the address of it that QEMU listens on."""
         around = self._around
         target = (
-            parse_migrate_uri(self._options.migrate_uri)
-            if self._options.migrate_uri
-            else Target(around.migration_address, None)
+            parse_migrate_uri(self._options.migrate_uri) if self._options.migrate_uri else Target(around.migration_address, None)
         )
         addresses = await asyncio.to_thread(resolve, target.host)
         refuse_loopback(target.host, addresses, peer_is_this_host=self._source.host.is_same_network(around.identity))

@@ -68,8 +68,8 @@ class Timeline:
     def downtime_legs(self) -> tuple[Leg, ...]:
         """Return the parts of the downtime in order: `stop`, `device`, `resume`; empty before the guest runs again.
 
-        `stop` is from the guest's STOP to `migrate-continue` sent, `device` from there to `completed`, `resume` from there to the answer,
-        less the time that the guest already ran. Their sum is the downtime.
+        `stop` is from the guest's STOP to `migrate-continue` sent, `device` from there to `completed`, `resume` from there to the
+        answer, less the time that the guest already ran. Their sum is the downtime.
         """
         stopped, continued, completed, resumed = (
             self.stopped_at_s,

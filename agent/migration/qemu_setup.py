@@ -62,18 +62,12 @@ async def apply_settings(qemu: Qemu, options: Options) -> None:
     wanted = capabilities(options, known)
     for name in (*_ALWAYS, *(["multifd"] if options.multifd_channel_count else [])):
         if name not in known:
-            raise WrongState(
-                f"this QEMU has no migration capability {name}", reason="CAPABILITY_MISSING", capability=name
-            )
+            raise WrongState(f"this QEMU has no migration capability {name}", reason="CAPABILITY_MISSING", capability=name)
     await qemu.set_capabilities(wanted)
     await qemu.set_parameters(parameters(options))
-    differing = sorted(
-        name for name, state in (await qemu.query_capabilities()).items() if wanted.get(name) is not state
-    )
+    differing = sorted(name for name, state in (await qemu.query_capabilities()).items() if wanted.get(name) is not state)
     if differing:
-        raise WrongState(
-            f"QEMU did not take capability {differing[0]}", reason="CAPABILITY_REFUSED", capability=differing[0]
-        )
+        raise WrongState(f"QEMU did not take capability {differing[0]}", reason="CAPABILITY_REFUSED", capability=differing[0])
 
 
 def write_key(directory: Path, key: str, owner: tuple[int, int] | None) -> None:

@@ -1,14 +1,13 @@
 """What an agent remembers of one half of a migration, so that it can go on after a restart.
 
-One record a half, written whole at every change of phase; see `agent.store`. It holds the token of the hand-over, so it is readable by
-the agent alone; it never holds the PSK key or the tunnel's token.
+One record a half, written whole at every change of phase; see `agent.store`. It holds the token of the hand-over, so it is
+readable by the agent alone; it never holds the PSK key or the tunnel's token.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from agent.migration import incoming, outgoing
@@ -63,7 +62,7 @@ class Facts:
     made_files: tuple[str, ...] = ()
     ended_at_s: float | None = None
     waiting_for: str = ""
-    timeline: Timeline = Timeline()
+    timeline: Timeline = field(default_factory=Timeline)
     progress: Progress | None = None
 
 
@@ -119,8 +118,5 @@ def check_migration_id(text: str) -> None:
 
 def find_cause(phase: incoming.Phase | outgoing.Phase) -> Cause | None:
     """Return why a migration does not go on, if its phase says so."""
-    for field in dataclasses.fields(phase):
-        if field.name == "cause":
-            cause = getattr(phase, field.name)
-            return cause if isinstance(cause, Cause) else None
-    return None
+    cause = getattr(phase, "cause", None)
+    return cause if isinstance(cause, Cause) else None

@@ -10,7 +10,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 import structlog
@@ -32,24 +32,37 @@ SAVE_DELAY_S: Final = 0.02
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class Machine(Generic[P, V, F]):
+    """A machine as its driver needs it.
+
+    Attributes:
+        step: answers events.
+        effects_after_restart: what has to be done again in a phase.
+        final: phases in which nothing changes any more.
+        remembered_by_qemu: phases that a query to QEMU finds again, so that losing them does no harm.
+    """
+
+    step: Callable[[P, V], Step[P, F]]
+    effects_after_restart: Callable[[P], tuple[F, ...]]
+    final: tuple[type, ...]
+    remembered_by_qemu: tuple[type, ...]
+
+
 class Session(ABC, Generic[P, V, F]):
     """One half of a migration, from its acceptance to a final phase."""
 
     def __init__(
         self,
         record: Record[P],
-        step: Callable[[P, V], Step[P, F]],
+        machine: Machine[P, V, F],
         *,
-        final: tuple[type, ...],
-        remembered_by_qemu: tuple[type, ...],
         store: Store,
         lock: JobLock | None,
         parent: otel_context.Context,
     ) -> None:
         self.record = record
-        self._step = step
-        self._final = final
-        self._remembered_by_qemu = remembered_by_qemu
+        self._machine = machine
         self._store = store
         self._lock = lock
         self.parent = parent
@@ -75,7 +88,7 @@ class Session(ABC, Generic[P, V, F]):
     @property
     def is_final(self) -> bool:
         """Whether nothing will change any more."""
-        return isinstance(self.phase, self._final)
+        return isinstance(self.phase, self._machine.final)
 
     @property
     def is_over(self) -> bool:
@@ -92,11 +105,11 @@ class Session(ABC, Generic[P, V, F]):
         Raises:
             InvalidTransition: the event has no meaning now; nothing was changed.
         """
-        after = self._step(self.phase, event)
+        after = self._machine.step(self.phase, event)
         before, phase = self.phase, after.phase
         if phase != before:
             self.record = Record(self.facts, phase)
-            if isinstance(phase, self._remembered_by_qemu):
+            if isinstance(phase, self._machine.remembered_by_qemu):
                 self._save_soon()
             else:
                 self.save()
@@ -155,7 +168,7 @@ class Session(ABC, Generic[P, V, F]):
             async with asyncio.TaskGroup() as group:
                 self._effects = group
                 watcher = group.create_task(self._keep_watching(after_restart=after_restart))
-                self._start(self._effects_after_restart() if after_restart else self._waiting)
+                self._start(self._machine.effects_after_restart(self.phase) if after_restart else self._waiting)
                 while not self.is_final:
                     await self.wait_change()
                 for task in (watcher, *self._running):
@@ -205,14 +218,10 @@ class Session(ABC, Generic[P, V, F]):
     async def _tidy(self) -> None:
         """Remove what this half made for the transfer."""
 
-    @abstractmethod
-    def _effects_after_restart(self) -> tuple[F, ...]:
-        """Return what has to be done again in this phase."""
-
     async def _keep_watching(self, *, after_restart: bool) -> None:
         try:
             await self._watch(after_restart=after_restart)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the driver turns a bug into an event
             _log.exception("bug in watch", migration=self.facts.migration_id)
             self._on_bug(error)
 
@@ -220,10 +229,8 @@ class Session(ABC, Generic[P, V, F]):
         try:
             await self._run_effect(effect)
         except FerryError as error:
-            _log.warning(
-                "effect failed", migration=self.facts.migration_id, effect=type(effect).__name__, error=error.text
-            )
-        except Exception as error:
+            _log.warning("effect failed", migration=self.facts.migration_id, effect=type(effect).__name__, error=error.text)
+        except Exception as error:  # noqa: BLE001 - the driver turns a bug into an event
             _log.exception("bug in effect", migration=self.facts.migration_id, effect=type(effect).__name__)
             self._on_bug(error)
 

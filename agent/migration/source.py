@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 import structlog
+from opentelemetry import context as otel_context
 
 from agent.migration import outgoing as out
 from agent.migration.clocks import now_s
@@ -18,7 +19,7 @@ from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
 from agent.migration.qemu_setup import bandwidth, downtime_ms
 from agent.migration.record import Record
-from agent.migration.session import Session
+from agent.migration.session import Machine, Session
 from agent.migration.source_watch import SourceWatch
 from agent.migration.surroundings import Surroundings
 from agent.migration.transfer import Transfer
@@ -30,7 +31,6 @@ from agent.qemu.status import MigrationStatus, RunState
 from agent.vm.jobs import JobLock
 from agent.vm.vm import Vm
 from common.errors import FerryError, Unreachable, WrongState
-from opentelemetry import context as otel_context
 
 CANCEL_ANSWER_S: Final = 0.25
 YANK_ANSWER_S: Final = 0.1
@@ -44,6 +44,11 @@ _log = structlog.get_logger()
 # States in which `cont` has no sense: the guest did not stand still because of us.
 _OWN_STOPS: Final = frozenset(
     {RunState.GUEST_PANICKED, RunState.IO_ERROR, RunState.SHUTDOWN, RunState.INTERNAL_ERROR, RunState.WATCHDOG}
+)
+
+
+_MACHINE: Final = Machine(
+    out.step, out.effects_after_restart, out.FINAL, remembered_by_qemu=(out.Transferring, out.Sent, out.HandedOver)
 )
 
 
@@ -61,9 +66,7 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
     ) -> None:
         super().__init__(
             record,
-            out.step,
-            final=out.FINAL,
-            remembered_by_qemu=(out.Transferring, out.Sent, out.HandedOver),
+            _MACHINE,
             store=around.store,
             lock=lock,
             parent=parent,
@@ -174,9 +177,6 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
             case out.EnsureHuskEnded():
                 await self._end_husk()
 
-    def _effects_after_restart(self) -> tuple[out.Effect, ...]:
-        return out.effects_after_restart(self.phase)
-
     def _on_bug(self, error: Exception) -> None:
         cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
         self.observe(out.CancelRequested(cause))
@@ -184,9 +184,7 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
     async def _start_transfer(self) -> None:
         endpoint = self._endpoint
         if endpoint is None or self._destination is None:
-            self.observe(
-                out.QemuGaveUp(Cause("the agent was restarted before the transfer began; try again", "AGENT_RESTARTED"))
-            )
+            self.observe(out.QemuGaveUp(Cause("the agent was restarted before the transfer began; try again", "AGENT_RESTARTED")))
             return
         try:
             uri = await self.transfer.open(self.qemu, endpoint)
@@ -276,11 +274,7 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
         """Wait a moment for the destination's own words about the failure: QEMU gives its reason there alone."""
         with suppress(TimeoutError):
             async with asyncio.timeout(PEER_WORDS_S):
-                while (
-                    self._destination is not None
-                    and not self.facts.peer_words
-                    and not self._watcher.destination_is_over
-                ):
+                while self._destination is not None and not self.facts.peer_words and not self._watcher.destination_is_over:
                     await self.wait_change()
 
     async def _request_resume(self) -> None:
@@ -321,9 +315,7 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
             async with asyncio.timeout(FIGURES_TIMEOUT_S):
                 report = await self.qemu.query_migrate()
                 if report.status is MigrationStatus.COMPLETED:
-                    timeline = replace(
-                        self.facts.timeline, qemu_downtime_ms=report.downtime_ms, qemu_total_ms=report.total_time_ms
-                    )
+                    timeline = replace(self.facts.timeline, qemu_downtime_ms=report.downtime_ms, qemu_total_ms=report.total_time_ms)
                     self.update(timeline=timeline, progress=progress_of(report) or self.facts.progress)
 
     async def _end_husk(self) -> None:

@@ -153,9 +153,7 @@ class SourceWatch:
         with suppress(FerryError):
             report = await session.qemu.query_migrate()
             started_at_s = session.facts.timeline.started_at_s
-            if (
-                started_at_s is not None and asked_at_s >= started_at_s
-            ):  # else it tells of an earlier migration of this QEMU
+            if started_at_s is not None and asked_at_s >= started_at_s:  # else it tells of an earlier migration of this QEMU
                 self._see_report(report)
 
     async def _reattach(self) -> None:
@@ -190,7 +188,10 @@ class SourceWatch:
                 session.observe(out.CancelRequested(Cause(text, "TRANSFER_STALLED")))
 
     async def _watch_mute(self) -> None:
-        """Free the guest when QEMU goes mute while it connects: in a TLS handshake it stands still as long as the peer is silent."""
+        """Free the guest when QEMU goes mute while it connects.
+
+        In a TLS handshake the guest stands still for as long as the peer is silent.
+        """
         session = self._session
         while True:
             await self._until(out.Connecting)
@@ -244,7 +245,8 @@ class SourceWatch:
             async with asyncio.timeout(CONNECT_LIMIT_S):
                 await session.wait_phase(out.Transferring, out.Switching, out.Cancelling, out.Keeping, out.Sent)
                 return
-        text = f"no connection to {self._peer()} in {CONNECT_LIMIT_S:g} s ({session.facts.peer_uri or 'tunnel'}): is a firewall in the way?"
+        way = session.facts.peer_uri or "tunnel"
+        text = f"no connection to {self._peer()} in {CONNECT_LIMIT_S:g} s ({way}): is a firewall in the way?"
         session.observe(out.CancelRequested(Cause(text, "CONNECT_TIMED_OUT")))
 
     async def _watch_destination(self) -> None:

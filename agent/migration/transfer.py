@@ -14,8 +14,8 @@ from agent.migration.parts import Destination
 from agent.migration.qemu_setup import CREDENTIALS_ID, apply_settings, remove_key, write_key
 from agent.migration.surroundings import Surroundings
 from agent.qemu import cut
-from agent.qemu.cut import Connection
 from agent.qemu.commands import Qemu
+from agent.qemu.cut import Connection
 from agent.qemu.machine import Endpoint as TlsEndpoint
 from common.errors import FerryError
 
@@ -57,9 +57,7 @@ class Transfer:
             write_key(directory, endpoint.psk_key, None)
             with suppress(FerryError):
                 await qemu.object_del(CREDENTIALS_ID)
-            await qemu.add_psk(
-                CREDENTIALS_ID, directory, TlsEndpoint.CLIENT, endpoint.psk_identity, endpoint.psk_priority or None
-            )
+            await qemu.add_psk(CREDENTIALS_ID, directory, TlsEndpoint.CLIENT, endpoint.psk_identity, endpoint.psk_priority or None)
         finally:
             remove_key(directory)  # a client reads it once
 

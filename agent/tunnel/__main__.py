@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc
 
 from agent.tunnel.entrance import SERVICE
 from agent.tunnel.exits import Exits
@@ -22,6 +21,7 @@ from common.errors import FerryError, InvalidRequest
 from common.pki import Identity, Role
 from common.rpc.server import Allowed, Service, serve
 from common.telemetry import telemetry
+from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc
 
 CONTROL_SERVICE: Final = "ferry.tunnel.v1.TunnelControlService"
 MIN_FRAME_BYTES: Final = 4096
@@ -40,7 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="ferry-tunnel", description="The data plane of one host: carries migrations over gRPC.")
     parser.add_argument("--listen", default="127.0.0.1:7702", metavar="HOST:PORT", help="address for other tunnels (%(default)s)")
     parser.add_argument(
-        "--control", type=Path, default=Path("/var/lib/ferry/tunnel.sock"), metavar="PATH", help="UNIX socket for the agent (%(default)s)"
+        "--control",
+        type=Path,
+        default=Path("/var/lib/ferry/tunnel.sock"),
+        metavar="PATH",
+        help="UNIX socket for the agent (%(default)s)",
     )
     parser.add_argument("--pki", type=Path, metavar="DIR", help="directory with ca.pem, cert.pem and key.pem")
     parser.add_argument("--insecure", action="store_true", help="plain text, on loopback only")

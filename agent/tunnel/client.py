@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Self
 
-from ferry.tunnel.v1 import tunnel_control_service_pb2 as pb
-from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc
 from google.protobuf.duration_pb2 import Duration
 
 from common.errors import Unreachable
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
+from ferry.tunnel.v1 import tunnel_control_service_pb2 as pb
+from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,9 +35,7 @@ class TunnelClient:
         self._stub = rpc.TunnelControlServiceStub(self._channel)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the channel; sessions stay open."""
         await self._channel.close()
 
@@ -61,9 +59,7 @@ class TunnelClient:
         with self._calls():
             await self._stub.OpenExit(request, timeout=OPEN_TIMEOUT_S)
 
-    async def open_entrance(
-        self, session_id: str, token: str, socket_path: Path, peer_address: str, channel_count: int
-    ) -> float:
+    async def open_entrance(self, session_id: str, token: str, socket_path: Path, peer_address: str, channel_count: int) -> float:
         """Listen on a UNIX socket for QEMU, with the other tunnel and the token checked; return the round trip in seconds.
 
         Raises:

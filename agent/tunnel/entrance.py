@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import grpc
 import structlog
-from ferry.tunnel.v1 import tunnel_service_pb2 as pb
 
 from agent.tunnel.frames import First, decode, encode_open
 from agent.tunnel.pump import SOCKET_BUFFER_BYTES, Counters, StreamBroken, to_socket, to_stream
@@ -18,6 +18,7 @@ from common.errors import FerryError
 from common.pki import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
+from ferry.tunnel.v1 import tunnel_service_pb2 as pb
 
 SERVICE: Final = "ferry.tunnel.v1.TunnelService"
 CHECK_TIMEOUT_S: Final = 5.0
@@ -25,32 +26,33 @@ BACKLOG: Final = 64
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an entrance is to connect; `peer_address` is the other tunnel's `host:port`."""
+
+    session_id: str
+    token: str
+    socket_path: Path
+    peer_address: str
+
+
 class Entrance:
     """One session at the source."""
 
-    def __init__(
-        self,
-        session_id: str,
-        token: str,
-        socket_path: Path,
-        peer_address: str,
-        identity: Identity | None,
-        *,
-        frame_bytes: int,
-        options: tuple[tuple[str, int], ...],
-    ) -> None:
-        self.session_id = session_id
+    def __init__(self, order: Order, identity: Identity | None, *, frame_bytes: int, options: tuple[tuple[str, int], ...]) -> None:
+        self.session_id = order.session_id
         self.counters = Counters()
         self.connection_count = 0
         self.open_count = 0
         self.error = ""
         self.closed = asyncio.Event()
-        self._token = token
-        self._path = socket_path
-        self._peer = f"tunnel at {peer_address}"
+        self._token = order.token
+        self._path = order.socket_path
+        self._peer = f"tunnel at {order.peer_address}"
         self._frame_bytes = frame_bytes
-        self._channel = open_channel(peer_address, identity, options=options)
+        self._channel = open_channel(order.peer_address, identity, options=options)
         self._listener: socket.socket | None = None
+        self._carried: set[asyncio.Task[None]] = set()
 
     async def check(self) -> float:
         """Prove path and token; return the time of one call there and back, in seconds.
@@ -75,7 +77,7 @@ class Entrance:
         """Bind the UNIX socket; QEMU may connect from now on."""
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.setblocking(False)
+        listener.settimeout(0)
         listener.bind(str(self._path))
         self._path.chmod(0o600)
         listener.listen(BACKLOG)
@@ -88,9 +90,8 @@ class Entrance:
                 acceptor = group.create_task(self._accept(group))
                 await self.closed.wait()
                 acceptor.cancel()
-                raise _Closed
-        except* _Closed:
-            pass
+                for connection in self._carried:
+                    connection.cancel()
         finally:
             await self.dispose()
 
@@ -106,10 +107,12 @@ class Entrance:
         loop = asyncio.get_running_loop()
         while self._listener is not None:
             connection, _ = await loop.sock_accept(self._listener)
-            connection.setblocking(False)
+            connection.settimeout(0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
             ordinal, self.connection_count = self.connection_count, self.connection_count + 1
-            group.create_task(self._carry(connection, ordinal))
+            carrier = group.create_task(self._carry(connection, ordinal))
+            self._carried.add(carrier)
+            carrier.add_done_callback(self._carried.discard)
 
     async def _carry(self, connection: socket.socket, ordinal: int) -> None:
         self.open_count += 1
@@ -142,7 +145,7 @@ class Entrance:
         self.counters.backward_bytes += count
 
 
-class _Closed(Exception):  # noqa: N818 - an end, not an error
+class _Closed(Exception):
     """The session was closed."""
 
 
@@ -158,5 +161,3 @@ def _first_text(errors: BaseExceptionGroup[BaseException]) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return error.details() or error.code().name
     return str(error) or type(error).__name__
-
-

@@ -54,7 +54,9 @@ class Exit:
             async with asyncio.timeout(ORDER_TIMEOUT_S), self._turn:
                 await self._turn.wait_for(lambda: self.connected_count == ordinal)
         except TimeoutError as error:
-            raise Unreachable(f"relay: connection {ordinal} waited for one before it that never came", reason="ORDER_BROKEN") from error
+            raise Unreachable(
+                f"relay: connection {ordinal} waited for one before it that never came", reason="ORDER_BROKEN"
+            ) from error
         connection = await self._dial()
         async with self._turn:
             self.connected_count += 1
@@ -63,7 +65,7 @@ class Exit:
 
     async def _dial(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
+        connection.settimeout(0)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -94,7 +96,9 @@ class Exits:
         if len(token_sha256) != hashlib.sha256().digest_size:
             raise InvalidRequest(f"token_sha256 has {len(token_sha256)} bytes, 32 are wanted", reason="DIGEST_INVALID")
         if not 1 <= channel_count <= MAX_CHANNEL_COUNT:
-            raise InvalidRequest(f"channel_count {channel_count}: 1 to {MAX_CHANNEL_COUNT} are possible", reason="CHANNEL_COUNT_INVALID")
+            raise InvalidRequest(
+                f"channel_count {channel_count}: 1 to {MAX_CHANNEL_COUNT} are possible", reason="CHANNEL_COUNT_INVALID"
+            )
         if not 0 < lifetime_s <= MAX_LIFETIME_S:
             raise InvalidRequest(f"lifetime {lifetime_s:g} s: more than 0 and at most 24 h is possible", reason="LIFETIME_INVALID")
         self.close(session_id)

@@ -1,8 +1,8 @@
 """The frames of a Relay stream, encoded by hand so that data is not copied through protobuf objects. Pure.
 
-What leaves here is valid protobuf: each frame is a RelayRequest or RelayResponse with its one field set. Both have the same numbers:
-1 is the first frame (Open, Opened), 2 is data, 3 is half_close. Source: protos/ferry/tunnel/v1/tunnel_service.proto and the protobuf
-encoding guide.
+What leaves here is valid protobuf: each frame is a RelayRequest or RelayResponse with its one field set. Both have the same
+numbers: 1 is the first frame (Open, Opened), 2 is data, 3 is half_close. Source: protos/ferry/tunnel/v1/tunnel_service.proto and
+the protobuf encoding guide.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from ferry.tunnel.v1 import tunnel_service_pb2 as pb
-
 from common.errors import InvalidRequest
+from ferry.tunnel.v1 import tunnel_service_pb2 as pb
 
 _FIRST_TAG: Final = 0x0A  # field 1, length-delimited
 _DATA_TAG: Final = 0x12

@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
-from ferry.tunnel.v1 import tunnel_control_service_pb2 as pb
-from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc
-from ferry.tunnel.v1 import tunnel_service_pb2
 
-from agent.tunnel.entrance import SERVICE, Entrance
+from agent.tunnel.entrance import SERVICE, Entrance, Order
 from agent.tunnel.exits import Exit, Exits
 from agent.tunnel.frames import OPENED, First, decode, decode_open
 from agent.tunnel.pump import StreamBroken, to_socket, to_stream
 from common.errors import FerryError, InvalidRequest
 from common.pki import Identity
+from ferry.tunnel.v1 import tunnel_control_service_pb2 as pb
+from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc
+from ferry.tunnel.v1 import tunnel_service_pb2
 
 OPEN_TIMEOUT_S: Final = 10.0
 _NS: Final = 1_000_000_000
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger()
 
 
@@ -44,12 +45,14 @@ class DataServicer:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
-    async def check(self, request: tunnel_service_pb2.CheckSessionRequest, context: Any) -> tunnel_service_pb2.CheckSessionResponse:
+    async def check(
+        self, request: tunnel_service_pb2.CheckSessionRequest, context: Context
+    ) -> tunnel_service_pb2.CheckSessionResponse:
         """Prove that path and token are good."""
         self._exits.admit(request.token)
         return tunnel_service_pb2.CheckSessionResponse(frame_limit_bytes=self._frame_bytes)
 
-    async def relay(self, requests: Any, context: Any) -> None:
+    async def relay(self, requests: object, context: Context) -> None:
         """Carry one connection."""
         session, ordinal = await self._read_open(context)
         connection = await session.connect(ordinal)
@@ -61,7 +64,7 @@ class DataServicer:
             connection.close()
             session.open_count -= 1
 
-    async def _read_open(self, context: Any) -> tuple[Exit, int]:
+    async def _read_open(self, context: Context) -> tuple[Exit, int]:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             message = await _next(context)
         frame = None if message is None else decode(message)
@@ -70,7 +73,7 @@ class DataServicer:
         opened = decode_open(frame)
         return self._exits.admit(opened.token), opened.ordinal
 
-    async def _carry(self, session: Exit, connection: socket.socket, context: Any) -> None:
+    async def _carry(self, session: Exit, connection: socket.socket, context: Context) -> None:
         def count_forward(count: int) -> None:
             session.counters.forward_bytes += count
 
@@ -108,7 +111,7 @@ class ControlServicer(rpc.TunnelControlServiceServicer):
         self._options = options
         self._entrances: dict[str, Entrance] = {}
 
-    async def OpenExit(self, request: pb.OpenExitRequest, context: Any) -> pb.OpenExitResponse:
+    async def OpenExit(self, request: pb.OpenExitRequest, context: Context) -> pb.OpenExitResponse:
         """Destination: let streams with this token reach QEMU."""
         self._exits.open(
             request.session_id,
@@ -120,18 +123,11 @@ class ControlServicer(rpc.TunnelControlServiceServicer):
         _log.info("exit opened", session=request.session_id)
         return pb.OpenExitResponse()
 
-    async def OpenEntrance(self, request: pb.OpenEntranceRequest, context: Any) -> pb.OpenEntranceResponse:
+    async def OpenEntrance(self, request: pb.OpenEntranceRequest, context: Context) -> pb.OpenEntranceResponse:
         """Source: check the way, then listen for QEMU."""
         self._close_entrance(request.session_id)
-        entrance = Entrance(
-            request.session_id,
-            request.token,
-            Path(request.socket_path),
-            request.peer_address,
-            self._identity,
-            frame_bytes=self._frame_bytes,
-            options=self._options,
-        )
+        order = Order(request.session_id, request.token, Path(request.socket_path), request.peer_address)
+        entrance = Entrance(order, self._identity, frame_bytes=self._frame_bytes, options=self._options)
         try:
             round_trip_s = await entrance.check()
             entrance.listen()
@@ -145,13 +141,13 @@ class ControlServicer(rpc.TunnelControlServiceServicer):
         response.round_trip.FromNanoseconds(int(round_trip_s * _NS))
         return response
 
-    async def CloseSession(self, request: pb.CloseSessionRequest, context: Any) -> pb.CloseSessionResponse:
+    async def CloseSession(self, request: pb.CloseSessionRequest, context: Context) -> pb.CloseSessionResponse:
         """End a session at once."""
         self._exits.close(request.session_id)
         self._close_entrance(request.session_id)
         return pb.CloseSessionResponse()
 
-    async def ListSessions(self, request: pb.ListSessionsRequest, context: Any) -> pb.ListSessionsResponse:
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
         """List the sessions."""
         exits = [
             pb.Session(
@@ -192,7 +188,7 @@ class ControlServicer(rpc.TunnelControlServiceServicer):
             entrance.closed.set()
 
 
-async def _next(context: Any) -> bytes | None:
+async def _next(context: Context) -> bytes | None:
     message = await context.read()
     return message if isinstance(message, bytes) else None
 

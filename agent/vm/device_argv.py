@@ -128,9 +128,7 @@ def _rng(rng: Rng, index: int, bus: str) -> Iterator[str]:
         backend |= {"qom-type": "rng-random", "filename": rng.source}
     rate = {} if rng.rate_bytes is None else {"max-bytes": rng.rate_bytes, "period": rng.rate_period_ms}
     yield from ("-object", to_json(backend))
-    yield from _device(
-        {"driver": "virtio-rng-pci", "id": f"rng{index}", "rng": source, **rate, **_at(bus, rng.address)}
-    )
+    yield from _device({"driver": "virtio-rng-pci", "id": f"rng{index}", "rng": source, **rate, **_at(bus, rng.address)})
 
 
 def _chardev(chardev: Chardev, name: str) -> str:

@@ -84,9 +84,7 @@ class Disk:
             rules.check_disk_serial(self.serial)
         _check_boot_index(self.boot_index)
         if self.aio is AioMode.NATIVE and self.cache not in (CacheMode.NONE, CacheMode.DIRECTSYNC):
-            raise InvalidRequest(
-                f"disk {self.target}: io `native` needs cache `none` or `directsync`", reason="VALUE_INVALID"
-            )
+            raise InvalidRequest(f"disk {self.target}: io `native` needs cache `none` or `directsync`", reason="VALUE_INVALID")
 
 
 class InterfaceKind(Enum):
@@ -122,9 +120,7 @@ class Interface:
         has_bridge = self.kind is InterfaceKind.BRIDGE
         wrong_tap = self.tap is None if self.kind is InterfaceKind.TAP else self.kind is InterfaceKind.USER and self.tap
         if wrong_tap or (self.bridge is not None) is not has_bridge:
-            raise InvalidRequest(
-                f"interface {self.mac}: wrong parts for kind {self.kind.value}", reason="VALUE_INVALID"
-            )
+            raise InvalidRequest(f"interface {self.mac}: wrong parts for kind {self.kind.value}", reason="VALUE_INVALID")
 
 
 class ChardevKind(Enum):

@@ -251,9 +251,7 @@ def _read_clock(domain: Element) -> tuple[Clock, bool | None]:
     return Clock(base=base, rtc_catches_up=answers["rtc"], pit_delays_ticks=answers["pit"]), answers["hpet"]
 
 
-def _with_boot_order(
-    domain: Element, devices: Devices, boot_devices: list[str]
-) -> tuple[tuple[Disk, ...], tuple[Interface, ...]]:
+def _with_boot_order(domain: Element, devices: Devices, boot_devices: list[str]) -> tuple[tuple[Disk, ...], tuple[Interface, ...]]:
     """Give the first disk, or what `<os><boot>` names, its place in the boot order, as libvirt does."""
     disks, interfaces = list(devices.disks), list(devices.interfaces)
     indexes = [*(disk.boot_index for disk in disks), *(interface.boot_index for interface in interfaces)]

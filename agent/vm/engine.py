@@ -66,9 +66,7 @@ class Engine:
         await self._tasks.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Let go of every QEMU; they run on."""
         for keeper in self._keepers:
             keeper.cancel()
@@ -77,9 +75,7 @@ class Engine:
         else:  # else the group would wrap the error
             await self._tasks.__aexit__(None, None, None)
 
-    async def start(
-        self, vm: Vm, definition: Definition, binary: Path, *, starts_paused: bool, migration_id: str | None
-    ) -> None:
+    async def start(self, vm: Vm, definition: Definition, binary: Path, *, starts_paused: bool, migration_id: str | None) -> None:
         """Start QEMU for a VM that has none; on return it has answered.
 
         `definition` is pinned and has its accelerator. With a migration's id QEMU waits for that migration.
@@ -152,9 +148,7 @@ class Engine:
             async with asyncio.timeout(self._start_timeout_s):
                 await keeper.wait_answering()
         except TimeoutError as error:
-            raise process.QemuNotStarted(
-                f"QEMU of VM {vm.name} did not answer in {self._start_timeout_s} s", vm=vm.name
-            ) from error
+            raise process.QemuNotStarted(f"QEMU of VM {vm.name} did not answer in {self._start_timeout_s} s", vm=vm.name) from error
         except FerryError as error:
             if keeper.identity.is_alive():
                 raise

@@ -44,9 +44,7 @@ class End:
 class Keeper:
     """Keeps the monitor of one QEMU open until the process ends; `run` does the work and owns the rest."""
 
-    def __init__(
-        self, vm_name: str, identity: ProcessIdentity, qmp_path: Path, *, on_run_change: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, vm_name: str, identity: ProcessIdentity, qmp_path: Path, *, on_run_change: Callable[[bool], None]) -> None:
         self.identity = identity
         self.ended = asyncio.Event()
         self._vm_name = vm_name

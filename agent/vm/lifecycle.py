@@ -52,9 +52,7 @@ _tracer = trace.get_tracer("agent.vm")
 class Vms:
     """Every VM of this host. Enter it with `async with` before use; entering attaches to what still runs."""
 
-    def __init__(
-        self, store: Store, settings: VmSettings, probes: Probes, *, wall_clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, store: Store, settings: VmSettings, probes: Probes, *, wall_clock: Callable[[], float] = time.time) -> None:
         self.events = VmEvents(wall_clock)
         self._settings = settings
         self._probes = probes
@@ -80,9 +78,7 @@ class Vms:
                 self._engine.attach(vm, running)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None) -> None:
         """Let go of every QEMU; they run on."""
         await self._stack.__aexit__(kind, error, trace_)
 

@@ -73,9 +73,7 @@ class Registry:
                 return by_uuid
         found = self.find_named(name_or_uuid)
         if found is None:
-            raise NotFound(
-                f"VM {name_or_uuid[:80]} does not exist on this host", reason="VM_NOT_FOUND", vm=name_or_uuid
-            )
+            raise NotFound(f"VM {name_or_uuid[:80]} does not exist on this host", reason="VM_NOT_FOUND", vm=name_or_uuid)
         return found
 
     def all(self) -> list[Vm]:

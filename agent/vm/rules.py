@@ -62,9 +62,7 @@ def check_mac(mac: str) -> None:
 def check_device_name(name: str) -> None:
     """Refuse what cannot be the name of a network device of the host."""
     if not _DEVICE_NAME.fullmatch(name):
-        raise _invalid(
-            f"network device {name[:80]!r}: 1 to 15 letters, digits, dots, dashes and underscores are wanted"
-        )
+        raise _invalid(f"network device {name[:80]!r}: 1 to 15 letters, digits, dots, dashes and underscores are wanted")
 
 
 def check_disk_serial(serial: str) -> None:

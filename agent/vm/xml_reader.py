@@ -38,13 +38,9 @@ def parse_xml(xml: bytes, origin: str) -> Element:
         InvalidRequest: it is no XML, or longer than 1 MiB, or has a document type.
     """
     if len(xml) > MAX_XML_BYTES:
-        raise InvalidRequest(
-            f"{origin}: {len(xml)} bytes of XML, {MAX_XML_BYTES} is the most", reason="XML_TOO_BIG", origin=origin
-        )
+        raise InvalidRequest(f"{origin}: {len(xml)} bytes of XML, {MAX_XML_BYTES} is the most", reason="XML_TOO_BIG", origin=origin)
     if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
-        raise InvalidRequest(
-            f"{origin}: document types and entities are refused", reason="XML_HAS_DOCTYPE", origin=origin
-        )
+        raise InvalidRequest(f"{origin}: document types and entities are refused", reason="XML_HAS_DOCTYPE", origin=origin)
     parser = etree.XMLParser(
         encoding="utf-8",
         resolve_entities=False,
@@ -180,9 +176,7 @@ class Element:
         """Make the error that says that this is not carried."""
         path = path or self._path
         shown = path if value is None else f"{path} {value[:80]!r}"
-        return NotCarried(
-            f"{self._origin}:{self._node.sourceline}: {shown} is not carried", path=path, line=self._node.sourceline
-        )
+        return NotCarried(f"{self._origin}:{self._node.sourceline}: {shown} is not carried", path=path, line=self._node.sourceline)
 
     def attribute_not_carried(self, name: str, value: str) -> NotCarried:
         """Make the error that says that an attribute, or this value of it, is not carried."""

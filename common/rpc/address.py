@@ -18,7 +18,9 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or not int(port) <= MAX_PORT:
-        raise InvalidRequest(f"address {address!r}: host:port is wanted, IPv6 in brackets", reason="ADDRESS_INVALID", address=address)
+        raise InvalidRequest(
+            f"address {address!r}: host:port is wanted, IPv6 in brackets", reason="ADDRESS_INVALID", address=address
+        )
     return host.strip("[]"), int(port)
 
 

@@ -106,7 +106,9 @@ def _bind(server: grpc.aio.Server, listen: str, identity: Identity | None) -> in
         credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
         return server.add_secure_port(listen, credentials)
     except RuntimeError as error:
-        raise WrongState(f"address {listen} cannot be served on: it is taken, or not of this host", reason="ADDRESS_TAKEN") from error
+        raise WrongState(
+            f"address {listen} cannot be served on: it is taken, or not of this host", reason="ADDRESS_TAKEN"
+        ) from error
 
 
 class _Edge(grpc.aio.ServerInterceptor):
@@ -139,11 +141,13 @@ class _Edge(grpc.aio.ServerInterceptor):
                 if isinstance(error, Bug):
                     await _abort_with_bug(context, method, error)
                 trace.get_current_span().set_status(trace.StatusCode.ERROR, error.text)
-                _log.info("request refused", method=short_name(method), code=code_of(error).name, reason=error.reason, error=error.text)
+                _log.info(
+                    "request refused", method=short_name(method), code=code_of(error).name, reason=error.reason, error=error.text
+                )
                 await context.abort_with_status(status_of(error))
             except (grpc.aio.AbortError, GeneratorExit):
                 raise
-            except Exception as error:  # the outermost edge: a stranger's exception must not reach a user as a traceback
+            except Exception as error:  # noqa: BLE001 - the outermost edge: a stranger's exception must not reach a user as a traceback
                 await _abort_with_bug(context, method, error)
 
     async def _check_role(self, method: str, context: Any) -> None:

@@ -1,6 +1,7 @@
 """Errors to gRPC statuses and back: the one table.
 
-An error travels as a status with ErrorInfo(reason, domain "ferry", metadata) in its details. Source: google/rpc/error_details.proto.
+An error travels as a status with ErrorInfo(reason, domain "ferry", metadata) in its details. Source:
+google/rpc/error_details.proto.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def status_of(error: FerryError) -> grpc.Status:
     return rpc_status.to_status(status_pb2.Status(code=number, message=error.text, details=[detail]))
 
 
-def error_of(call: grpc.aio.AioRpcError, peer: str) -> FerryError:
+def error_of(call: grpc.aio.AioRpcError, peer: str) -> FerryError:  # noqa: PLR0911 - one line a code
     """Return the error that a status tells of.
 
     Args:

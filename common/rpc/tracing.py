@@ -1,7 +1,7 @@
 """Spans around gRPC calls, with the W3C trace context in the metadata.
 
-Our own, because the instrumentation package breaks grpc.aio: a cancelled client task does not cancel its call there. The call is never
-awaited here; the span ends in its done callback. No spans for what never ends (Watch...), nor for health and reflection.
+Our own, because the instrumentation package breaks grpc.aio: a cancelled client task does not cancel its call there. The call is
+never awaited here; the span ends in its done callback. No spans for what never ends (Watch...), nor for health and reflection.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class ClientTracing(
         """Trace a call."""
         return await _traced(continuation, client_call_details, request_iterator)
 
-    async def intercept_stream_stream(self, continuation: Any, client_call_details: ClientCallDetails, request_iterator: Any) -> Any:
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: ClientCallDetails, request_iterator: Any
+    ) -> Any:
         """Trace a call."""
         return await _traced(continuation, client_call_details, request_iterator)
 

@@ -56,9 +56,7 @@ async def find_agent(link: Link, vm: str, host: str | None) -> Agent:
     having = [answer.agent for answer in answers if any(vm in (known.name, known.uuid) for known in answer.vms)]
     if len(having) > 1:
         names = ", ".join(agent.host for agent in having)
-        raise InvalidRequest(
-            f"VM {vm!r} is on several hosts: {names}; say which with --host", reason="VM_AMBIGUOUS", vm=vm
-        )
+        raise InvalidRequest(f"VM {vm!r} is on several hosts: {names}; say which with --host", reason="VM_AMBIGUOUS", vm=vm)
     if not having:
         raise NotFound(f"VM {vm!r} is on no host that answers{_silent(answers)}", reason="VM_UNKNOWN", vm=vm)
     return having[0]

@@ -140,9 +140,7 @@ class Follower:
                 self._lose_sight(text)
             case CancelAnswered(refusal):
                 self._is_cancel_answered = True
-                self._progress.note(
-                    f"it cannot be cancelled any more: {refusal}" if refusal else "the cancel was taken"
-                )
+                self._progress.note(f"it cannot be cancelled any more: {refusal}" if refusal else "the cancel was taken")
             case FerryError():
                 return event
             case Wish():

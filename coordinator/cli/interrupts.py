@@ -57,9 +57,7 @@ class Interrupts:
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self.press)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         """Give Ctrl-C back to Python."""
         self._end_line()
         self._stop_asking()

@@ -51,21 +51,15 @@ class Misused(InvalidRequest):
 class Wishes:
     """How a VM is to be moved."""
 
-    tunnel: Annotated[
-        Switch, Parameter(help="Send everything through ferry-tunnel, on one port, not QEMU to QEMU.")
-    ] = False
+    tunnel: Annotated[Switch, Parameter(help="Send everything through ferry-tunnel, on one port, not QEMU to QEMU.")] = False
     plain: Annotated[Switch, Parameter(help="Send guest memory unencrypted; direct transfers only.")] = False
     multifd: Annotated[int, Parameter(metavar="N", help="Number of multifd channels, 0 (none) to 255.")] = 0
     bandwidth: Bandwidth = None
     max_downtime: MaxDowntime = None
-    pause: Annotated[
-        Switch, Parameter(help="Stop the guest for the whole transfer; it runs again on the destination.")
-    ] = False
+    pause: Annotated[Switch, Parameter(help="Stop the guest for the whole transfer; it runs again on the destination.")] = False
     name: Annotated[
         str,
-        Parameter(
-            metavar="NEW", show_default=False, help="Name of the VM on the destination; without it the name stays."
-        ),
+        Parameter(metavar="NEW", show_default=False, help="Name of the VM on the destination; without it the name stays."),
     ] = ""
     migrate_uri: Annotated[
         str,
@@ -150,9 +144,7 @@ async def follow(
     """Follow a migration with its progress on stderr."""
     progress = open_progress(screen)
     try:
-        follower = Follower(
-            coordinator, progress, patience_s=patience_s, may_cancel=may_cancel, answers_fd=find_terminal()
-        )
+        follower = Follower(coordinator, progress, patience_s=patience_s, may_cancel=may_cancel, answers_fd=find_terminal())
         return await follower.follow(migration)
     finally:
         progress.close()
@@ -184,9 +176,7 @@ async def _start(coordinator: Coordinator, request: pb.StartMigrationRequest, sc
         return (await coordinator.change(coordinator.stub.StartMigration, request)).migration
     except Undecided as error:
         if coordinator.has_answered(error):
-            raise Unreachable(
-                error.text, reason=error.reason
-            ) from error  # it did not begin, whatever the coordinator missed
+            raise Unreachable(error.text, reason=error.reason) from error  # it did not begin, whatever the coordinator missed
         raise
     except asyncio.CancelledError:
         screen.note("left before the coordinator answered; if it has begun, ferry migration ls shows it")

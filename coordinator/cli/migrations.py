@@ -135,9 +135,7 @@ async def cancel(
 
 
 @app.command
-async def pause(
-    migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
-) -> ExitCode:
+async def pause(migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
     """Stop the guest for the rest of the transfer, so that it ends soon; it runs again on the destination."""
     async with Link(settings) as link:
         coordinator = link.coordinator

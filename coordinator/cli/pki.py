@@ -12,9 +12,7 @@ from common.pki import Role, init_authority, issue
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.screen import Screen
 
-app = App(
-    name="pki", help="Make the certificates of a fleet: one authority, then one certificate for each process and user."
-)
+app = App(name="pki", help="Make the certificates of a fleet: one authority, then one certificate for each process and user.")
 
 DEFAULT_AUTHORITY = Path("ferry-ca")
 

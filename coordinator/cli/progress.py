@@ -52,15 +52,42 @@ def open_progress(screen: Screen) -> Progress:
     return LiveProgress(screen) if screen.notes.is_terminal else PlainProgress(screen)
 
 
-class PlainProgress:
+class _Notes:
+    """Notes on stderr, held back while a question is open."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._is_asking = False
+        self._held: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Write the text as a line, now or after the question."""
+        if self._is_asking:
+            self._held.append(text)
+        else:
+            self._screen.note(text)
+
+    def ask(self, question: str) -> None:
+        """Write the question and then nothing until `resume`."""
+        self._is_asking = True
+        self._screen.ask(question)
+
+    def resume(self) -> None:
+        """Write what was held back."""
+        self._is_asking = False
+        for text in self._held:
+            self._screen.note(text)
+        self._held.clear()
+
+
+class PlainProgress(_Notes):
     """A line now and then."""
 
     def __init__(self, screen: Screen, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._screen = screen
+        super().__init__(screen)
         self._now_s = now_s
         self._shown: tuple[int, int] | None = None
         self._shown_at_s = 0.0
-        self._is_suspended = False
 
     def update(self, migration: pb.Migration) -> None:
         """Write a line if there is something new to say."""
@@ -72,68 +99,55 @@ class PlainProgress:
             or (key != self._shown and quiet_s >= _PASS_INTERVAL_S)
             or quiet_s >= _LINE_INTERVAL_S
         )
-        if not is_due or self._is_suspended:
+        if not is_due or self._is_asking:
             return
         self._shown, self._shown_at_s = key, self._now_s()
         numbers = ", ".join(numbers_of(migration))
         self._screen.note(f"{heading_of(migration)}{': ' if numbers else ''}{numbers}")
 
-    def note(self, text: str) -> None:
-        """Write the text as a line."""
-        self._screen.note(text)
-
-    def ask(self, question: str) -> None:
-        """Write the question and then no lines for a while."""
-        self._is_suspended = True
-        self._screen.ask(question)
-
-    def resume(self) -> None:
-        """Write lines again."""
-        self._is_suspended = False
-
     def close(self) -> None:
-        """Nothing to restore."""
+        """Write what was held back."""
+        self.resume()
 
 
-class LiveProgress:
+class LiveProgress(_Notes):
     """A block of three lines that is drawn over."""
 
     def __init__(self, screen: Screen) -> None:
-        self._screen = screen
+        super().__init__(screen)
         self._live: Live | None = None
         self._latest: pb.Migration | None = None
 
     def update(self, migration: pb.Migration) -> None:
         """Draw the block anew."""
         self._latest = migration
+        if self._is_asking:
+            return
         if self._live is None:
             self._live = Live(console=self._screen.notes, auto_refresh=False, transient=True)
             self._live.start()
-        if self._live.is_started:
-            self._live.update(block_of(migration), refresh=True)
-
-    def note(self, text: str) -> None:
-        """Write the text above the block."""
-        self._screen.note(text)
+        self._live.update(block_of(migration), refresh=True)
 
     def ask(self, question: str) -> None:
         """Put the question in place of the block."""
-        if self._live is not None:
-            self._live.stop()
-        self._screen.ask(question)
+        self._take_away()
+        super().ask(question)
 
     def resume(self) -> None:
-        """Draw the block again."""
-        if self._live is not None and not self._live.is_started:
-            self._live.start()
-            if self._latest is not None:
-                self.update(self._latest)
+        """Write what was held back and draw the block again."""
+        super().resume()
+        if self._latest is not None:
+            self.update(self._latest)
 
     def close(self) -> None:
         """Take the block away for good."""
+        self._take_away()
+        super().resume()
+
+    def _take_away(self) -> None:
         if self._live is not None:
             self._live.stop()
-        self._live = None
+            self._live = None
 
 
 def heading_of(migration: pb.Migration) -> str:

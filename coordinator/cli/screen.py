@@ -44,20 +44,21 @@ class Screen:
         """Write data: `plain` as JSON or YAML, or what `table` makes of it for people."""
         match chosen:
             case Format.TABLE:
-                self.data.print(table())
+                self._print(table())
             case Format.JSON:
                 sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
             case Format.YAML:
                 sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         sys.stdout.flush()
 
-    def show_next(self, plain: object, chosen: Format) -> None:
-        """Write one of many: a line of JSON, or a YAML document."""
-        if chosen is Format.JSON:
-            sys.stdout.write(json.dumps(plain, ensure_ascii=False) + "\n")
-        else:
-            sys.stdout.write("---\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-        sys.stdout.flush()
+    def _print(self, renderable: RenderableType) -> None:
+        """Print a table; what is not a terminal gets no blanks at the ends of lines."""
+        if self.data.is_terminal:
+            self.data.print(renderable)
+            return
+        with self.data.capture() as capture:
+            self.data.print(renderable)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
     def note(self, text: str, style: str = "") -> None:
         """Tell something that is not data."""
@@ -91,9 +92,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
 
 
-def columns(
-    headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: frozenset[str] = frozenset()
-) -> Table:
+def columns(headers: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: frozenset[str] = frozenset()) -> Table:
     """Lay rows out under headers, without lines; the columns named in `right` are numbers."""
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
     for header in headers:

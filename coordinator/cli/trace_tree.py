@@ -87,9 +87,7 @@ class _TimeLines:
             self._process_start_ns[span.process] = min(started_ns, span.start_ns)
         self._host_start_ns = {host: min(span.start_ns for span in own) for host, own in by_host.items()}
         self._hosts = sorted(by_host)
-        longest_ns = max(
-            (max(span.end_ns for span in own) - self._host_start_ns[host] for host, own in by_host.items()), default=0
-        )
+        longest_ns = max((max(span.end_ns for span in own) - self._host_start_ns[host] for host, own in by_host.items()), default=0)
         self._cell_ns = max(1, longest_ns) / width
 
     def colour(self, span: Span) -> str:

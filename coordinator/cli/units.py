@@ -58,8 +58,7 @@ def parse_bandwidth(text: str) -> int:
     scale = _BYTES.get(unit.removesuffix("/s"))
     if scale is None:
         raise ValueError(
-            f"{_shown(text)}: unit {_shown(unit)} is not known; "
-            "rates are in bytes: B/s, KB/s, MB/s, GB/s, KiB/s, MiB/s, GiB/s"
+            f"{_shown(text)}: unit {_shown(unit)} is not known; rates are in bytes: B/s, KB/s, MB/s, GB/s, KiB/s, MiB/s, GiB/s"
         )
     bytes_per_second = round(number * scale)
     if bytes_per_second == 0:

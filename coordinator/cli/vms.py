@@ -115,9 +115,7 @@ async def undefine(vm: Vm, /, *, host: Host = None, settings: Settings = DEFAULT
 
 
 @app.command(name="ls")
-async def list_all(
-    *, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
-) -> ExitCode:
+async def list_all(*, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
     """List the VMs of one host or of all; exit code 1 if a host does not answer."""
     screen = Screen()
     async with Link(settings) as link:
@@ -131,9 +129,7 @@ async def list_all(
 
 
 @app.command
-async def show(
-    vm: Vm, /, *, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
-) -> ExitCode:
+async def show(vm: Vm, /, *, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
     """Show one VM in full, with QEMU's command line and its files."""
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)

@@ -100,7 +100,7 @@ class PrivateApt:
         result = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if check and result.returncode != 0:
             said = "\n".join(filter(None, (self._complaint, result.stderr.strip())))
-            raise SetupFailed(f"{program} {' '.join(arguments)}: exit status {result.returncode}\n{said}")
+            raise SetupFailed(f"{program} {arguments[0]}: exit status {result.returncode}\n{said}")
         return result
 
     def _options(self) -> tuple[str, ...]:

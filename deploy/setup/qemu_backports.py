@@ -3,6 +3,7 @@
 Unpacks qemu-system-x86 and those of its dependencies that the machine lacks or has in another version into
 .cache/qemu-10.0/root; .cache/qemu-10.0/bin/qemu-system-x86_64 starts it in place. Nothing is installed. Where the
 backports cannot be had, .cache/qemu-10.0/missing says why and the set-up goes on: the tests report what they lack.
+An earlier QEMU stays until the new one is there.
 """
 
 from __future__ import annotations
@@ -40,12 +41,18 @@ def fetch_qemu(apt: PrivateApt, directory: Path) -> str:
     version = packages.get("qemu-system-x86", "")
     if f":{VERSION}." not in version:
         raise SetupFailed(f"the backports of {apt.codename} offer qemu-system-x86 {version or 'as it is installed'}")
-    root = directory / "root"
+    root, unpacked = directory / "root", directory / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    apt.unpack([f"{name}={wanted}" for name, wanted in packages.items()], unpacked)
     shutil.rmtree(root, ignore_errors=True)
-    apt.unpack([f"{name}={wanted}" for name, wanted in packages.items()], root)
+    unpacked.replace(root)
     wrapper = directory / "bin" / "qemu-system-x86_64"
     _write_wrapper(wrapper, root)
-    _check(wrapper)
+    try:
+        _check(wrapper)
+    except SetupFailed:
+        wrapper.unlink()
+        raise
     return version
 
 
@@ -97,9 +104,8 @@ def main() -> None:
         apt.update()
         version = fetch_qemu(apt, directory)
     except SetupFailed as error:
-        shutil.rmtree(directory / "bin", ignore_errors=True)
         missing.write_text(f"{error}\n", encoding="utf-8")
-        print(f"setup: QEMU {VERSION} is missing, so the tests that need it cannot run: {error}")
+        print(f"setup: QEMU {VERSION} cannot be had, so the tests that need it are skipped: {error}")
         return
     missing.unlink(missing_ok=True)
     (directory / ".ready").touch()
