@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from contextlib import AsyncExitStack
-from typing import Final, Self
+from typing import Final
 
 import grpc
 import structlog
@@ -22,6 +22,7 @@ from agent.vm.lifecycle import Vms
 from agent.vm.probes import HostProbes
 from common.pki import Role
 from common.rpc.server import Allowed, Service, serve
+from common.tasks import OwnedTasks
 from common.telemetry import SpanBuffer
 from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 
@@ -64,7 +65,7 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
     async with AsyncExitStack() as stack:
         vms = await stack.enter_async_context(Vms(store, settings, probes))
         tunnel = await stack.enter_async_context(TunnelClient(config.tunnel_socket))
-        sessions = await stack.enter_async_context(_Tasks())
+        sessions = await stack.enter_async_context(OwnedTasks())
         around = Surroundings(
             identity=host.identity,
             vms=vms,
@@ -76,8 +77,9 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
             advertised_address=config.advertised_address,
             tunnel_address=config.tunnel_advertised,
         )
-        migrations = Migrations(around, sessions.group)
+        migrations = Migrations(around, sessions)
         migrations.restore()
+        sessions.start(host.probe())
         servicer = AgentServicer(host, vms, migrations, advertised_address=config.advertised_address, spans_of=spans.spans_of)
 
         def add(server: grpc.aio.Server) -> None:
@@ -90,20 +92,3 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         _log.info("ready", host=config.name, listen=config.listen, state_dir=str(config.state_dir))
         await stopping.wait()
         _log.info("stopping", host=config.name)
-
-
-class _Tasks:
-    """A task group whose tasks are ended, not awaited, when it is left."""
-
-    def __init__(self) -> None:
-        self.group = asyncio.TaskGroup()
-        self._ended = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        await self.group.__aenter__()
-        return self
-
-    async def __aexit__(self, *_exception: object) -> None:
-        for task in list(self.group._tasks):  # noqa: SLF001 - a group has no public way to end its tasks
-            task.cancel()
-        await self.group.__aexit__(None, None, None)

@@ -45,6 +45,9 @@ class Host:
         )
         self._settings = settings
         self._probes = probes
+        self._qemu_version = ""
+        self._accelerator = ""
+        self._probe_error = ""
 
     def _find_qemu(self) -> Path:
         found = shutil.which(self._settings.qemu)
@@ -52,22 +55,26 @@ class Host:
             raise WrongState(f"{self._settings.qemu}: no such program on this host", reason="QEMU_MISSING")
         return Path(found).absolute()
 
-    async def look(self) -> Findings:
-        """Look at what may change; what cannot be found out becomes a warning."""
-        warnings: list[str] = []
-        version, accelerator = "", ""
+    async def probe(self) -> None:
+        """Find out what takes seconds: which QEMU there is, and under what it really runs a guest. Does not raise."""
         try:
             binary = self._find_qemu()
-            version = str((await self._probes.facts(binary)).version)
-            accelerator = (await self._probes.accelerator(binary, DEFAULT_CPU)).value
+            self._qemu_version = str((await self._probes.facts(binary)).version)
+            self._accelerator = (await self._probes.accelerator(binary, DEFAULT_CPU)).value
         except FerryError as error:
-            warnings.append(error.text)
+            self._probe_error = error.text
+
+    def look(self) -> Findings:
+        """Tell what is known; what could not be found out becomes a warning."""
+        warnings = [self._probe_error] if self._probe_error else []
+        if not self._accelerator and not self._probe_error:
+            warnings.append("the accelerator is still being probed")
         if not _may_ptrace():
             warnings.append(
                 "this agent may not copy QEMU's sockets (CAP_SYS_PTRACE is missing), so it cannot free a guest from a silent peer "
                 "on a direct connection: use the tunnel"
             )
-        return Findings(_agent_version(), version, accelerator, read_memory_kib(), tuple(warnings))
+        return Findings(_agent_version(), self._qemu_version, self._accelerator, read_memory_kib(), tuple(warnings))
 
 
 def _agent_version() -> str:

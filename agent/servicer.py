@@ -49,7 +49,7 @@ class AgentServicer(rpc.AgentServiceServicer):
 
     async def GetHost(self, request: host_pb2.GetHostRequest, context: Context) -> host_pb2.GetHostResponse:
         """Describe the host."""
-        found = await self._host.look()
+        found = self._host.look()
         return host_pb2.GetHostResponse(host=wire.host(self._host.identity, found, len(self._vms.all())))
 
     async def ListSpans(self, request: host_pb2.ListSpansRequest, context: Context) -> host_pb2.ListSpansResponse:

@@ -12,6 +12,7 @@ import structlog
 from opentelemetry import context as otel_context
 
 from agent.migration import incoming as inc
+from agent.migration.clocks import now_s
 from agent.migration.errors import GuestLost, GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint, Transport
@@ -127,7 +128,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 raise Expired(f"the guest does not run here yet: {why}", reason="GUEST_NOT_RUNNING_YET") from error
         if isinstance(self.phase, inc.Lost):
             raise GuestLost(f"the guest's QEMU here ended after it had taken the guest over: {self.phase.cause.text}")
-        return 0.0 if self._runs_since_s is None else asyncio.get_running_loop().time() - self._runs_since_s
+        return 0.0 if self._runs_since_s is None else max(now_s() - self._runs_since_s, 0.0)
 
     async def _refuse_undone(self) -> float:
         async with asyncio.timeout(RESUME_TIMEOUT_S):
@@ -169,7 +170,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     async def _see_event(self, event: Event) -> None:
         status = migration_status_of(event)
         if event.name == "RESUME":
-            self._runs_since_s = event.received_s
+            self._runs_since_s = event.at_s
             self.update(guest_ran=True, waiting_for="")
             self.observe(inc.GuestRuns())
         elif status is MigrationStatus.FAILED:

@@ -23,6 +23,7 @@ from agent.migration.surroundings import Surroundings
 from agent.vm.jobs import Job, JobLock
 from agent.vm.vm import Vm
 from common.errors import FerryError, InvalidRequest, NotFound, WrongState
+from common.tasks import OwnedTasks
 
 KEPT_FINAL_COUNT: Final = 50
 RESTORE_TIMEOUT_S: Final = 10.0
@@ -34,7 +35,7 @@ _log = structlog.get_logger()
 class Migrations:
     """The sessions of this host. Enter it with `async with`; entering takes up what was going on."""
 
-    def __init__(self, around: Surroundings, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, around: Surroundings, tasks: OwnedTasks) -> None:
         self._around = around
         self._tasks = tasks
         self._sessions: dict[str, AnySession] = {}
@@ -120,6 +121,7 @@ class Migrations:
         self._check_new(wish.migration_id, wish.epoch, Role.SOURCE)
         if wish.migration_id in self._begun:
             return self.get_source(wish.migration_id), self._begun[wish.migration_id]
+        self._refuse_known(wish.migration_id)
         session, begun = await begin(self._around, wish)
         self._begun[wish.migration_id] = begun
         self._add(session)
@@ -135,6 +137,7 @@ class Migrations:
         known = self._sessions.get(offer.migration_id)
         if isinstance(known, DestinationSession) and known.endpoint is not None:
             return known, known.endpoint
+        self._refuse_known(offer.migration_id)
         preparation = Preparation(self._around, offer)
         await preparation.check()
         session = preparation.session
@@ -164,11 +167,19 @@ class Migrations:
         if session.is_final:
             raise WrongState(f"migration {migration_id} has ended; a new one needs a new id", reason="MIGRATION_ENDED")
 
+    def _refuse_known(self, migration_id: str) -> None:
+        """Refuse to answer again what only an earlier run of the agent knew: keys and tokens are not written down."""
+        if migration_id in self._sessions:
+            raise WrongState(
+                f"migration {migration_id}: the agent of {self._around.identity.name} was restarted since; cancel it and try again",
+                reason="AGENT_RESTARTED",
+            )
+
     def _add(self, session: AnySession, *, after_restart: bool = False) -> None:
         self._sessions[session.facts.migration_id] = session
         if not after_restart:
             session.save()
-        self._tasks.create_task(self._run(session, after_restart=after_restart))
+        self._tasks.start(self._run(session, after_restart=after_restart))
 
     async def _run(self, session: AnySession, *, after_restart: bool) -> None:
         try:

@@ -115,6 +115,7 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
                 reason="WRONG_PHASE",
             )
         self._endpoint = endpoint
+        self.parent = otel_context.get_current()
         await self._connect(agent_address)
         self.update(peer=peer, peer_address=agent_address, peer_uri=endpoint.uri)
         self.transfer = Transfer(self.facts.migration_id, self.facts.options, self._around, uri=endpoint.uri)

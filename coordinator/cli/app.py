@@ -9,7 +9,7 @@ import traceback
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from common.errors import Bug, FerryError
 from coordinator.cli import hosts, migrations, pki, vms
@@ -77,7 +77,7 @@ async def run(arguments: Sequence[str]) -> ExitCode:
     try:
         outcome = await app.run_async(_options_last(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        Screen().fail(f"{_first_paragraph(error)}\ntry: ferry {_command_words(arguments)}--help")
+        Screen().fail(f"{_words_of(error)}\ntry: ferry {_command_words(arguments)}--help")
         return ExitCode.USAGE
     except FerryError as error:
         return _tell(error)
@@ -128,5 +128,7 @@ def _command_words(arguments: Sequence[str]) -> str:
     return "".join(f"{word} " for word in words)
 
 
-def _first_paragraph(error: CycloptsError) -> str:
+def _words_of(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"unexpected argument {error.unused_tokens[0]!r}"
     return " ".join(str(error).split())

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 30.0
 _REPEATS_S = (0.3, 1.0, 2.0)
+# The first attempt to connect may take this long, with its handshake. Source: gRPC's connection-backoff.md.
+_OPTIONS = (("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT_S * 1000)),)
 _DEFAULT_PKI = Path(".config/ferry/pki")
 
 _Stub = TypeVar("_Stub")
@@ -198,7 +200,7 @@ class Link:
         return Agent(host, Peer(title, channel, agent_rpc.AgentServiceStub(channel)))
 
     def _open(self, address: str) -> grpc.aio.Channel:
-        channel = open_channel(address, self._identity)
+        channel = open_channel(address, self._identity, options=_OPTIONS)
         self._stack.push_async_callback(channel.close)
         return channel
 

@@ -23,6 +23,7 @@ from coordinator.cli.options import (
     Settings,
     Switch,
     Vm,
+    whole_number,
 )
 from coordinator.cli.plain import to_plain
 from coordinator.cli.progress import open_progress
@@ -53,7 +54,7 @@ class Wishes:
 
     tunnel: Annotated[Switch, Parameter(help="Send everything through ferry-tunnel, on one port, not QEMU to QEMU.")] = False
     plain: Annotated[Switch, Parameter(help="Send guest memory unencrypted; direct transfers only.")] = False
-    multifd: Annotated[int, Parameter(metavar="N", help="Number of multifd channels, 0 (none) to 255.")] = 0
+    multifd: Annotated[int, Parameter(metavar="N", converter=whole_number, help="Number of multifd channels, 0 (none) to 255.")] = 0
     bandwidth: Bandwidth = None
     max_downtime: MaxDowntime = None
     pause: Annotated[Switch, Parameter(help="Stop the guest for the whole transfer; it runs again on the destination.")] = False

@@ -21,6 +21,7 @@ from coordinator.cli.options import (
     Patience,
     Settings,
     Switch,
+    whole_number,
 )
 from coordinator.cli.plain import to_plain
 from coordinator.cli.report import migration_details, migrations_table
@@ -41,7 +42,7 @@ async def list_all(
     vm: Annotated[str, Parameter(show_default=False, help="Only those of this VM, by name or UUID.")] = "",
     /,
     *,
-    limit: Annotated[int, Parameter(help="At most so many, 1 to 1000.")] = 50,
+    limit: Annotated[int, Parameter(converter=whole_number, help="At most so many, 1 to 1000.")] = 50,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:

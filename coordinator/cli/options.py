@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coordinator.cli.units import Range
 
 DEFAULT_COORDINATOR = "127.0.0.1:7700"
+_MAX_DIGITS = 9
 CONNECTION = Group("Connection", sort_key=90)
 
 
@@ -51,6 +52,14 @@ class Settings:
 def bandwidth_of(_: object, tokens: Sequence[Token]) -> int:
     """Convert an option to bytes per second."""
     return units.parse_bandwidth(tokens[0].value)
+
+
+def whole_number(_: object, tokens: Sequence[Token]) -> int:
+    """Convert an option to a whole number; what is none is not rounded."""
+    text = tokens[0].value
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
+        raise ValueError(f"{text[:20]!r} is not a whole number")
+    return int(text)
 
 
 def duration_of(allowed: Range) -> Callable[[object, Sequence[Token]], Fraction]:

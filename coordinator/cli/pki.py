@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from common.errors import InvalidRequest, WrongState
 from common.pki import Role, init_authority, issue
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.screen import Screen
@@ -26,6 +29,17 @@ class RoleName(enum.Enum):
     VIEWER = "viewer"
 
 
+@contextlib.contextmanager
+def _files() -> Iterator[None]:
+    """Tell of files that cannot be written as of any other refusal."""
+    try:
+        yield
+    except OSError as error:
+        raise WrongState(f"{error.filename}: {error.strerror}", reason="FILE_UNWRITABLE") from error
+    except ValueError as error:
+        raise InvalidRequest(f"an address cannot stand in a certificate: {error}", reason="ADDRESS_INVALID") from error
+
+
 @app.command
 def init(directory: Path = DEFAULT_AUTHORITY, /) -> ExitCode:
     """Make a certificate authority; refused where there is one.
@@ -33,7 +47,8 @@ def init(directory: Path = DEFAULT_AUTHORITY, /) -> ExitCode:
     Args:
         directory: Gets ca.pem, to be given to everybody, and ca-key.pem, to be kept from everybody.
     """
-    init_authority(directory)
+    with _files():
+        init_authority(directory)
     screen = Screen()
     screen.note(f"authority made in {directory}; keep its ca-key.pem off the hosts")
     screen.note(f"next: ferry pki issue host-a --role agent --address <name or IP of host-a> --ca {directory}")
@@ -45,8 +60,8 @@ def issue_certificate(
     name: str,
     /,
     *,
-    role: RoleName,
-    address: Annotated[tuple[str, ...], Parameter(name=("--address", "-a"), negative="")] = (),
+    role: Annotated[RoleName, Parameter(metavar="ROLE")],
+    address: Annotated[tuple[str, ...], Parameter(name=("--address", "-a"), negative="", show_default=False)] = (),
     ca: Path = DEFAULT_AUTHORITY,
     out: Path | None = None,
 ) -> ExitCode:
@@ -60,6 +75,7 @@ def issue_certificate(
         out: Directory that gets ca.pem, cert.pem and key.pem; without it a directory of that name beside the authority.
     """
     directory = ca.parent / name if out is None else out.expanduser()
-    issue(ca, directory, name, Role[role.name], list(address))
+    with _files():
+        issue(ca, directory, name, Role[role.name], list(address))
     Screen().note(f"{role.value} certificate of {name} made in {directory}")
     return ExitCode.DONE

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from deploy.demo import guest
 from deploy.demo.console import GuestConsole
-from deploy.lab.fleet import HOSTS, Fleet, ferry_argv
+from deploy.lab.fleet import HOSTS, REPOSITORY, Fleet, ferry_argv
 from deploy.lab.processes import processes_of
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 BOOT_TIMEOUT_S = 90.0
 COUNT_TIMEOUT_S = 20.0
+PROBE_TIMEOUT_S = 20.0
 COMMAND_TIMEOUT_S = 120.0
 # So slow that the progress can be seen; the guest changes less than that.
 BANDWIDTH = "48MiB/s"
 _COUNTS_BETWEEN = 8
+_POLL_S = 0.5
 
 
 class CommandFailed(Exception):
@@ -63,6 +65,7 @@ class Demo:
         self._stack.enter_context(self._fleet)
         for name in ("FERRY_COORDINATOR", "FERRY_PKI"):
             print(f"$ export {name}={self._fleet.environment[name]}")
+        self._wait_probed()
         self._ferry("host", "ls")
         self._boot()
         first = self._move(HOSTS[1], "directly, encrypted", "--bandwidth", BANDWIDTH)
@@ -88,7 +91,7 @@ It is left up. To play with it:
   ferry migration set ID --bandwidth 0; ferry migration watch ID
   ferry vm show web; ferry migration show ID --trace
 The servers' logs are {self._directory}/*.log. To end it all:
-  python -m deploy.demo stop"""
+  cd {REPOSITORY} && {sys.executable} -m deploy.demo stop"""
         )
 
     def _certificates(self) -> None:
@@ -99,6 +102,15 @@ The servers' logs are {self._directory}/*.log. To end it all:
         for name, role in holders:
             address = ("--address", "127.0.0.1") if role != "operator" else ()
             self._ferry("pki", "issue", name, "--role", role, *address, "--ca", str(pki / "ca"))
+
+    def _wait_probed(self) -> None:
+        """Wait until both agents have tried what their QEMU can run."""
+        deadline_s = time.monotonic() + PROBE_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            hosts = json.loads(self._fleet.ferry("host", "ls", "-o", "json", check=True).stdout)
+            if all(host["accelerator"] for host in hosts):
+                return
+            time.sleep(_POLL_S)
 
     def _boot(self) -> None:
         self._heading(f"a Linux guest on {HOSTS[0]}; its counter is on its console")

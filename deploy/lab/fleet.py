@@ -27,12 +27,15 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from common.pki import Identity, Role, init_authority, issue
+from deploy.lab.places import OneMachine
 from deploy.lab.ports import PortBlock
 from deploy.lab.processes import ProcessFailed, ServerProcess, end_processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
+
+    from deploy.lab.places import Places
 
 REPOSITORY = Path(__file__).parents[2]
 HOSTS = ("host-a", "host-b")
@@ -59,16 +62,18 @@ class Fleet:
         directory: an existing directory with a short path: UNIX sockets lie below it.
         qemu: QEMU of each host, by host; without it the agent's default.
         settings: more lines for the agents' configuration files, by host.
+        places: where the servers live; without it all on the loopback.
         otlp_endpoint: collector for all servers' spans, as `http://127.0.0.1:4317`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what tests and benchmark vary
         self,
         directory: Path,
         *,
         security: Security = Security.MTLS,
         qemu: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
+        places: Places | None = None,
         otlp_endpoint: str = "",
     ) -> None:
         self.directory = directory.resolve()
@@ -77,6 +82,7 @@ class Fleet:
         self.processes: dict[str, ServerProcess] = {}
         self._qemu = dict(qemu or {})
         self._settings = dict(settings or {})
+        self._places = places or OneMachine()
         self._otlp_endpoint = otlp_endpoint
 
     def __enter__(self) -> Self:
@@ -106,15 +112,15 @@ class Fleet:
     @property
     def coordinator_address(self) -> str:
         """Address of the coordinator."""
-        return self._address(0)
+        return self._address(COORDINATOR, 0)
 
     def agent_address(self, host: str) -> str:
         """Address of a host's agent."""
-        return self._address(1 + HOSTS.index(host))
+        return self._address(host, 1 + HOSTS.index(host))
 
     def tunnel_address(self, host: str) -> str:
         """Address of a host's tunnel."""
-        return self._address(3 + HOSTS.index(host))
+        return self._address(host, 3 + HOSTS.index(host))
 
     def pki(self, name: str) -> Path:
         """Give the directory of a certificate: `operator`, a host or `coordinator`."""
@@ -199,8 +205,8 @@ class Fleet:
         end_processes_of(self.directory)
         self.ports.close()
 
-    def _address(self, index: int) -> str:
-        return f"127.0.0.1:{self.ports.server(index)}"
+    def _address(self, place: str, index: int) -> str:
+        return f"{self._places.address(place)}:{self.ports.server(index)}"
 
     def _channel(self, name: str) -> grpc.Channel:
         kind, _, letter = name.partition("-")
@@ -228,7 +234,7 @@ class Fleet:
         roles = {COORDINATOR: Role.COORDINATOR, "operator": Role.OPERATOR, **dict.fromkeys(HOSTS, Role.AGENT)}
         for name, role in roles.items():
             if not self.pki(name).exists():
-                issue(authority, self.pki(name), name, role, ["127.0.0.1"])
+                issue(authority, self.pki(name), name, role, [self._places.address(name)])
 
     def _add_host(self, index: int, host: str) -> None:
         letter = host.removeprefix("host-")
@@ -248,10 +254,10 @@ class Fleet:
             self._settings.get(host, ""),
         ]
         config = self._write_config(host, lines)
-        self._add(f"agent-{letter}", "agent", "--config", str(config))
+        self._add(f"agent-{letter}", host, "agent", "--config", str(config))
         security = ("--pki", str(self.pki(host))) if self.security is Security.MTLS else ("--insecure",)
-        listen = ("--listen", self.tunnel_address(host), "--control", str(control))
-        self._add(f"tunnel-{letter}", "agent.tunnel", *listen, *security)
+        listen = ("--listen", self.tunnel_address(host), "--control", str(control), "--name", host)
+        self._add(f"tunnel-{letter}", host, "agent.tunnel", *listen, *security)
 
     def _add_coordinator(self) -> None:
         state = self.directory / COORDINATOR
@@ -264,7 +270,8 @@ class Fleet:
                 f'agent = "{self.agent_address(host)}"',
                 f'tunnel = "{self.tunnel_address(host)}"',
             ]
-        self._add(COORDINATOR, "coordinator", "--config", str(self._write_config(COORDINATOR, lines, hosts)))
+        config = self._write_config(COORDINATOR, lines, hosts)
+        self._add(COORDINATOR, COORDINATOR, "coordinator", "--config", str(config))
 
     def _write_config(self, name: str, lines: list[str], tables: list[str] | None = None) -> Path:
         security = f'pki = "{self.pki(name)}"' if self.security is Security.MTLS else "insecure = true"
@@ -273,8 +280,8 @@ class Fleet:
         path.write_text("\n".join(line for line in (*lines, security, otlp, *(tables or ())) if line) + "\n")
         return path
 
-    def _add(self, name: str, module: str, *arguments: str) -> None:
-        argv = (sys.executable, "-m", module, *arguments)
+    def _add(self, name: str, place: str, module: str, *arguments: str) -> None:
+        argv = (*self._places.prefix(place), sys.executable, "-m", module, *arguments)
         log_path = self.directory / f"{name}.log"
         self.processes[name] = ServerProcess(name, argv, log_path, environment=_clean_environment(), cwd=REPOSITORY)
 

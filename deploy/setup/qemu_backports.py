@@ -105,7 +105,7 @@ def main() -> None:
         version = fetch_qemu(apt, directory)
     except SetupFailed as error:
         missing.write_text(f"{error}\n", encoding="utf-8")
-        print(f"setup: QEMU {VERSION} cannot be had, so the tests that need it are skipped: {error}")
+        print(f"setup: QEMU {VERSION} cannot be had; the tests on it say that they miss it: {error}")
         return
     missing.unlink(missing_ok=True)
     (directory / ".ready").touch()

@@ -1,0 +1,252 @@
+"""The agents of the fleet, as the coordinator calls them: typed, with a deadline on each call, in our own errors.
+
+`Unreachable` and `Expired` mean that the call may have happened: it may be repeated, since every request carries an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from common.errors import Expired, NotFound, Unreachable
+from common.pki import Identity
+from common.rpc.channel import open_channel
+from common.rpc.status import calls_to
+from coordinator.halves import Half, HalfState, Location, Move
+from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1 import host_pb2, vm_pb2
+from ferry.agent.v1 import migration_pb2 as pb
+from ferry.common.v1 import migration_pb2 as common_pb2
+
+LOOK_TIMEOUT_S: Final = 2.0
+BEGIN_TIMEOUT_S: Final = 15.0
+PREPARE_TIMEOUT_S: Final = 60.0
+RESUME_TIMEOUT_S: Final = 8.0
+FINISH_TIMEOUT_S: Final = 15.0
+_NS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Begin's answer, for Prepare."""
+
+    definition: bytes
+    resume_token_sha256: bytes
+    source: bytes
+    half: Half
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Prepare's answer, for Perform; the endpoint holds secrets and is never stored."""
+
+    endpoint: bytes
+    agent_address: str
+    half: Half
+
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"Prepared(agent_address={self.agent_address!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host as its agent describes it."""
+
+    qemu_version: str
+    accelerator: str
+    memory_available_bytes: int
+    vm_count: int
+    agent_version: str
+    warnings: tuple[str, ...]
+
+
+class Agent:
+    """The agent of one host."""
+
+    def __init__(self, host: str, address: str, tunnel_address: str, identity: Identity | None) -> None:
+        self.host = host
+        self.address = address
+        self.tunnel_address = tunnel_address
+        self._peer = f"the agent of {host} at {address}"
+        self._channel = open_channel(address, identity)
+        self._stub = rpc.AgentServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def look(self, *, timeout_s: float = LOOK_TIMEOUT_S) -> HostView:
+        """Describe the host."""
+        with calls_to(self._peer):
+            found = (await self._stub.GetHost(host_pb2.GetHostRequest(), timeout=timeout_s)).host
+        return HostView(
+            found.qemu_version,
+            found.accelerator,
+            found.memory_available_bytes,
+            found.vm_count,
+            found.agent_version,
+            tuple(found.warnings),
+        )
+
+    async def has_vm(self, name_or_uuid: str) -> bool:
+        """Say whether the host knows a VM."""
+        try:
+            with calls_to(self._peer):
+                await self._stub.GetVm(vm_pb2.GetVmRequest(vm=name_or_uuid), timeout=LOOK_TIMEOUT_S)
+        except NotFound:
+            return False
+        return True
+
+    async def spans(self, trace_id: str) -> bytes:
+        """Return the spans of a trace that the agent holds."""
+        with calls_to(self._peer):
+            return (await self._stub.ListSpans(host_pb2.ListSpansRequest(trace_id=trace_id), timeout=LOOK_TIMEOUT_S)).traces_data
+
+    async def begin(self, move: Move) -> Begun:
+        """Source: take the VM."""
+        request = pb.BeginMigrationRequest(
+            request_id=f"{move.migration_id}-begin",
+            epoch=move.epoch,
+            migration_id=move.migration_id,
+            vm=move.vm_uuid or move.vm_name,
+            options=common_pb2.MigrationOptions.FromString(move.options),
+        )
+        with calls_to(self._peer):
+            answer = await self._stub.BeginMigration(request, timeout=BEGIN_TIMEOUT_S)
+        return Begun(answer.definition, answer.resume_token_sha256, answer.source.SerializeToString(), _half(answer.migration))
+
+    async def prepare(self, move: Move, begun: Begun) -> Prepared:
+        """Destination: make ready for the guest."""
+        request = pb.PrepareMigrationRequest(
+            request_id=f"{move.migration_id}-prepare",
+            epoch=move.epoch,
+            migration_id=move.migration_id,
+            definition=begun.definition,
+            resume_token_sha256=begun.resume_token_sha256,
+            source=pb.SourceFacts.FromString(begun.source),
+            options=common_pb2.MigrationOptions.FromString(move.options),
+        )
+        with calls_to(self._peer):
+            answer = await self._stub.PrepareMigration(request, timeout=PREPARE_TIMEOUT_S)
+        if answer.endpoint.tunnel_token and self.tunnel_address:
+            answer.endpoint.tunnel_address = self.tunnel_address
+        return Prepared(answer.endpoint.SerializeToString(), self.address, _half(answer.migration))
+
+    async def perform(self, move: Move, prepared: Prepared) -> AsyncGenerator[Half]:
+        """Source: transfer and hand over; yields the half at every change."""
+        request = pb.PerformMigrationRequest(
+            request_id=f"{move.migration_id}-perform",
+            epoch=move.epoch,
+            migration_id=move.migration_id,
+            endpoint=pb.Endpoint.FromString(prepared.endpoint),
+            destination_agent_address=prepared.agent_address,
+            destination_host=move.destination,
+        )
+        with calls_to(self._peer):
+            async for response in self._stub.PerformMigration(request):
+                yield _half(response.migration)
+
+    async def watch(self, migration_id: str) -> AsyncGenerator[Half]:
+        """Either: follow a half until it is final."""
+        with calls_to(self._peer):
+            async for response in self._stub.WatchMigration(pb.WatchMigrationRequest(migration_id=migration_id)):
+                yield _half(response.migration)
+
+    async def find(self, migration_id: str) -> Half | None:
+        """Either: return the half, or None when the agent does not know it."""
+        try:
+            with calls_to(self._peer):
+                answer = await self._stub.GetMigration(pb.GetMigrationRequest(migration_id=migration_id), timeout=LOOK_TIMEOUT_S)
+        except NotFound:
+            return None
+        return _half(answer.migration)
+
+    async def resume(self, migration_id: str, token: bytes) -> None:
+        """Destination: let the guest go on there, as the source's agent would."""
+        request = pb.ResumeMigrationRequest(request_id=f"{migration_id}-resume", migration_id=migration_id, resume_token=token)
+        with calls_to(self._peer):
+            await self._stub.ResumeMigration(request, timeout=RESUME_TIMEOUT_S)
+
+    async def finish(self, move: Move) -> Half:
+        """Destination: keep the VM."""
+        request = pb.FinishMigrationRequest(
+            request_id=f"{move.migration_id}-finish", epoch=move.epoch, migration_id=move.migration_id
+        )
+        with calls_to(self._peer):
+            return _half((await self._stub.FinishMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    async def confirm(self, move: Move) -> Half:
+        """Source: end its QEMU."""
+        request = pb.ConfirmMigrationRequest(
+            request_id=f"{move.migration_id}-confirm", epoch=move.epoch, migration_id=move.migration_id
+        )
+        with calls_to(self._peer):
+            return _half((await self._stub.ConfirmMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    async def cancel(self, move: Move, cause: str) -> Half:
+        """Source: keep the guest."""
+        request = pb.CancelMigrationRequest(
+            request_id=f"{move.migration_id}-cancel", epoch=move.epoch, migration_id=move.migration_id, cause=cause
+        )
+        with calls_to(self._peer):
+            return _half((await self._stub.CancelMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    async def abandon(self, move: Move, cause: str) -> Half:
+        """Destination: undo Prepare."""
+        request = pb.AbandonMigrationRequest(
+            request_id=f"{move.migration_id}-abandon", epoch=move.epoch, migration_id=move.migration_id, cause=cause
+        )
+        with calls_to(self._peer):
+            return _half((await self._stub.AbandonMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    async def pause(self, move: Move) -> Half:
+        """Source: stop the guest for the rest of the transfer."""
+        request = pb.PauseMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
+        with calls_to(self._peer):
+            return _half((await self._stub.PauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    async def update(self, move: Move, bandwidth_bytes_per_second: int | None, max_downtime_s: float | None) -> Half:
+        """Source: change bounds."""
+        request = pb.UpdateMigrationRequest(
+            epoch=move.epoch, migration_id=move.migration_id, bandwidth_bytes_per_second=bandwidth_bytes_per_second
+        )
+        if max_downtime_s is not None:
+            span = Duration()
+            span.FromNanoseconds(round(max_downtime_s * _NS))
+            request.max_downtime.CopyFrom(span)
+        with calls_to(self._peer):
+            return _half((await self._stub.UpdateMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+
+MAY_HAVE_HAPPENED: Final = (Unreachable, Expired)
+
+
+def _half(message: pb.Migration) -> Half:
+    return Half(
+        state=HalfState(message.state),
+        phase=message.phase,
+        status=message.status,
+        location=Location(message.guest_location),
+        is_final=message.is_final,
+        error=message.error,
+        error_reason=message.error_reason,
+        vm_name=message.vm_name,
+        vm_uuid=message.vm_uuid,
+        guest_ran=message.guest_ran,
+        waiting_for=message.waiting_for,
+        resume_token=message.resume_token,
+        progress=_bytes(message, "progress"),
+        downtime=_bytes(message, "downtime"),
+        phases=tuple((leg.name, leg.duration.ToNanoseconds() / _NS) for leg in message.phases),
+        warnings=tuple(message.warnings),
+    )
+
+
+def _bytes(message: pb.Migration, name: str) -> bytes:
+    value = getattr(message, name)
+    return value.SerializeToString() if isinstance(value, Message) and message.HasField(name) else b""  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""One coordinator, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+
+from common.clock import SystemClock
+from common.pki import Role
+from common.rpc.server import Allowed, Service, serve
+from common.tasks import OwnedTasks
+from common.telemetry import SpanBuffer
+from coordinator.board import Board
+from coordinator.config import CoordinatorConfig
+from coordinator.fleet import Fleet
+from coordinator.journal import Journal
+from coordinator.moves import Moves
+from coordinator.otlp import SERVICE as OTLP_SERVICE
+from coordinator.otlp import TraceReceiver
+from coordinator.servicer import CoordinatorServicer
+from coordinator.traces import Traces
+from ferry.coordinator.v1 import coordinator_service_pb2, coordinator_service_pb2_grpc
+
+_CHANGERS: Final = frozenset({Role.OPERATOR, Role.COORDINATOR})
+_READERS: Final = frozenset({Role.OPERATOR, Role.VIEWER, Role.COORDINATOR})
+ALLOWED: Final = Allowed(
+    default=_CHANGERS,
+    methods={
+        **dict.fromkeys(("ListHosts", "GetMigration", "ListMigrations", "WatchMigration", "WaitMigration", "GetTrace"), _READERS),
+        "Export": frozenset(Role),
+    },
+)
+_log = structlog.get_logger()
+
+
+async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Event) -> None:
+    """Serve until told to stop; migrations go on at the agents, and a new coordinator takes them up.
+
+    Raises:
+        FerryError: the coordinator cannot serve as configured.
+    """
+    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        journal = Journal(config.state_dir / "journal.db", clock)
+        stack.callback(journal.close)
+        traces = Traces(config.state_dir / "traces.db", spans.spans_of)
+        stack.callback(traces.close)
+        receiver = TraceReceiver(traces, config.otlp_endpoint)
+        stack.push_async_callback(receiver.close)
+        fleet = await stack.enter_async_context(Fleet(config))
+        tasks = await stack.enter_async_context(OwnedTasks())
+        board = Board(journal)
+        moves = Moves(fleet, board, traces, clock, tasks)
+        moves.recover()
+        servicer = CoordinatorServicer(fleet, board, moves)
+        name = coordinator_service_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
+        services = [
+            Service(name, lambda server: coordinator_service_pb2_grpc.add_CoordinatorServiceServicer_to_server(servicer, server)),
+            Service(OTLP_SERVICE, receiver.add_to),
+        ]
+        await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
+        _log.info("ready", listen=config.listen, hosts=sorted(config.hosts), state_dir=str(config.state_dir))
+        await stopping.wait()
+        _log.info("stopping")

@@ -1,0 +1,75 @@
+"""What an operator decides about a coordinator: a TOML file, overridden by FERRY_COORDINATOR_* variables."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import InvalidRequest
+from common.pki import Identity
+
+ENVIRONMENT_PREFIX: Final = "FERRY_COORDINATOR_"
+
+
+class HostConfig(BaseModel):
+    """One host of the fleet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent: str = Field(description="address of its agent, host:port")
+    tunnel: str = Field(default="", description="address of its tunnel, host:port; empty: none")
+
+
+class CoordinatorConfig(BaseModel):
+    """The settings of one coordinator."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    listen: str = Field(default="127.0.0.1:7700", description="address to serve on, host:port")
+    state_dir: Path = Field(default=Path("/var/lib/ferry-coordinator"), description="where journal and traces are kept")
+    pki: Path | None = Field(default=None, description="directory with ca.pem, cert.pem and key.pem")
+    insecure: bool = Field(default=False, description="plain text, on loopback only")
+    otlp_endpoint: str = Field(default="", description="OTLP/gRPC collector for spans, as http://host:4317")
+    log_level: str = Field(default="info", description="debug, info, warning or error")
+    hosts: dict[str, HostConfig] = Field(default_factory=dict, description="the hosts of the fleet, by name")
+
+    @property
+    def identity(self) -> Identity | None:
+        """Certificate files; None for plain text."""
+        return None if self.pki is None else Identity.in_directory(self.pki)
+
+
+def load(path: Path | None) -> CoordinatorConfig:
+    """Read the settings.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or a setting is wrong; the text names it.
+    """
+    values: dict[str, object] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidRequest(f"config file {path}: {error.strerror}", reason="CONFIG_UNREADABLE", path=path) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"config file {path}: {error}", reason="CONFIG_MALFORMED", path=path) from error
+    for name in CoordinatorConfig.model_fields:
+        value = os.environ.get(ENVIRONMENT_PREFIX + name.upper())
+        if value is not None and name != "hosts":
+            values[name] = value
+    try:
+        config = CoordinatorConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"setting {name}: {first['msg'].lower()}", reason="CONFIG_INVALID", setting=name) from error
+    if config.pki is None and not config.insecure:
+        raise InvalidRequest(
+            "no certificates: set pki to a directory made by `ferry pki issue`, or insecure = true to serve plain text on loopback",
+            reason="CONFIG_INVALID",
+        )
+    return config

@@ -1,0 +1,112 @@
+"""The hosts of the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from common.errors import FerryError, InvalidRequest, NotFound, Unreachable, WrongState
+from coordinator.agents import Agent, HostView
+from coordinator.config import CoordinatorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """A host, and its agent's description or why there is none."""
+
+    agent: Agent
+    view: HostView | None
+    error: str
+
+
+class Fleet:
+    """Every host, by name. Leaving the context closes the channels."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._agents = {name: Agent(name, host.agent, host.tunnel, config.identity) for name, host in sorted(config.hosts.items())}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Own the channels."""
+        for agent in self._agents.values():
+            self._stack.push_async_callback(agent.close)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close them."""
+        await self._stack.aclose()
+
+    def get(self, name: str) -> Agent:
+        """Return a host.
+
+        Raises:
+            NotFound: the fleet has none of that name.
+        """
+        agent = self._agents.get(name)
+        if agent is None:
+            known = ", ".join(self._agents) or "none; add [hosts.NAME] to the coordinator's config file"
+            raise NotFound(f"host {name!r} is unknown; known: {known}", reason="HOST_UNKNOWN", host=name)
+        return agent
+
+    async def look(self) -> list[HostState]:
+        """Ask every agent at once."""
+        async with asyncio.TaskGroup() as group:
+            looks = [group.create_task(_look(agent)) for agent in self._agents.values()]
+        return [look.result() for look in looks]
+
+    async def locate(self, vm: str) -> Agent:
+        """Find the one host that has a VM.
+
+        Raises:
+            NotFound: none of the reachable hosts has it; the unreachable ones are named.
+            InvalidRequest: several have it.
+        """
+        async with asyncio.TaskGroup() as group:
+            asked = {agent: group.create_task(_has(agent, vm)) for agent in self._agents.values()}
+        answers = {agent: task.result() for agent, task in asked.items()}
+        having = [agent for agent, answer in answers.items() if answer is True]
+        silent = [agent.host for agent, answer in answers.items() if answer is None]
+        if len(having) > 1:
+            names = ", ".join(agent.host for agent in having)
+            raise InvalidRequest(f"VM {vm} is on several hosts ({names}); say which by --from", reason="VM_AMBIGUOUS", vm=vm)
+        if having:
+            return having[0]
+        if silent:
+            raise Unreachable(
+                f"VM {vm} is on none of the hosts that answer; no answer from {', '.join(silent)}", reason="VM_NOT_FOUND", vm=vm
+            )
+        raise NotFound(
+            f"VM {vm} is on none of the hosts ({', '.join(self._agents) or 'there are none'})", reason="VM_NOT_FOUND", vm=vm
+        )
+
+    async def check_destination(self, agent: Agent, *, wants_tunnel: bool) -> None:
+        """Require that a destination answers and has what the migration needs.
+
+        Raises:
+            Unreachable: its agent does not answer.
+            WrongState: a tunnel is wanted and it has none.
+        """
+        await agent.look()
+        if wants_tunnel and not agent.tunnel_address:
+            raise WrongState(
+                f'host {agent.host} has no tunnel; add `tunnel = "host:port"` to [hosts.{agent.host}] of the coordinator',
+                reason="TUNNEL_MISSING",
+                host=agent.host,
+            )
+
+
+async def _look(agent: Agent) -> HostState:
+    try:
+        return HostState(agent, await agent.look(), "")
+    except FerryError as error:
+        return HostState(agent, None, error.text)
+
+
+async def _has(agent: Agent, vm: str) -> bool | None:
+    try:
+        return await agent.has_vm(vm)
+    except FerryError:
+        return None

@@ -1,0 +1,127 @@
+"""One half of a migration as its agent tells it, and a whole migration as the coordinator tells it. Pure.
+
+Wishes and numbers that the coordinator only passes on stay as they came: serialised messages of ferry.common.v1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class HalfState(Enum):
+    """How far one half is; the values are those of ferry.agent.v1.Migration.State."""
+
+    UNSPECIFIED = 0
+    PREPARING = 1
+    TRANSFERRING = 2
+    SWITCHING = 3
+    HANDING_OVER = 4
+    HANDED_OVER = 5
+    CANCELLING = 6
+    SUCCEEDED = 7
+    FAILED = 8
+    CANCELLED = 9
+
+
+class Location(Enum):
+    """Where the guest is; the values are those of the protocol's GuestLocation."""
+
+    UNKNOWN = 0
+    SOURCE = 1
+    DESTINATION = 2
+    SWITCHING = 3
+    NOWHERE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """One half of a migration.
+
+    Attributes:
+        progress, downtime: serialised, empty when there is none.
+        resume_token: only at the source, only once its QEMU has completed. Never stored.
+        waiting_for: what this half waits for, with the way to go on; empty when nothing.
+    """
+
+    state: HalfState
+    phase: str
+    status: str
+    location: Location
+    is_final: bool
+    error: str
+    error_reason: str
+    vm_name: str
+    vm_uuid: str
+    guest_ran: bool
+    waiting_for: str
+    resume_token: bytes
+    progress: bytes
+    downtime: bytes
+    phases: tuple[tuple[str, float], ...]
+    warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Show no token."""
+        return f"Half({self.phase}, {self.location.name}, error={self.error!r})"
+
+
+class MoveState(Enum):
+    """How far a whole migration is; the values are those of ferry.coordinator.v1.Migration.State."""
+
+    PREPARING = 1
+    TRANSFERRING = 2
+    SWITCHING = 3
+    FINISHING = 4
+    CANCELLING = 5
+    WAITING = 6
+    SUCCEEDED = 7
+    FAILED = 8
+    CANCELLED = 9
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in {MoveState.SUCCEEDED, MoveState.FAILED, MoveState.CANCELLED}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A migration of one VM from one host to another.
+
+    Attributes:
+        options: serialised wishes.
+        source_phase, status: the source's phase and its QEMU's status.
+        cancel_wanted: somebody asked for a cancel.
+        is_tidy: nothing is left to undo on either host.
+    """
+
+    migration_id: str
+    vm_name: str
+    source: str
+    destination: str
+    options: bytes
+    traceparent: str
+    epoch: int
+    created_at_s: float
+    vm_uuid: str = ""
+    state: MoveState = MoveState.PREPARING
+    location: Location = Location.SOURCE
+    step: str = ""
+    source_phase: str = ""
+    status: str = ""
+    error: str = ""
+    error_reason: str = ""
+    progress: bytes = b""
+    downtime: bytes = b""
+    phases: tuple[tuple[str, float], ...] = ()
+    warnings: tuple[str, ...] = ()
+    ended_at_s: float | None = None
+    cancel_wanted: bool = False
+    is_tidy: bool = False
+
+    @property
+    def trace_id(self) -> str:
+        """W3C trace id, 32 hexadecimal digits; empty when there is no trace."""
+        parts = self.traceparent.split("-")
+        return parts[1] if len(parts) > 1 else ""

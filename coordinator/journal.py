@@ -1,0 +1,177 @@
+"""The coordinator's memory: migrations, the steps attempted for each, and what happened.
+
+SQLite in WAL mode with synchronous=FULL: what was written survives a power cut. A step's intent is committed before it is taken
+and its result after it. Secrets of a migration (key, tokens) are never written here. Calls are short and synchronous (0.6 ms a
+commit).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from common.clock import Clock
+from common.errors import WrongState
+from coordinator.halves import Location, Move, MoveState
+
+SCHEMA_VERSION: Final = 1
+_metadata = sa.MetaData()
+_schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, nullable=False))
+_moves = sa.Table(
+    "migrations",
+    _metadata,
+    sa.Column("migration_id", sa.String, primary_key=True),
+    sa.Column("vm_name", sa.String, nullable=False),
+    sa.Column("vm_uuid", sa.String, nullable=False),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("destination", sa.String, nullable=False),
+    sa.Column("options", sa.LargeBinary, nullable=False),
+    sa.Column("traceparent", sa.String, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False, index=True),
+    sa.Column("ended_at_s", sa.Float),
+    sa.Column("state", sa.Integer, nullable=False),
+    sa.Column("location", sa.Integer, nullable=False),
+    sa.Column("step", sa.String, nullable=False),
+    sa.Column("source_phase", sa.String, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("error", sa.String, nullable=False),
+    sa.Column("error_reason", sa.String, nullable=False),
+    sa.Column("progress", sa.LargeBinary, nullable=False),
+    sa.Column("downtime", sa.LargeBinary, nullable=False),
+    sa.Column("phases", sa.String, nullable=False),
+    sa.Column("warnings", sa.String, nullable=False),
+    sa.Column("cancel_wanted", sa.Boolean, nullable=False),
+    sa.Column("is_tidy", sa.Boolean, nullable=False),
+)
+_steps = sa.Table(
+    "steps",
+    _metadata,
+    sa.Column("step_id", sa.Integer, primary_key=True),
+    sa.Column("migration_id", sa.String, sa.ForeignKey("migrations.migration_id"), nullable=False, index=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("intended_at_s", sa.Float, nullable=False),
+    sa.Column("ended_at_s", sa.Float),
+    sa.Column("result", sa.String, nullable=False),
+)
+
+
+class Journal:
+    """The journal in one database file."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        """Open or make it.
+
+        Raises:
+            WrongState: it is of another version of Ferry.
+        """
+        self._clock = clock
+        self._engine = sa.create_engine(f"sqlite:///{path}")
+        sa.event.listen(self._engine, "connect", _set_pragmas)
+        _metadata.create_all(self._engine)
+        with self._engine.begin() as connection:
+            version = connection.execute(sa.select(_schema.c.version)).scalar()
+            if version is None:
+                connection.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+            elif version != SCHEMA_VERSION:
+                raise WrongState(
+                    f"journal {path} is of version {version}, this coordinator knows {SCHEMA_VERSION}", reason="JOURNAL_VERSION"
+                )
+
+    def close(self) -> None:
+        """Close the database."""
+        self._engine.dispose()
+
+    def save(self, move: Move) -> None:
+        """Write a migration as it is now."""
+        row = _row(move)
+        with self._engine.begin() as connection:
+            updated = connection.execute(sa.update(_moves).where(_moves.c.migration_id == move.migration_id).values(**row))
+            if updated.rowcount == 0:
+                connection.execute(sa.insert(_moves).values(**row))
+
+    def find(self, id_or_beginning: str) -> list[Move]:
+        """Return the migrations whose id begins so; an exact match alone if there is one."""
+        pattern = id_or_beginning.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        query = sa.select(_moves).where(_moves.c.migration_id.like(f"{pattern}%", escape="\\")).limit(10)
+        found = self._read(query)
+        exact = [move for move in found if move.migration_id == id_or_beginning]
+        return exact or found
+
+    def newest(self, vm: str, count: int) -> list[Move]:
+        """Return migrations, the newest first; of one VM unless `vm` is empty."""
+        query = sa.select(_moves).order_by(_moves.c.created_at_s.desc()).limit(count)
+        if vm:
+            query = query.where(sa.or_(_moves.c.vm_name == vm, _moves.c.vm_uuid == vm))
+        return self._read(query)
+
+    def unfinished(self) -> list[Move]:
+        """Return the migrations that have something left to do."""
+        return self._read(sa.select(_moves).where(sa.not_(_moves.c.is_tidy)).order_by(_moves.c.created_at_s))
+
+    @contextmanager
+    def step(self, move: Move, name: str) -> Iterator[None]:
+        """Commit the intent of a step before the block and its result after it."""
+        with self._engine.begin() as connection:
+            inserted = connection.execute(
+                sa.insert(_steps).values(
+                    migration_id=move.migration_id,
+                    epoch=move.epoch,
+                    name=name,
+                    intended_at_s=self._clock.wall_s(),
+                    result="",
+                )
+            )
+            key = inserted.inserted_primary_key
+        result = "done"
+        try:
+            yield
+        except BaseException as error:
+            result = f"{type(error).__name__}: {error}"[:500]
+            raise
+        finally:
+            with self._engine.begin() as connection:
+                connection.execute(
+                    sa.update(_steps)
+                    .where(_steps.c.step_id == (key[0] if key else None))
+                    .values(ended_at_s=self._clock.wall_s(), result=result)
+                )
+
+    def _read(self, query: sa.Select[tuple[object, ...]]) -> list[Move]:
+        with self._engine.connect() as connection:
+            return [_move(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _set_pragmas(connection: object, _record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]  # a DB-API connection
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _row(move: Move) -> dict[str, object]:
+    row = {field.name: getattr(move, field.name) for field in fields(move)}
+    row.update(
+        state=move.state.value,
+        location=move.location.value,
+        phases=json.dumps(move.phases),
+        warnings=json.dumps(move.warnings),
+    )
+    return row
+
+
+def _move(row: dict[str, object]) -> Move:
+    row.update(
+        state=MoveState(row["state"]),
+        location=Location(row["location"]),
+        phases=tuple((str(name), float(span_s)) for name, span_s in json.loads(str(row["phases"]))),
+        warnings=tuple(json.loads(str(row["warnings"]))),
+    )
+    return Move(**row)  # type: ignore[arg-type]  # the columns are the fields
