@@ -80,7 +80,8 @@ async def show(
     spans = parse_traces(answer.traces_data)
     rows = tree(spans)
     plain = {"migration_id": migration.id, "trace_id": migration.trace_id, "spans": spans_plain(rows, spans)}
-    screen.show(plain, lambda: draw(rows), output)
+    width = screen.data.width if screen.data.is_terminal else None
+    screen.show(plain, lambda: draw(rows, width=width), output)
     if not spans:
         screen.warn("no span of this migration is kept any more")
     return ExitCode.DONE

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.cli.exits import FINAL_STATES
 from coordinator.cli.plain import seconds
 from coordinator.cli.screen import printable
 from coordinator.cli.units import format_bytes, format_duration, format_rate
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _PASS_INTERVAL_S = 1.0
 _LINE_INTERVAL_S = 5.0
 _BAR_WIDTH = 40
+# While the guest changes hands the numbers stand still.
+_MOVING_STATES = frozenset({pb.Migration.STATE_TRANSFERRING, pb.Migration.STATE_CANCELLING})
 
 
 class Progress(Protocol):
@@ -99,7 +102,7 @@ class PlainProgress(_Notes):
             or (key != self._shown and quiet_s >= _PASS_INTERVAL_S)
             or quiet_s >= _LINE_INTERVAL_S
         )
-        if not is_due or self._is_asking:
+        if not is_due or self._is_asking or migration.state in FINAL_STATES:
             return
         self._shown, self._shown_at_s = key, self._now_s()
         numbers = ", ".join(numbers_of(migration))
@@ -158,17 +161,12 @@ def heading_of(migration: pb.Migration) -> str:
 def numbers_of(migration: pb.Migration) -> Iterator[str]:
     """Give the numbers of a transfer that there are."""
     progress = migration.progress
-    if migration.state not in (
-        pb.Migration.STATE_TRANSFERRING,
-        pb.Migration.STATE_SWITCHING,
-        pb.Migration.STATE_CANCELLING,
-    ):
+    if migration.state not in _MOVING_STATES or not progress.ram_total_bytes:
         return
-    if progress.ram_total_bytes:
-        yield f"pass {progress.pass_count}"
-        yield f"{_percent(migration):.0f} %"
-        yield f"{format_bytes(progress.ram_remaining_bytes)} of {format_bytes(progress.ram_total_bytes)} left"
-    yield f"{format_rate(progress.bytes_per_second)}"
+    yield f"pass {progress.pass_count}"
+    yield f"{_percent(migration):.0f} %"
+    yield f"{format_bytes(progress.ram_remaining_bytes)} of {format_bytes(progress.ram_total_bytes)} left"
+    yield format_rate(progress.bytes_per_second)
     if progress.dirty_bytes_per_second:
         yield f"dirtied {format_rate(progress.dirty_bytes_per_second)}"
     if progress.HasField("expected_downtime"):
@@ -185,7 +183,7 @@ def block_of(migration: pb.Migration) -> Group:
         (printable(_stage(migration)), "cyan"),
     )
     numbers = list(numbers_of(migration))
-    if not migration.progress.ram_total_bytes or not numbers:
+    if not numbers:
         return Group(heading)
     bar = Table.grid(padding=(0, 1))
     bar.add_row("  ", ProgressBar(100, _percent(migration), width=_BAR_WIDTH), ", ".join(numbers[:3]))

@@ -21,24 +21,29 @@ if TYPE_CHECKING:
     from coordinator.cli.spans import Process, Row, Span
 
 _BAR_WIDTH = 30
+_MIN_BAR_WIDTH = 8
+_MAX_BAR_WIDTH = 60
+# Four gaps between columns, and the times.
+_OTHER_WIDTH = 28
 _COLOURS = ("cyan", "magenta", "green", "blue", "yellow")
 
 
-def draw(rows: Sequence[Row], *, bar_width: int = _BAR_WIDTH) -> Table:
-    """Draw the rows of a tree."""
+def draw(rows: Sequence[Row], *, width: int | None = None) -> Table:
+    """Draw the rows of a tree; the bars take what a terminal of that width has left."""
+    labels = [(_label(row), _process(row)) for row in rows]
     spans = [span for row in rows for span in row.spans]
-    line = _TimeLines(spans, bar_width)
+    line = _TimeLines(spans, _bar_width(labels, width))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("SPAN", no_wrap=True)
+    table.add_column("SPAN", no_wrap=True, overflow="ellipsis")
     table.add_column("PROCESS", no_wrap=True)
     table.add_column("AT", justify="right", no_wrap=True)
     table.add_column("TIME", justify="right", no_wrap=True)
-    table.add_column("ON ITS HOST'S CLOCK", no_wrap=True)
-    for row in rows:
+    table.add_column("TIME LINE OF ITS HOST", no_wrap=True)
+    for row, (label, process) in zip(rows, labels, strict=True):
         colour = line.colour(row.first)
         table.add_row(
-            _label(row),
-            Text(printable(f"{row.first.process.service} {row.first.process.host}"), colour),
+            label,
+            Text(process, colour),
             f"+{format_duration(line.offset_s(row.first))}",
             format_duration(row.duration_s),
             Text(line.bar(row.spans), colour),
@@ -64,6 +69,17 @@ def spans_plain(rows: Iterable[Row], spans: Sequence[Span]) -> list[dict[str, ob
         for row in rows
         for span in row.spans
     ]
+
+
+def _bar_width(labels: Sequence[tuple[Text, str]], width: int | None) -> int:
+    if width is None or not labels:
+        return _BAR_WIDTH
+    longest = max(len(label) for label, _ in labels) + max(len(process) for _, process in labels)
+    return min(_MAX_BAR_WIDTH, max(_MIN_BAR_WIDTH, width - longest - _OTHER_WIDTH))
+
+
+def _process(row: Row) -> str:
+    return printable(f"{row.first.process.host} {row.first.process.service.removeprefix('ferry-')}")
 
 
 def _label(row: Row) -> Text:
@@ -105,7 +121,8 @@ class _TimeLines:
         for span in spans:
             first = min(self._width - 1, int((span.start_ns - origin_ns) / self._cell_ns))
             last = min(self._width - 1, int((span.end_ns - origin_ns) / self._cell_ns))
-            is_short = span.end_ns - span.start_ns < self._cell_ns
-            for cell in range(first, max(first, last) + 1):
-                cells[cell] = "▏" if is_short and cells[cell] == " " else "█"
+            if span.end_ns - span.start_ns < self._cell_ns:
+                cells[first] = "▏" if cells[first] == " " else cells[first]
+            else:
+                cells[first : last + 1] = "█" * (last + 1 - first)
         return "".join(cells).rstrip()

@@ -70,7 +70,7 @@ def test_a_clock_that_is_an_hour_ahead_moves_nothing(capsys):
 
     lines = capsys.readouterr().out.splitlines()
     resume = next(line for line in lines if "ResumeMigration" in line)
-    assert re.search(r"host-b +\+0 s +3.00 ms +▏", resume)
+    assert re.search(r"host-b agent +\+0 s +3.00 ms +▏", resume)
 
 
 def test_json_of_a_trace_has_offsets_within_a_process_only():
