@@ -101,11 +101,18 @@ class Transfer:
         remove_key(self._around.key_directory(self._migration_id))
         with suppress(FerryError, TimeoutError):
             await self.cut(process_id)
+            await self._wait_until_cut(qemu)
         if self._options.is_psk:
             with suppress(FerryError, TimeoutError):
                 async with asyncio.timeout(TIDY_TIMEOUT_S):
                     await qemu.set_parameters({"tls-creds": ""})
                     await qemu.object_del(CREDENTIALS_ID)
+
+    async def _wait_until_cut(self, qemu: Qemu) -> None:
+        """Wait until QEMU let go of its channels: QEMU 10.0 takes no new `migrate` before, though it says `cancelled`."""
+        async with asyncio.timeout(TIDY_TIMEOUT_S):
+            while await qemu.has_migration_channels():
+                await asyncio.sleep(REPORT_INTERVAL_S)
 
     async def _connections(self, process_id: int) -> tuple[Connection, ...]:
         """Find QEMU's connections to the destination, also those that are still being made."""

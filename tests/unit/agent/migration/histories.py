@@ -27,9 +27,7 @@ class History(Generic[P, V, F]):
         return self.phases[-1]
 
 
-def histories(
-    step: Callable[[P, V], Step[P, F]], start: P, events: tuple[V, ...], length: int
-) -> Iterator[History[P, V, F]]:
+def histories(step: Callable[[P, V], Step[P, F]], start: P, events: tuple[V, ...], length: int) -> Iterator[History[P, V, F]]:
     """Yield every history of at most `length` events, the empty one included."""
     stack: list[History[P, V, F]] = [History((), (start,), ())]
     while stack:
@@ -42,6 +40,4 @@ def histories(
                 after = step(history.phase, event)
             except InvalidTransition:
                 continue
-            stack.append(
-                History((*history.events, event), (*history.phases, after.phase), (*history.effects, *after.effects))
-            )
+            stack.append(History((*history.events, event), (*history.phases, after.phase), (*history.effects, *after.effects)))

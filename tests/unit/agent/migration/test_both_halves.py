@@ -76,54 +76,60 @@ def _incoming(world: World, event: inc.Event) -> Iterator[World]:
 
 def successors(world: World) -> Iterator[World]:
     """Yield every world that one move leads to."""
-    source_qemu, destination_qemu = world.source_qemu, world.destination_qemu
-    sending = isinstance(world.source, out.Connecting | out.Transferring | out.Switching | out.Cancelling)
-    # the QEMUs
-    if source_qemu is Qemu.RUNS and isinstance(world.source, out.Connecting | out.Transferring):
-        yield replace(world, source_qemu=Qemu.WAITS)
-    if source_qemu is Qemu.SENDS and destination_qemu is Qemu.WAITS:
-        yield replace(world, destination_qemu=Qemu.HOLDS)
-    if source_qemu is Qemu.SENDS and destination_qemu is Qemu.HOLDS:
-        yield replace(world, source_qemu=Qemu.HOLDS)  # acknowledged
-    if source_qemu in {Qemu.WAITS, Qemu.SENDS} and sending:
-        yield replace(world, source_qemu=Qemu.RUNS)  # the channel broke or was cancelled: QEMU goes on by itself
-    if source_qemu is not Qemu.GONE:
-        yield replace(world, source_qemu=Qemu.GONE)
-    if destination_qemu is not Qemu.GONE:
-        yield replace(world, destination_qemu=Qemu.GONE)
-    # what the agents see and are told
-    for event in (out.PerformRequested(), out.CancelRequested(CAUSE), out.PauseRequested()):
-        yield from _outgoing(world, event)
-    if source_qemu is Qemu.RUNS:
-        yield from _outgoing(world, out.QemuActive())
-        if isinstance(world.source, out.Switching | out.Cancelling | out.Connecting | out.Transferring):
-            yield from _outgoing(world, out.QemuGaveUp(CAUSE))
-        yield from _outgoing(world, out.GuestRestored())
-    if source_qemu is Qemu.WAITS:
-        yield from _outgoing(world, out.QemuAtSwitchover())
-    if source_qemu is Qemu.HOLDS:
-        yield from _outgoing(world, out.QemuCompleted())
-    if source_qemu is Qemu.GONE:
-        yield from _outgoing(world, out.QemuExited(CAUSE))
-        yield from _outgoing(world, out.HuskEnded())
-    if isinstance(world.destination, inc.Running | inc.Finished):
-        yield from _outgoing(world, out.ResumeAnswered())
-        yield from _outgoing(world, out.ConfirmRequested())
-    if isinstance(world.destination, inc.Abandoned):
-        yield from _outgoing(world, out.DestinationNeverRan(CAUSE))
-    for incoming in (inc.QemuListening(), inc.AbandonRequested(CAUSE), inc.FinishRequested()):
+    yield from _qemus_move(world)
+    for outgoing in _source_may_see(world):
+        yield from _outgoing(world, outgoing)
+    for incoming in _destination_may_see(world):
         yield from _incoming(world, incoming)
-    if destination_qemu is Qemu.WAITS:
-        yield from _incoming(world, inc.QemuActive())
-    if destination_qemu is Qemu.HOLDS:
-        yield from _incoming(world, inc.QemuLoaded())
-    if destination_qemu is Qemu.RUNS:
-        yield from _incoming(world, inc.GuestRuns())
-    if destination_qemu is Qemu.GONE:
-        yield from _incoming(world, inc.QemuExited(CAUSE))
-        yield from _incoming(world, inc.Undone())
+
+
+def _qemus_move(world: World) -> Iterator[World]:
+    source, destination = world.source_qemu, world.destination_qemu
+    sending = isinstance(world.source, out.Connecting | out.Transferring | out.Switching | out.Cancelling)
+    if source is Qemu.RUNS and isinstance(world.source, out.Connecting | out.Transferring):
+        yield replace(world, source_qemu=Qemu.WAITS)
+    if source is Qemu.SENDS and destination is Qemu.WAITS:
+        yield replace(world, destination_qemu=Qemu.HOLDS)
+    if source is Qemu.SENDS and destination is Qemu.HOLDS:
+        yield replace(world, source_qemu=Qemu.HOLDS)  # acknowledged
+    if source in {Qemu.WAITS, Qemu.SENDS} and sending:
+        yield replace(world, source_qemu=Qemu.RUNS)  # the channel broke or was cancelled: QEMU goes on by itself
+    yield replace(world, source_qemu=Qemu.GONE)
+    yield replace(world, destination_qemu=Qemu.GONE)
+
+
+def _source_may_see(world: World) -> Iterator[out.Event]:
+    yield from (out.PerformRequested(), out.CancelRequested(CAUSE), out.PauseRequested())
+    match world.source_qemu:
+        case Qemu.RUNS:
+            yield from (out.QemuActive(), out.GuestRestored())
+            if not isinstance(world.source, out.Begun):
+                yield out.QemuGaveUp(CAUSE)
+        case Qemu.WAITS:
+            yield out.QemuAtSwitchover()
+        case Qemu.HOLDS:
+            yield out.QemuCompleted()
+        case Qemu.GONE:
+            yield from (out.QemuExited(CAUSE), out.QemuExited(CAUSE, was_watched=False), out.HuskEnded())
+    if isinstance(world.destination, inc.Running | inc.Finished):
+        yield from (out.ResumeAnswered(), out.ConfirmRequested())
+    if isinstance(world.destination, inc.Abandoned):
+        yield out.DestinationNeverRan(CAUSE)
+
+
+def _destination_may_see(world: World) -> Iterator[inc.Event]:
+    yield from (inc.QemuListening(), inc.AbandonRequested(CAUSE), inc.FinishRequested())
+    match world.destination_qemu:
+        case Qemu.WAITS:
+            yield inc.QemuActive()
+        case Qemu.HOLDS:
+            yield inc.QemuLoaded()
+        case Qemu.RUNS:
+            yield inc.GuestRuns()
+        case Qemu.GONE:
+            yield from (inc.QemuExited(CAUSE), inc.Undone())
     if world.token_given:
-        yield from _incoming(world, inc.ResumeRequested())
+        yield inc.ResumeRequested()
 
 
 def every_world() -> set[World]:

@@ -24,11 +24,12 @@ EVENTS: tuple[inc.Event, ...] = (
     inc.Undone(),
 )
 LENGTH = 7
+START: inc.Phase = inc.Reserved()
 MAY_RUN_HERE = (inc.Resuming, inc.Running, inc.Finished)
 
 
 def test_a_guest_runs_here_only_after_the_token_came_for_a_loaded_guest():
-    for history in histories(inc.step, inc.Reserved(), EVENTS, LENGTH):
+    for history in histories(inc.step, START, EVENTS, LENGTH):
         for index, (before, after) in enumerate(pairwise(history.phases)):
             if isinstance(after, MAY_RUN_HERE) and not isinstance(before, MAY_RUN_HERE):
                 assert isinstance(before, inc.Loaded)
@@ -36,14 +37,14 @@ def test_a_guest_runs_here_only_after_the_token_came_for_a_loaded_guest():
 
 
 def test_the_effect_that_runs_the_guest_comes_once_a_history():
-    for history in histories(inc.step, inc.Reserved(), EVENTS, LENGTH):
+    for history in histories(inc.step, START, EVENTS, LENGTH):
         resumed = any(isinstance(phase, inc.Resuming) for phase in history.phases)
 
         assert history.effects.count(inc.EnsureGuestRuns()) == (1 if resumed else 0)
 
 
 def test_abandoned_is_reached_only_by_histories_in_which_the_guest_never_ran_here():
-    for history in histories(inc.step, inc.Reserved(), EVENTS, LENGTH):
+    for history in histories(inc.step, START, EVENTS, LENGTH):
         if isinstance(history.phase, inc.Abandoned):
             assert not any(isinstance(phase, MAY_RUN_HERE) for phase in history.phases)
 
@@ -61,7 +62,7 @@ def test_resume_is_refused_before_the_guest_is_loaded():
 
 
 def test_every_phase_is_reached_and_has_a_way_to_an_end():
-    reached = {h.phase for h in histories(inc.step, inc.Reserved(), EVENTS, LENGTH)}
+    reached = {h.phase for h in histories(inc.step, START, EVENTS, LENGTH)}
 
     assert {type(phase) for phase in reached} == set(inc.Phase.__args__)
     for start in reached:

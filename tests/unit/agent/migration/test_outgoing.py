@@ -29,6 +29,7 @@ EVENTS: tuple[out.Event, ...] = (
     out.HuskEnded(),
 )
 LENGTH = 7
+START: out.Phase = out.Begun()
 
 
 def replay(*events: out.Event) -> tuple[out.Phase, tuple[out.Effect, ...]]:
@@ -75,9 +76,7 @@ def test_the_decision_is_a_phase_of_its_own_before_migrate_continue_is_sent():
 
 
 def test_a_source_that_dies_while_switching_still_gives_the_guest_away():
-    phase, effects = replay(
-        out.PerformRequested(), out.QemuActive(), out.QemuAtSwitchover(), out.QemuExited(CAUSE)
-    )
+    phase, effects = replay(out.PerformRequested(), out.QemuActive(), out.QemuAtSwitchover(), out.QemuExited(CAUSE))
 
     assert phase == out.Sent(qemu_is_gone=True)
     assert effects[-1] == out.RequestResume()
@@ -103,7 +102,7 @@ def test_a_cancel_is_refused_once_the_guest_was_sent():
 def test_no_history_restores_a_guest_that_qemu_did_not_give_back():
     proofs = (out.QemuGaveUp, out.DestinationNeverRan, out.Fenced)
     count = 0
-    for history in histories(out.step, out.Begun(), EVENTS, LENGTH):
+    for history in histories(out.step, START, EVENTS, LENGTH):
         count += 1
         for phase, event, after in zip(history.phases, history.events, history.phases[1:], strict=False):
             if isinstance(after, out.Keeping) and not isinstance(phase, out.Keeping):
@@ -113,7 +112,7 @@ def test_no_history_restores_a_guest_that_qemu_did_not_give_back():
 
 
 def test_no_history_gives_the_guest_away_and_keeps_it_unless_the_destination_is_proved_not_to_have_it():
-    for history in histories(out.step, out.Begun(), EVENTS, LENGTH):
+    for history in histories(out.step, START, EVENTS, LENGTH):
         for index, (before, after) in enumerate(pairwise(history.phases)):
             if isinstance(before, out.Sent) and isinstance(after, out.Keeping):
                 assert isinstance(history.events[index], out.DestinationNeverRan | out.Fenced)
@@ -129,8 +128,8 @@ def test_no_history_leaves_a_final_phase():
 
 
 def test_every_unfinished_phase_has_a_way_to_an_end():
-    reached = {type(h.phase) for h in histories(out.step, out.Begun(), EVENTS, LENGTH)}
+    reached = {type(h.phase) for h in histories(out.step, START, EVENTS, LENGTH)}
 
     assert reached == set(out.Phase.__args__)
-    for start in {h.phase for h in histories(out.step, out.Begun(), EVENTS, 5)}:
+    for start in {h.phase for h in histories(out.step, START, EVENTS, 5)}:
         assert any(isinstance(h.phase, out.FINAL) for h in histories(out.step, start, EVENTS, LENGTH))
