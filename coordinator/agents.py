@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
@@ -28,6 +30,7 @@ PREPARE_TIMEOUT_S: Final = 60.0
 RESUME_TIMEOUT_S: Final = 8.0
 FINISH_TIMEOUT_S: Final = 15.0
 _NS: Final = 1_000_000_000
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +150,14 @@ class Agent:
             destination_agent_address=prepared.agent_address,
             destination_host=move.destination,
         )
-        with calls_to(self._peer):
-            async for response in self._stub.PerformMigration(request):
+        async with self._stream(self._stub.PerformMigration(request)) as responses:
+            async for response in responses:
                 yield _half(response.migration)
 
     async def watch(self, migration_id: str) -> AsyncGenerator[Half]:
         """Either: follow a half until it is final."""
-        with calls_to(self._peer):
-            async for response in self._stub.WatchMigration(pb.WatchMigrationRequest(migration_id=migration_id)):
+        async with self._stream(self._stub.WatchMigration(pb.WatchMigrationRequest(migration_id=migration_id))) as responses:
+            async for response in responses:
                 yield _half(response.migration)
 
     async def find(self, migration_id: str) -> Half | None:
@@ -221,6 +224,15 @@ class Agent:
             request.max_downtime.CopyFrom(span)
         with calls_to(self._peer):
             return _half((await self._stub.UpdateMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    @asynccontextmanager
+    async def _stream(self, call: grpc.aio.UnaryStreamCall[Any, R]) -> AsyncIterator[grpc.aio.UnaryStreamCall[Any, R]]:
+        """Own a stream: it is cancelled when the caller has heard enough."""
+        try:
+            with calls_to(self._peer):
+                yield call
+        finally:
+            call.cancel()
 
 
 MAY_HAVE_HAPPENED: Final = (Unreachable, Expired)

@@ -9,7 +9,7 @@ import grpc
 
 from common.pki import Identity
 from common.rpc.address import check_plain_text_allowed
-from common.rpc.tracing import ClientTracing
+from common.rpc.tracing import client_interceptors
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -40,7 +40,7 @@ def open_channel(address: str, identity: Identity | None, *, options: Sequence[t
     everything = (*_OPTIONS, *options)
     if identity is None or address.startswith("unix:"):
         check_plain_text_allowed(address)
-        return grpc.aio.insecure_channel(address, options=everything, interceptors=[ClientTracing()])
+        return grpc.aio.insecure_channel(address, options=everything, interceptors=client_interceptors())
     ca, certificate, key = identity.read()
     credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-    return grpc.aio.secure_channel(address, credentials, options=everything, interceptors=[ClientTracing()])
+    return grpc.aio.secure_channel(address, credentials, options=everything, interceptors=client_interceptors())

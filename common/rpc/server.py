@@ -164,6 +164,7 @@ class _Edge(grpc.aio.ServerInterceptor):
 
 
 async def _abort_with_bug(context: Any, method: str, error: Exception) -> None:
+    trace.get_current_span().set_status(trace.StatusCode.ERROR, type(error).__name__)
     trace_id = f"{trace.get_current_span().get_span_context().trace_id:032x}"
     _log.error("bug", method=short_name(method), exc_info=error)
     told = Bug(f"a mistake of Ferry's own; the log of the process has more, trace {trace_id}", trace=trace_id)

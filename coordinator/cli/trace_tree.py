@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from coordinator.cli.spans import Process, Row, Span
 
 _BAR_WIDTH = 30
-_MIN_BAR_WIDTH = 8
+_MIN_BAR_WIDTH = len("ON ITS HOST")
+_MIN_LABEL_WIDTH = 30
+_TIME_WIDTH = len("+1.23 ms")
 _MAX_BAR_WIDTH = 60
-# Four gaps between columns, and the times.
-_OTHER_WIDTH = 28
+# The times, and the gaps between the columns.
+_OTHER_WIDTH = 2 * _TIME_WIDTH + 10
 _COLOURS = ("cyan", "magenta", "green", "blue", "yellow")
 
 
@@ -34,11 +36,13 @@ def draw(rows: Sequence[Row], *, width: int | None = None) -> Table:
     spans = [span for row in rows for span in row.spans]
     line = _TimeLines(spans, _bar_width(labels, width))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("SPAN", no_wrap=True, overflow="ellipsis")
-    table.add_column("PROCESS", no_wrap=True)
-    table.add_column("AT", justify="right", no_wrap=True)
-    table.add_column("TIME", justify="right", no_wrap=True)
-    table.add_column("TIME LINE OF ITS HOST", no_wrap=True)
+    process_width = max((len(process) for _, process in labels), default=0)
+    label_width = None if width is None else max(_MIN_LABEL_WIDTH, width - process_width - _OTHER_WIDTH - _MIN_BAR_WIDTH)
+    table.add_column("SPAN", no_wrap=True, overflow="ellipsis", max_width=label_width)
+    table.add_column("PROCESS", no_wrap=True, min_width=process_width)
+    table.add_column("AT", justify="right", no_wrap=True, min_width=_TIME_WIDTH)
+    table.add_column("TIME", justify="right", no_wrap=True, min_width=_TIME_WIDTH)
+    table.add_column("ON ITS HOST", no_wrap=True, min_width=_MIN_BAR_WIDTH)
     for row, (label, process) in zip(rows, labels, strict=True):
         colour = line.colour(row.first)
         table.add_row(

@@ -1,0 +1,222 @@
+"""A fleet as a test uses it: guests, moves and faults; and the proof that nothing is left when the test is over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Self
+from uuid import uuid4
+
+import grpc
+import pytest
+
+from common.errors import FerryError
+from common.rpc.channel import open_channel
+from common.rpc.status import calls_to
+from deploy.lab.fleet import HOSTS, Fleet
+from deploy.lab.processes import processes_of
+from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
+from ferry.agent.v1 import vm_pb2
+from ferry.common.v1 import migration_pb2 as common_pb
+from ferry.coordinator.v1 import coordinator_service_pb2 as pb
+from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
+from tests.e2e.guest import Guest, Plan, domain
+from tests.e2e.move import Half, Move, wishes
+from tests.e2e.waiting import until, until_equal
+from tests.guests.console import Console
+
+TIDY_TIMEOUT_S = 20.0
+SHOWN_LOG_LINES = 40
+RUNNING, PAUSED, STOPPED = "RUNNING", "PAUSED", "STOPPED"
+
+
+class Lab:
+    """A running fleet and what one test has started on it."""
+
+    def __init__(self, fleet: Fleet, directory: Path) -> None:
+        self.fleet = fleet
+        self.directory = directory
+        self._stack = AsyncExitStack()
+        identity = fleet.identity("operator")
+        self._channels = {host: open_channel(fleet.agent_address(host), identity) for host in HOSTS}
+        self._channels["coordinator"] = open_channel(fleet.coordinator_address, identity)
+        self.agents = {host: agent_rpc.AgentServiceStub(self._channels[host]) for host in HOSTS}
+        self.coordinator = rpc.CoordinatorServiceStub(self._channels["coordinator"])
+
+    async def __aenter__(self) -> Self:
+        for channel in self._channels.values():
+            self._stack.push_async_callback(channel.close)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    # guests
+
+    async def define(self, host: str, xml: bytes) -> vm_pb2.Vm:
+        """Define a VM on a host."""
+        with calls_to(f"the agent of {host}"):
+            return (await self.agents[host].DefineVm(vm_pb2.DefineVmRequest(request_id=str(uuid4()), domain_xml=xml))).vm
+
+    async def start_vm(self, host: str, vm: str, *, paused: bool = False) -> vm_pb2.Vm:
+        """Start a VM on a host."""
+        request = vm_pb2.StartVmRequest(request_id=str(uuid4()), vm=vm, paused=paused)
+        with calls_to(f"the agent of {host}"):
+            return (await self.agents[host].StartVm(request)).vm
+
+    async def start_guest(self, host: str = "host-a", plan: Plan | None = None) -> Guest:
+        """Define and start a tick guest, and wait until it has ticked."""
+        plan = plan or Plan()
+        uuid = uuid4()
+        await self.define(host, domain(plan, self.directory, uuid=uuid))
+        await self.start_vm(host, plan.name)
+        return await self.listen(Guest(plan.name, uuid, Console(self.directory / "serial.log"), self.directory))
+
+    async def listen(self, guest: Guest) -> Guest:
+        """Follow a guest's console until the test is over, and wait until it has ticked."""
+        self._stack.enter_context(guest.console)
+        await guest.console.wait_ticks(3)
+        return guest
+
+    async def vms(self, host: str) -> dict[str, str]:
+        """Say in which state each VM of a host is."""
+        found = (await self.agents[host].ListVms(vm_pb2.ListVmsRequest())).vms
+        return {vm.name: vm_pb2.Vm.State.Name(vm.state).removeprefix("STATE_") for vm in found}
+
+    async def vm(self, host: str, name: str) -> vm_pb2.Vm:
+        """Show a VM of a host."""
+        with calls_to(f"the agent of {host}"):
+            return (await self.agents[host].GetVm(vm_pb2.GetVmRequest(vm=name))).vm
+
+    async def qemu_pid(self, host: str, name: str = "web") -> int:
+        """Give the process of a VM's QEMU."""
+        return (await self.vm(host, name)).pid
+
+    async def assert_only_on(self, host: str, guest: Guest, state: str = RUNNING) -> None:
+        """Fail unless the guest is on this host alone, defined there, held by no job, with one QEMU in the whole fleet."""
+        other = next(one for one in HOSTS if one != host)
+        await until_equal(lambda: self.vms(other), {}, timeout_s=TIDY_TIMEOUT_S)
+        await until_equal(lambda: self._job(host, guest.name), "", timeout_s=TIDY_TIMEOUT_S)
+        vm = await self.vm(host, guest.name)
+        assert vm_pb2.Vm.State.Name(vm.state) == f"STATE_{state}"
+        assert vm.uuid == str(guest.uuid)
+        assert vm.is_persistent
+        await until(lambda: self.qemus() == [vm.pid], f"one QEMU, {vm.pid}")
+
+    async def _job(self, host: str, name: str) -> str:
+        return (await self.vm(host, name)).job
+
+    def qemus(self) -> list[int]:
+        """Find every QEMU of the fleet."""
+        servers = {process.pid for process in self.fleet.processes.values() if process.is_running}
+        return [pid for pid in processes_of(self.fleet.directory) if pid not in servers and _is_alive(pid)]
+
+    # moves
+
+    async def start_move(
+        self, vm: str = "web", to: str = "host-b", options: common_pb.MigrationOptions | None = None, *, source: str = ""
+    ) -> Move:
+        """Let the coordinator accept a migration."""
+        request = pb.StartMigrationRequest(
+            request_id=str(uuid4()), vm=vm, destination_host=to, source_host=source, options=options or wishes()
+        )
+        with calls_to("the coordinator"):
+            migration = (await self.coordinator.StartMigration(request)).migration
+        return self.follow(migration)
+
+    def follow(self, migration: pb.Migration) -> Move:
+        """Look at a migration that was started otherwise."""
+        source, destination = self.agents[migration.source_host], self.agents[migration.destination_host]
+        return Move(migration.id, self.coordinator, source, destination)
+
+    async def half_of(self, host: str, migration_id: str) -> Half | None:
+        """Find a host's half of a migration."""
+        halves = await Move(migration_id, self.coordinator, self.agents[host], self.agents[host]).list_at_source()
+        return next((half for half in halves if half.id == migration_id), None)
+
+    # faults
+
+    async def kill(self, name: str) -> None:
+        """End a server with SIGKILL."""
+        await asyncio.to_thread(self.fleet.kill, name)
+
+    async def restart(self, name: str) -> None:
+        """Start a server again and wait until it serves."""
+        await asyncio.to_thread(self.fleet.restart, name)
+
+    # the end
+
+    async def tidy(self) -> None:
+        """Stop what the test started.
+
+        Raises:
+            AssertionError: something of the test cannot be removed, or is left; the text names it.
+        """
+        for host, agent in self.agents.items():
+            for vm in (await agent.ListVms(vm_pb2.ListVmsRequest())).vms:
+                with suppress(grpc.aio.AioRpcError):  # stopped already
+                    await agent.StopVm(vm_pb2.StopVmRequest(vm=vm.uuid, force=True))
+                if vm.is_persistent:
+                    await agent.UndefineVm(vm_pb2.UndefineVmRequest(vm=vm.uuid))
+            await until_equal(lambda host=host: self.vms(host), {}, timeout_s=TIDY_TIMEOUT_S)  # type: ignore[misc]
+        await until(lambda: not self.leftovers(), f"nothing left, but there is: {self.leftovers()}", timeout_s=TIDY_TIMEOUT_S)
+
+    def leftovers(self) -> list[str]:
+        """Name every process, key, socket and marker of migrations that is still there."""
+        found = [f"process {pid}" for pid in self.qemus()]
+        for host in HOSTS:
+            state = self.fleet.directory / host
+            found += [str(path) for directory in ("keys", "run") for path in (state / directory).iterdir()]
+        return found + [str(path) for path in self.directory.glob(".ferry-*")]
+
+    def log_tails(self) -> str:
+        """Give what the servers and QEMUs said last."""
+        logs = [process.log_path for process in self.fleet.processes.values()]
+        logs += sorted(self.fleet.directory.glob("host-*/vms/*/qemu.log"))
+        parts = [f"{path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-SHOWN_LOG_LINES:]) for path in logs]
+        return "\n\n".join(parts)
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[Callable[[], None]]:
+    """Stop processes with SIGSTOP; they go on when the block ends, or earlier by calling what it gives."""
+    stopped = list(pids)
+
+    def go_on() -> None:
+        while stopped:
+            with suppress(ProcessLookupError):
+                os.kill(stopped.pop(), signal.SIGCONT)
+
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield go_on
+    finally:
+        go_on()
+
+
+@contextmanager
+def refused(reason: str, *words: str) -> Iterator[None]:
+    """Expect that a call is refused with this reason, in a text that has these words."""
+    with pytest.raises(FerryError) as caught, calls_to("the peer"):
+        yield
+    assert caught.value.reason == reason, caught.value.text
+    for word in words:
+        assert word in caught.value.text
+
+
+def now_s() -> float:
+    """Read the clock that consoles stamp their ticks with."""
+    return time.monotonic()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
