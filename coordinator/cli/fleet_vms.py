@@ -53,7 +53,10 @@ async def find_agent(link: Link, vm: str, host: str | None) -> Agent:
     if host is not None:
         return await link.agent(host)
     answers = await list_vms(link, None)
-    having = [answer.agent for answer in answers if any(vm in (known.name, known.uuid) for known in answer.vms)]
+    found = [(answer.agent, known) for answer in answers for known in answer.vms if vm in (known.name, known.uuid)]
+    # While it moves it is on both hosts, and the destination's is not a guest yet.
+    at_home = [(agent, known) for agent, known in found if known.state != pb.Vm.STATE_INCOMING]
+    having = [agent for agent, _ in at_home or found]
     if len(having) > 1:
         names = ", ".join(agent.host for agent in having)
         raise InvalidRequest(f"VM {vm!r} is on several hosts: {names}; say which with --host", reason="VM_AMBIGUOUS", vm=vm)

@@ -151,12 +151,18 @@ async def follow(
         progress.close()
 
 
-def show_result(screen: Screen, sight: Sight, output: Format) -> ExitCode:
-    """Tell how a migration ended, or why it is no longer watched."""
+def show_result(
+    screen: Screen,
+    sight: Sight,
+    output: Format,
+    *,
+    wanted: pb.Migration.State.ValueType = pb.Migration.STATE_SUCCEEDED,
+) -> ExitCode:
+    """Tell how a migration ended, or why it is no longer watched; an end that is not `wanted` is told as an error."""
     migration = sight.migration
     code = of_migration(migration)
     first, *others = outcome(migration)
-    if code is ExitCode.DONE:
+    if migration.state == wanted:
         screen.note(first, "bold green")
     elif sight.is_left:
         screen.note(sight.lost)

@@ -125,12 +125,12 @@ async def cancel(
         if detach:
             return _changed(screen, migration, output)
         sight = await follow(coordinator, migration, screen, patience_s=float(DEFAULT_PATIENCE_S), may_cancel=False)
-    show_result(screen, sight, output)
+    show_result(screen, sight, output, wanted=pb.Migration.STATE_CANCELLED)
     match sight.migration.state:
         case pb.Migration.STATE_CANCELLED:
             return ExitCode.DONE
         case pb.Migration.STATE_SUCCEEDED:
-            screen.fail("the cancel came too late: the guest had already changed hands")
+            screen.note("the cancel came too late: the guest had already changed hands")
             return ExitCode.REFUSED
         case _:
             return ExitCode.INTERRUPTED if sight.is_left else of_migration(sight.migration)

@@ -18,7 +18,7 @@ _ID_LENGTH = 8
 
 
 def short_id(migration_id: str) -> str:
-    """Shorten a UUID to what people type."""
+    """Shorten an id to what people type; the coordinator takes any unique beginning."""
     return migration_id[:_ID_LENGTH]
 
 

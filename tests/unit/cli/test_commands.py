@@ -13,7 +13,7 @@ from coordinator.cli.app import run
 from coordinator.cli.exits import ExitCode
 from ferry.agent.v1 import vm_pb2
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
-from tests.unit.cli.fake_fleet import ID, migration
+from tests.unit.cli.fake_fleet import ID, FakeAgent, migration, serve_fakes
 
 WEB = vm_pb2.Vm(name="web", uuid="u-1", state=vm_pb2.Vm.STATE_RUNNING, pid=7, argv=["qemu", "-m", "64", "-S"])
 
@@ -99,6 +99,19 @@ async def test_a_vm_is_found_on_its_host_without_being_told(fleet):
     assert fleet.agent.requests[0].timeout.seconds == 5
 
 
+async def test_a_vm_that_is_on_its_way_is_found_where_it_runs(fleet):
+    incoming = FakeAgent()  # type: ignore[abstract]
+    incoming.vms = [vm_pb2.Vm(name="web", uuid="u-1", state=vm_pb2.Vm.STATE_INCOMING)]
+    fleet.agent.vms = [WEB]
+    async with serve_fakes(fleet.coordinator, incoming) as address:
+        fleet.coordinator.hosts[1].agent_address = address
+
+        typed = await fleet.ferry("vm", "stop", "web", "--force")
+
+    assert typed.err == "web stopped on host-a\n"
+    assert incoming.requests == []
+
+
 async def test_a_start_whose_outcome_the_agent_does_not_know_ends_with_6(fleet):
     fleet.agent.refusal = Unreachable("query-status: no answer in 5.0 s", reason="QEMU_SILENT")
 
@@ -166,6 +179,7 @@ async def test_a_cancelled_migration_is_what_cancel_was_asked_for(fleet):
     typed = await fleet.ferry("migration", "cancel", ID[:8])
 
     assert typed.code is ExitCode.DONE
+    assert "error" not in typed.err
 
 
 async def test_a_cancel_that_came_too_late_says_so(fleet):
