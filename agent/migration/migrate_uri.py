@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from common.errors import InvalidRequest, WrongState
 
 _FORMS = "tcp:host, tcp:host:port and tcp://host:port are possible, IPv6 addresses in brackets"
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:/,\s]+)(?::(?P<port>[^:]*))?/?")
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:/,\s]+)(?::(?P<port>[^:/]*))?/?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?\.?")
 MAX_PORT = 65535
 

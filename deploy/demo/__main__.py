@@ -53,7 +53,7 @@ def run(*, is_kept: bool) -> int:
     except (CommandFailed, ProcessFailed, GuestSilent, AssertionError, FileNotFoundError) as error:
         print(f"\ndemo failed: {error}\nthe logs are in {directory}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         print("\ninterrupted; everything was ended", file=sys.stderr)
         shutil.rmtree(directory, ignore_errors=True)
         return 130

@@ -172,6 +172,26 @@ async def test_the_command_is_the_root_of_the_trace_and_hands_its_span_over(flee
     assert fleet.coordinator.traceparents[0].split("-")[1:3] == [span.trace_id.hex(), span.span_id.hex()]
 
 
+async def test_the_span_goes_to_a_collector_too_when_the_environment_names_one(fleet, monkeypatch):
+    fleet.coordinator.story = [MOVED]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{fleet.address}")
+
+    await fleet.ferry("migrate", "web", "--to", "host-b")
+
+    first, second = (request.resource_spans[0].scope_spans[0].spans[0] for request in fleet.coordinator.exported)
+    assert first == second
+
+
+async def test_a_collector_that_is_down_costs_nothing_but_the_span(fleet, monkeypatch):
+    fleet.coordinator.story = [MOVED]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+
+    typed = await fleet.ferry("migrate", "web", "--to", "host-b")
+
+    assert typed.code is ExitCode.DONE
+    assert len(typed.err.splitlines()) == 1
+
+
 async def test_detach_prints_the_id_alone(fleet):
     fleet.coordinator.story = [RUNNING]
 

@@ -84,9 +84,7 @@ def _write(content: bytes) -> Callable[[Path], None]:
         lambda path: path.mkdir(),
     ],
 )
-def test_whatever_is_not_the_wanted_record_is_an_error_that_names_the_file(
-    tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
+def test_whatever_is_not_the_wanted_record_is_an_error_that_names_the_file(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "a.json"
     damage(path)
 

@@ -6,9 +6,7 @@ from deploy.setup.apt_sources import AptSource, parse_deb822, parse_list, with_b
 
 MIRROR = "http://mirror.example/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-RELEASE = AptSource(
-    uris=(MIRROR,), suites=("bookworm", "bookworm-updates"), components=("main",), options={"Signed-By": KEYRING}
-)
+RELEASE = AptSource(uris=(MIRROR,), suites=("bookworm", "bookworm-updates"), components=("main",), options={"Signed-By": KEYRING})
 
 
 def test_a_deb822_stanza_is_read_past_a_comment_in_its_middle():

@@ -58,6 +58,4 @@ def test_the_initrd_holds_the_program_and_the_modules_that_are_there(tmp_path: P
 def test_the_command_line_carries_what_the_program_reads() -> None:
     line = linux.command_line(128, 20.0, 10.0, seed=3)
 
-    assert line.endswith(
-        " ferry.dirty_mib=128 ferry.rate_mib_s=20.0 ferry.verify_mib_s=128 ferry.period_ms=10.0 ferry.seed=3"
-    )
+    assert line.endswith(" ferry.dirty_mib=128 ferry.rate_mib_s=20.0 ferry.verify_mib_s=128 ferry.period_ms=10.0 ferry.seed=3")

@@ -112,9 +112,7 @@ def pinned(xml: str) -> Definition:
 
 
 def _machine(name: str, alias: str | None = None) -> MachineType:
-    return MachineType(
-        name=name, alias=alias, cpu_max_count=255, default_cpu=None, is_deprecated=False, is_default=alias == "pc"
-    )
+    return MachineType(name=name, alias=alias, cpu_max_count=255, default_cpu=None, is_deprecated=False, is_default=alias == "pc")
 
 
 def _model(name: str) -> CpuModel:

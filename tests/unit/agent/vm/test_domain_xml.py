@@ -263,9 +263,7 @@ def test_devices_outside_of_the_first_set_are_refused_by_name(device: str) -> No
             "MAC address",
         ),
         (
-            domain(
-                devices="<interface type='user'><mac address='53:54:00:01:02:03'/><model type='virtio'/></interface>"
-            ),
+            domain(devices="<interface type='user'><mac address='53:54:00:01:02:03'/><model type='virtio'/></interface>"),
             "multicast",
         ),
         (domain(devices="<interface type='user'/>"), "element model is missing"),
