@@ -66,6 +66,10 @@ test: setup lint type ## Check everything: lint, types, then all tests.
 demo: $(PACKAGES) $(PROTOS) $(KERNEL) ## Move a Linux guest there and back on this machine; KEEP=1 leaves it up.
 	@KEEP=$(KEEP) $(RUN) deploy.demo
 
+.PHONY: demo-stop
+demo-stop: $(PROTOS) ## End what `make demo KEEP=1` left up.
+	@$(RUN) deploy.demo stop
+
 .PHONY: bench
 bench: setup ## Measure Ferry against QEMU alone, and write docs/benchmarks.md.
 	$(RUN) tests.bench

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from agent import app
+from agent.capabilities import keep_capabilities_to_ourselves
 from agent.config import AgentConfig, load
 from common.errors import FerryError
 from common.telemetry import SpanBuffer, telemetry
@@ -21,6 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load(arguments.config)
+        keep_capabilities_to_ourselves()
         with telemetry("ferry-agent", config.name, otlp_endpoint=config.otlp_endpoint, log_level=config.log_level) as spans:
             asyncio.run(_serve(config, spans))
     except FerryError as error:

@@ -135,6 +135,10 @@ class Store:
         """
         return self.run_dir / f"{hashlib.sha256(uuid.bytes).hexdigest()[:12]}.{purpose}"
 
+    def session_socket_path(self, session_id: str, purpose: str) -> Path:
+        """Name a socket of one half of a migration; of a digest, since callers choose ids with equal beginnings."""
+        return self.run_dir / f"{hashlib.sha256(session_id.encode()).hexdigest()[:12]}.{purpose}"
+
     def find_session(self, session_id: str) -> dict[str, object] | None:
         """Read one half of a migration."""
         return find_record(self._session_path(session_id), kind="session", version=RECORD_VERSION)

@@ -97,13 +97,13 @@ class Agent:
         )
 
     async def has_vm(self, name_or_uuid: str) -> bool:
-        """Say whether the host knows a VM."""
+        """Say whether the host has a VM; one that is on its way there does not count."""
         try:
             with calls_to(self._peer):
-                await self._stub.GetVm(vm_pb2.GetVmRequest(vm=name_or_uuid), timeout=LOOK_TIMEOUT_S)
+                answer = await self._stub.GetVm(vm_pb2.GetVmRequest(vm=name_or_uuid), timeout=LOOK_TIMEOUT_S)
         except NotFound:
             return False
-        return True
+        return answer.vm.state != vm_pb2.Vm.STATE_INCOMING
 
     async def spans(self, trace_id: str) -> bytes:
         """Return the spans of a trace that the agent holds."""

@@ -68,6 +68,13 @@ class Moves:
         if order.request_id in self._started:
             return self._board.get(self._started[order.request_id])
         destination = self._fleet.get(order.destination)
+        active = self._board.active_of(order.vm)
+        if active is not None:
+            raise Busy(
+                f"VM {order.vm} is being moved already: migration {active.migration_id}",
+                reason="VM_BUSY",
+                migration=active.migration_id,
+            )
         source = self._fleet.get(order.source) if order.source else await self._fleet.locate(order.vm)
         if source is destination:
             raise InvalidRequest(
@@ -76,13 +83,6 @@ class Moves:
                 host=source.host,
             )
         await self._fleet.check_destination(destination, wants_tunnel=order.wants_tunnel)
-        active = self._board.active_of(order.vm)
-        if active is not None:
-            raise Busy(
-                f"VM {order.vm} is being moved already: migration {active.migration_id}",
-                reason="VM_BUSY",
-                migration=active.migration_id,
-            )
         move = Move(
             migration_id=secrets.token_hex(8),
             vm_name=order.vm,

@@ -105,13 +105,22 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         return await self._resume(keep_paused=keep_paused)
 
     async def fence(self) -> None:
-        """Let the guest go on here on an operator's word that the source is dead."""
+        """Let the guest go on here on an operator's word that the source is dead.
+
+        Raises:
+            WrongState: the guest is not in doubt.
+        """
+        if not isinstance(self.phase, inc.Loaded | inc.Resuming):
+            raise WrongState(
+                f"migration {self.facts.migration_id} cannot be fenced: the guest is not in doubt here "
+                f"(phase {type(self.phase).__name__})",
+                reason="NOT_IN_DOUBT",
+            )
         await self._resume(keep_paused=False)
 
     async def _resume(self, *, keep_paused: bool) -> float:
         if isinstance(self.phase, _BEFORE_LOADED):  # QEMU's event may still be on its way
-            with suppress(FerryError):
-                self._see_report(await self.qemu.query_migrate())
+            await self._ask_qemu()
         if isinstance(self.phase, inc.Undoing | inc.Abandoned):
             return await self._refuse_undone()
         if not isinstance(self.phase, inc.Finished | inc.Lost):
@@ -151,21 +160,26 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     async def _follow_qemu(self, *, after_restart: bool) -> None:
         while self._vm is None and not after_restart:
             await self.wait_change()
-        try:
-            with self.qemu.monitor.subscribe() as notices:
-                if after_restart:
-                    self._see_report(await self.qemu.query_migrate())
-                async for notice in notices:
-                    match notice:
-                        case Event():
-                            await self._see_event(notice)
-                        case Reconnected():
-                            with suppress(FerryError):
-                                self._see_report(await self.qemu.query_migrate())
-                        case Gone():
-                            await self._see_exit()
-        except FerryError:
+        monitor = None if self._vm is None else await self._vm.wait_attached()
+        if monitor is None:
             await self._see_exit()
+            return
+        with monitor.subscribe() as notices:
+            if after_restart:
+                await self._ask_qemu()
+            async for notice in notices:
+                match notice:
+                    case Event():
+                        await self._see_event(notice)
+                    case Reconnected():
+                        await self._ask_qemu()
+                    case Gone():
+                        await self._see_exit()
+
+    async def _ask_qemu(self) -> None:
+        """Ask QEMU how the migration is, and take the answer as truth."""
+        with suppress(FerryError):
+            self._see_report(await self.qemu.query_migrate())
 
     async def _see_event(self, event: Event) -> None:
         status = migration_status_of(event)
@@ -280,6 +294,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _tidy(self) -> None:
         remove_key(self._around.key_directory(self.facts.migration_id))
+        # A QEMU that is killed leaves the socket that it listened on.
+        self._around.store.session_socket_path(self.facts.migration_id, "in").unlink(missing_ok=True)
         if self.facts.options.transport is Transport.TUNNEL:
             with suppress(FerryError, TimeoutError):
                 async with asyncio.timeout(TIDY_TIMEOUT_S):

@@ -183,20 +183,13 @@ class Migrations:
 
     async def _run(self, session: AnySession, *, after_restart: bool) -> None:
         try:
-            if after_restart:
-                await self._wait_attached(session)
-                if isinstance(session, SourceSession):
-                    await session.reattach()
+            if after_restart and isinstance(session, SourceSession):
+                await session.reattach()
             await session.run(after_restart=after_restart)
             remove_markers(session.facts.made_files)
         except Exception:  # noqa: BLE001 - one migration's bug must not end the agent, which owns other guests
             _log.exception("session ended by a bug", migration=session.facts.migration_id)
         self._forget_old()
-
-    async def _wait_attached(self, session: AnySession) -> None:
-        with suppress(FerryError, TimeoutError):
-            async with asyncio.timeout(RESTORE_TIMEOUT_S):
-                await session.qemu.monitor.wait_connected()
 
     def _restore(self, body: dict[str, object]) -> None:
         session = self._rebuild(body)

@@ -105,7 +105,7 @@ class Preparation:
 
     async def _listen_for_tunnel(self, qemu: Qemu) -> Endpoint:
         around, migration_id = self._around, self.session.facts.migration_id
-        path = around.store.run_dir / f"{migration_id[:12]}.in"
+        path = around.store.session_socket_path(migration_id, "in")
         token = secrets.token_urlsafe(KEY_BYTES)
         await around.tunnel.open_exit(
             migration_id,

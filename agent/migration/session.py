@@ -250,7 +250,9 @@ class Session(ABC, Generic[P, V, F]):
             role=self.facts.role.value,
             **names,
         )
-        trace.get_current_span().add_event("phase changed", names)
+        span = trace.get_current_span()
+        if span.is_recording():  # the request that began this half may have been answered long ago
+            span.add_event("phase changed", names)
         self._wake()
 
     def _wake(self) -> None:

@@ -27,6 +27,7 @@ from agent.migration.transfer_spans import record_transfer
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
 from agent.qemu.identity import ProcessIdentity
+from agent.qemu.monitor import Monitor
 from agent.qemu.status import MigrationStatus, RunState
 from agent.vm.jobs import JobLock
 from agent.vm.vm import Vm
@@ -93,6 +94,10 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
         if self._vm is None:
             raise QemuGone(f"VM {self.facts.vm_name} is not on this host any more")
         return self._vm.get_keeper().identity
+
+    async def wait_attached(self) -> Monitor | None:
+        """Return the QMP connection of the guest's QEMU once it is there, or None when its process has ended."""
+        return None if self._vm is None else await self._vm.wait_attached()
 
     @property
     def destination(self) -> Destination | None:
@@ -191,11 +196,12 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
             uri = await self.transfer.open(self.qemu, endpoint)
             if self.facts.options.is_psk:
                 await self._destination.report_channels(self.facts.migration_id, (), is_complete=False)
-            if self.facts.options.pause:
+            if self.facts.options.pause and isinstance(self.phase, out.Connecting):
                 await self.qemu.stop()
             if not isinstance(self.phase, out.Connecting):
                 return
             self.update(timeline=replace(self.facts.timeline, started_at_s=now_s()))
+            self.save()  # an agent that starts again has to know that QEMU may have been told
             await self.qemu.migrate(uri)
         except QemuSilent as error:
             self.observe(out.CancelRequested(Cause(error.text, error.reason)))
@@ -219,6 +225,9 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
 
     async def _free_guest(self) -> None:
         """Cancel; a mute QEMU is yanked out of band and its connections are cut; until QEMU says how it ended."""
+        if self.facts.timeline.started_at_s is None:  # `migrate` was not sent, and is not sent in this phase
+            self.observe(out.QemuGaveUp(Cause("the transfer had not begun", "CANCELLED", by_wish=True)))
+            return
         while isinstance(self.phase, out.Cancelling):
             try:
                 async with asyncio.timeout(CANCEL_ANSWER_S):
@@ -273,6 +282,8 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
 
     async def _hear_destination(self) -> None:
         """Wait a moment for the destination's own words about the failure: QEMU gives its reason there alone."""
+        if isinstance(self.phase, out.Keeping) and self.phase.cause.by_wish:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(PEER_WORDS_S):
                 while self._destination is not None and not self.facts.peer_words and not self._watcher.destination_is_over:

@@ -14,8 +14,7 @@ from agent.migration.clocks import now_s
 from agent.migration.machine import Cause
 from agent.migration.progress import progress_of
 from agent.migration.transfer_spans import untraced
-from agent.qemu.errors import QemuGone
-from agent.qemu.status import MigrationReport, MigrationStatus, migration_status_of
+from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
 from common.errors import FerryError
 
@@ -31,6 +30,7 @@ WATCH_RETRY_S: Final = 0.5
 
 _BEFORE_SENT = (out.Begun, out.Connecting, out.Transferring, out.Switching, out.Cancelling)
 _ON_THE_WAY = (out.Connecting, out.Transferring)
+_RUN_STATES_OF_SENT = (RunState.POSTMIGRATE, RunState.FINISH_MIGRATE)
 _log = structlog.get_logger()
 
 
@@ -56,18 +56,15 @@ class SourceWatch:
     # what QEMU says
 
     async def _follow_qemu(self, *, after_restart: bool) -> None:
-        try:
-            with self._session.qemu.monitor.subscribe() as notices:
-                if after_restart:
-                    await self._reattach()
-                await self._read(notices)
-        except QemuGone:
+        monitor = await self._session.wait_attached()
+        if monitor is None:  # it ended while no agent was watching
             self._was_watched = False
             self._see_exit()
-        except FerryError as error:  # not attached yet, or gone with the last agent
-            self._was_watched = False
-            _log.info("qemu cannot be watched", migration=self._session.facts.migration_id, error=error.text)
-            self._see_exit()
+            return
+        with monitor.subscribe() as notices:
+            if after_restart:
+                await self._reattach()
+            await self._read(notices)
 
     async def _read(self, notices: Subscription) -> None:
         async for notice in notices:
@@ -160,8 +157,11 @@ class SourceWatch:
         session = self._session
         with suppress(FerryError):
             report = await session.qemu.query_migrate()
-            untouched = report.status is MigrationStatus.NONE
-            if isinstance(session.phase, out.Connecting) and (untouched or session.facts.timeline.started_at_s is None):
+            state = await session.qemu.query_status()
+            # A guest that came here by a migration still says `completed`; one that was sent is not in any other run state.
+            is_old = report.status is MigrationStatus.COMPLETED and state not in _RUN_STATES_OF_SENT
+            untouched = is_old or report.status is MigrationStatus.NONE or session.facts.timeline.started_at_s is None
+            if isinstance(session.phase, out.Connecting) and untouched:
                 text = "the agent was restarted before the transfer began; try again"
                 session.observe(out.QemuGaveUp(Cause(text, "AGENT_RESTARTED")))
                 return
@@ -277,4 +277,4 @@ class SourceWatch:
 def _gave_up(status: MigrationStatus, error: str) -> Cause:
     if status is MigrationStatus.CANCELLED:
         return Cause("the transfer was cancelled", "CANCELLED", by_wish=True)
-    return Cause(error or "the transfer failed and QEMU did not say why", "TRANSFER_FAILED")
+    return Cause(error or "the transfer failed", "TRANSFER_FAILED")

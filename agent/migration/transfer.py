@@ -36,6 +36,7 @@ class Transfer:
         self._around = around
         self._uri = uri
         self._addresses: tuple[str, ...] = ()
+        self._has_key = options.is_psk and bool(uri)  # after a restart of the agent it may be there
 
     async def open(self, qemu: Qemu, endpoint: Endpoint) -> str:
         """Make everything ready and return the URI for `migrate`.
@@ -55,14 +56,13 @@ class Transfer:
         directory = self._around.key_directory(self._migration_id)
         try:
             write_key(directory, endpoint.psk_key, None)
-            with suppress(FerryError):
-                await qemu.object_del(CREDENTIALS_ID)
             await qemu.add_psk(CREDENTIALS_ID, directory, TlsEndpoint.CLIENT, endpoint.psk_identity, endpoint.psk_priority or None)
+            self._has_key = True
         finally:
             remove_key(directory)  # a client reads it once
 
     async def _open_tunnel(self, endpoint: Endpoint) -> str:
-        path = self._around.store.run_dir / f"{self._migration_id[:12]}.out"
+        path = self._around.store.session_socket_path(self._migration_id, "out")
         await self._around.tunnel.open_entrance(
             self._migration_id, endpoint.tunnel_token, path, endpoint.tunnel_address, self._options.channel_count
         )
@@ -102,7 +102,7 @@ class Transfer:
         with suppress(FerryError, TimeoutError):
             await self.cut(process_id)
             await self._wait_until_cut(qemu)
-        if self._options.is_psk:
+        if self._has_key:
             with suppress(FerryError, TimeoutError):
                 async with asyncio.timeout(TIDY_TIMEOUT_S):
                     await qemu.set_parameters({"tls-creds": ""})

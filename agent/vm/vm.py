@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -12,12 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
+    from agent.qemu.monitor import Monitor
     from agent.store import VmDirectory
     from agent.vm.definition import Definition
     from agent.vm.events import Reason
     from agent.vm.jobs import Job
     from agent.vm.keeper import Keeper
     from agent.vm.running import Running
+
+
+ATTACH_INTERVAL_S = 0.02
 
 
 class VmState(Enum):
@@ -84,6 +89,18 @@ class Vm:
         if self.running is None:
             raise WrongState(f"VM {self.name} is not running", reason="VM_NOT_RUNNING", vm=self.name)
         return self.running
+
+    async def wait_attached(self) -> Monitor | None:
+        """Return the QMP connection once QEMU has answered, or None when its process has ended; has no deadline of its own.
+
+        An agent that has just started is not attached yet, and a mute QEMU is no dead one.
+        """
+        while self.keeper is not None and not self.keeper.ended.is_set():
+            try:
+                return self.keeper.monitor
+            except WrongState:
+                await asyncio.sleep(ATTACH_INTERVAL_S)
+        return None
 
     def get_keeper(self) -> Keeper:
         """Get what keeps the running QEMU.

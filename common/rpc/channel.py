@@ -15,7 +15,7 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -37,7 +37,7 @@ def open_channel(address: str, identity: Identity | None, *, options: Sequence[t
         InvalidRequest: plain text to another host.
         WrongState: a certificate file cannot be read.
     """
-    everything = (*_OPTIONS, *options)
+    everything = (*options, *_OPTIONS)  # gRPC takes the first of two
     if identity is None or address.startswith("unix:"):
         check_plain_text_allowed(address)
         return grpc.aio.insecure_channel(address, options=everything, interceptors=client_interceptors())

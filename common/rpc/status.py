@@ -108,4 +108,4 @@ def _plain(text: str) -> str:
         return "connection refused; is it running?"
     if "socket closed" in lowered or "recvmsg" in lowered or "connection reset" in lowered:
         return "the connection was closed, or this side's certificate is missing or not accepted"
-    return text.rpartition("; last error: ")[2] or "no connection"
+    return text.rpartition("Failed to connect to remote host: ")[2].rpartition("; last error: ")[2] or "no connection"

@@ -50,6 +50,7 @@ class Migration:
         self._source = source
         self._destination = destination
         self._board = board
+        self._has_failed = False
 
     @property
     def move(self) -> Move:
@@ -65,8 +66,7 @@ class Migration:
                 pass
             except FerryError as error:
                 _log.info("migration refused or failed", migration=self._id, error=error.text)
-                if not self.move.error:
-                    self._board.change(self._id, error=error.text, error_reason=error.reason)
+                self._note_failure(error)
             if not self.move.is_tidy:
                 await self._settle()
 
@@ -127,7 +127,17 @@ class Migration:
     async def _step(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
         self._board.change(self._id, step=name)
         with self._board.step(self.move, name), _tracer.start_as_current_span(f"migration.{name}"):
-            return await work()
+            try:
+                return await work()
+            except FerryError as error:
+                self._note_failure(error)
+                raise
+
+    def _note_failure(self, error: FerryError) -> None:
+        """Keep the first reason of a failure: what the undo says later follows from it."""
+        if not self._has_failed:
+            self._has_failed = True
+            self._board.change(self._id, error=error.text, error_reason=error.reason)
 
     async def _follow(self, halves: AsyncGenerator[Half]) -> None:
         """Follow the source until the guest was sent, through its agent's restarts.
@@ -156,8 +166,9 @@ class Migration:
         state = MoveState.WAITING if half.waiting_for else state_of(half)
         if half.is_final:
             state = move.state
-        error = half.error or half.waiting_for
-        self._board.change(self._id, state=state, error=error, error_reason=half.error_reason)
+        self._board.change(self._id, state=state)
+        if not self._has_failed:
+            self._board.change(self._id, error=half.error or half.waiting_for, error_reason=half.error_reason)
 
     def _wait_for(self, text: str) -> None:
         self._board.change(self._id, state=MoveState.WAITING, error=text, error_reason="WAITING_FOR_HOST")
@@ -256,8 +267,8 @@ class Migration:
             return
         if source is not None:
             self._see(source)
-        was_cancelled = source.state is HalfState.CANCELLED if source is not None else self.move.error_reason == "CANCELLED"
-        state = MoveState.CANCELLED if was_cancelled and not is_lost else MoveState.FAILED
+        was_cancelled = self.move.error_reason == "CANCELLED" and not is_lost
+        state = MoveState.CANCELLED if was_cancelled else MoveState.FAILED
         self._end(state, Location.NOWHERE if is_lost else Location.SOURCE)
 
     def _end(self, state: MoveState, location: Location) -> None:

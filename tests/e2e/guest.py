@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from tests.e2e.waiting import until
 from tests.guests import tick
 from tests.guests.console import Console
 
@@ -22,6 +23,7 @@ class Plan:
         emulator: path of its QEMU; empty for each host's own.
         megabytes: MiB that carry its pattern.
         dirty_mib_s: MiB that it rewrites each second.
+        sweeps_per_s: how often it checks all of its pattern each second.
         memory_kib: its memory; what the pattern needs when None.
         inside: more devices.
     """
@@ -31,6 +33,7 @@ class Plan:
     machine: str = MACHINE
     megabytes: int = 4
     dirty_mib_s: float = 2.0
+    sweeps_per_s: float = 4.0
     memory_kib: int | None = None
     cpu: str = ""
     inside: str = ""
@@ -45,6 +48,10 @@ class Guest:
     console: Console
     directory: Path
 
+    async def wait_silent(self, for_s: float) -> None:
+        """Wait until the guest has stood still for this long."""
+        await until(lambda: time.monotonic() - self.console.ticks[-1].arrived_at_s > for_s, "a guest that stands still")
+
     def assert_whole(self) -> None:
         """Fail unless there was only ever one running copy, whose memory and counter are whole."""
         self.console.assert_continuous()
@@ -57,7 +64,7 @@ class Guest:
 
 def domain(plan: Plan, directory: Path, *, uuid: UUID | None = None) -> bytes:
     """Write the domain XML of a tick guest, and its disk image; both serial line and image lie in `directory`."""
-    image = tick.build(plan.megabytes, plan.dirty_mib_s, directory=directory)
+    image = tick.build(plan.megabytes, plan.dirty_mib_s, verify_mib_s=plan.sweeps_per_s * plan.megabytes, directory=directory)
     emulator = f"<emulator>{plan.emulator}</emulator>" if plan.emulator else ""
     memory_kib = plan.memory_kib or tick.memory_kib(plan.megabytes)
     return f"""

@@ -15,7 +15,7 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from common.errors import FerryError
+from common.errors import FerryError, WrongState
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from deploy.lab.fleet import HOSTS, Fleet
@@ -26,12 +26,12 @@ from ferry.common.v1 import migration_pb2 as common_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
 from tests.e2e.guest import Guest, Plan, domain
-from tests.e2e.move import Half, Move, wishes
+from tests.e2e.move import Move, wishes
 from tests.e2e.waiting import until, until_equal
 from tests.guests.console import Console
 
 TIDY_TIMEOUT_S = 20.0
-SHOWN_LOG_LINES = 40
+SHOWN_LOG_LINES = 15
 RUNNING, PAUSED, STOPPED = "RUNNING", "PAUSED", "STOPPED"
 
 
@@ -134,10 +134,14 @@ class Lab:
         source, destination = self.agents[migration.source_host], self.agents[migration.destination_host]
         return Move(migration.id, self.coordinator, source, destination)
 
-    async def half_of(self, host: str, migration_id: str) -> Half | None:
-        """Find a host's half of a migration."""
-        halves = await Move(migration_id, self.coordinator, self.agents[host], self.agents[host]).list_at_source()
-        return next((half for half in halves if half.id == migration_id), None)
+    async def try_cancel(self, move: Move) -> bool:
+        """Ask for a cancel; say whether it was accepted."""
+        try:
+            with calls_to("the coordinator"):
+                await move.cancel()
+        except WrongState:
+            return False
+        return True
 
     # faults
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 from uuid import uuid4
 
@@ -56,6 +57,14 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         destination_name=destination_name,
         migrate_uri=migrate_uri,
     )
+
+
+WAYS = {
+    "plain": partial(wishes, plain=True),
+    "psk": wishes,
+    "multifd": partial(wishes, multifd=4),
+    "tunnel": partial(wishes, tunnel=True),
+}
 
 
 class Move:
