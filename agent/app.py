@@ -27,26 +27,16 @@ from common.telemetry import SpanBuffer
 from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
 
 _CHANGERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR})
-_EVERYBODY: Final = frozenset(Role)
+_READERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR, Role.VIEWER})
 ALLOWED: Final = Allowed(
     default=_CHANGERS,
     methods={
         "ResumeMigration": frozenset({Role.AGENT, Role.COORDINATOR}),
         "ReportChannels": frozenset({Role.AGENT}),
+        "WatchMigration": frozenset(Role),
         **dict.fromkeys(
-            (
-                "GetHost",
-                "GetVm",
-                "ListVms",
-                "WatchEvents",
-                "GetMigration",
-                "ListMigrations",
-                "WatchMigration",
-                "WaitMigration",
-            ),
-            _EVERYBODY,
+            ("GetHost", "GetVm", "ListVms", "WatchEvents", "GetMigration", "ListMigrations", "WaitMigration", "ListSpans"), _READERS
         ),
-        "ListSpans": frozenset({Role.COORDINATOR, Role.OPERATOR, Role.VIEWER}),
     },
 )
 _log = structlog.get_logger()

@@ -16,6 +16,8 @@ from agent.migration.machine import Cause
 from agent.migration.migrations import Migrations
 from agent.migration.order import Wish
 from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
+from common.pki import Role
+from common.rpc.peer import peer
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
@@ -23,6 +25,7 @@ from ferry.agent.v1 import migration_pb2 as pb
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 DEFAULT_WAIT_S: Final = 30.0
+_MAY_HAVE_TOKEN: Final = (None, Role.COORDINATOR, Role.OPERATOR)  # None is plain text, which is loopback
 _PERFORMED = (out.HandedOver, out.Retiring)
 
 
@@ -149,7 +152,7 @@ class AgentServicer(rpc.AgentServiceServicer):
 
         await self._answers.once("PerformMigration", request.request_id, work)
         async for _ in session.follow():
-            yield pb.PerformMigrationResponse(migration=wire.migration(session))
+            yield pb.PerformMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
             if isinstance(session.phase, _PERFORMED):
                 return
 
@@ -216,7 +219,8 @@ class AgentServicer(rpc.AgentServiceServicer):
 
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.GetMigrationResponse:
         """Show one half."""
-        return pb.GetMigrationResponse(migration=wire.migration(self._migrations.get(request.migration_id)))
+        session = self._migrations.get(request.migration_id)
+        return pb.GetMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
 
     async def ListMigrations(self, request: pb.ListMigrationsRequest, context: Context) -> pb.ListMigrationsResponse:
         """List the halves."""
@@ -226,7 +230,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         """Send the current state at once, then every change, and end after a final one."""
         session = self._migrations.get(request.migration_id)
         async for _ in session.follow():
-            yield pb.WatchMigrationResponse(migration=wire.migration(session))
+            yield pb.WatchMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
 
     async def WaitMigration(self, request: pb.WaitMigrationRequest, context: Context) -> pb.WaitMigrationResponse:
         """Wait until one half is final, at most for the given time."""
@@ -239,3 +243,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         except TimeoutError:
             pass
         return pb.WaitMigrationResponse(migration=wire.migration(session))
+
+
+def _may_have_token(context: Context) -> bool:
+    return peer(context).role in _MAY_HAVE_TOKEN

@@ -12,7 +12,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
-from agent.migration.destination import DestinationSession
 from agent.migration.migrations import AnySession
 from agent.migration.order import (
     DEFAULT_DOWNTIME_S,
@@ -213,8 +212,8 @@ def endpoint_message(value: Endpoint) -> migration_pb2.Endpoint:
     )
 
 
-def migration(session: AnySession) -> migration_pb2.Migration:
-    """Encode one half of a migration."""
+def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2.Migration:
+    """Encode one half of a migration; with the resume token only for whom it concerns."""
     facts, phase = session.facts, session.phase
     state, where = _STATES[type(phase)]
     cause = find_cause(phase)
@@ -239,6 +238,7 @@ def migration(session: AnySession) -> migration_pb2.Migration:
         options=options_message(facts.options),
         guest_ran=facts.guest_ran,
         waiting_for=facts.waiting_for,
+        keep_paused=facts.guest_was_paused,
     )
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
@@ -246,7 +246,7 @@ def migration(session: AnySession) -> migration_pb2.Migration:
         message.progress.CopyFrom(_progress(facts.progress, facts.timeline))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(_downtime(facts.timeline))
-    if isinstance(phase, _MAY_TELL_TOKEN) and not isinstance(session, DestinationSession):
+    if with_token and isinstance(phase, _MAY_TELL_TOKEN):
         message.resume_token = bytes.fromhex(facts.token)
     return message
 

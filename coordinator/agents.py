@@ -169,9 +169,11 @@ class Agent:
             return None
         return _half(answer.migration)
 
-    async def resume(self, migration_id: str, token: bytes) -> None:
+    async def resume(self, migration_id: str, token: bytes, *, keep_paused: bool) -> None:
         """Destination: let the guest go on there, as the source's agent would."""
-        request = pb.ResumeMigrationRequest(request_id=f"{migration_id}-resume", migration_id=migration_id, resume_token=token)
+        request = pb.ResumeMigrationRequest(
+            request_id=f"{migration_id}-resume", migration_id=migration_id, resume_token=token, keep_paused=keep_paused
+        )
         with calls_to(self._peer):
             await self._stub.ResumeMigration(request, timeout=RESUME_TIMEOUT_S)
 
@@ -252,6 +254,7 @@ def _half(message: pb.Migration) -> Half:
         guest_ran=message.guest_ran,
         waiting_for=message.waiting_for,
         resume_token=message.resume_token,
+        keep_paused=message.keep_paused,
         progress=_bytes(message, "progress"),
         downtime=_bytes(message, "downtime"),
         phases=tuple((leg.name, leg.duration.ToNanoseconds() / _NS) for leg in message.phases),

@@ -56,6 +56,7 @@ class Half:
     guest_ran: bool
     waiting_for: str
     resume_token: bytes
+    keep_paused: bool
     progress: bytes
     downtime: bytes
     phases: tuple[tuple[str, float], ...]

@@ -192,7 +192,7 @@ class Migration:
                     if source.is_final and source.state is not HalfState.SUCCEEDED:
                         raise KeptAtSource(source)
                     if source.resume_token and time.monotonic() - began_s > RESUME_PATIENCE_S:
-                        await self._destination.resume(self._id, source.resume_token)
+                        await self._destination.resume(self._id, source.resume_token, keep_paused=source.keep_paused)
                         return
             except FerryError as error:
                 self._wait_for(self._waiting_text(error))
