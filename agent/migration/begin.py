@@ -23,7 +23,7 @@ from agent.vm.vm import Vm
 from common.errors import WrongState
 
 TOKEN_BYTES = 32
-_MOVABLE = (RunState.RUNNING, RunState.PAUSED)
+_MOVABLE = (RunState.RUNNING, RunState.PAUSED, RunState.PRELAUNCH)
 
 
 async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]:
@@ -76,7 +76,7 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
             began_at_s=now_s(),
             token=token.hex(),
             token_sha256=hashlib.sha256(token).hexdigest(),
-            guest_was_paused=state is RunState.PAUSED,
+            guest_was_paused=state is not RunState.RUNNING,
             traceparent=current_traceparent(),
             warnings=memory_warnings(running.definition, running.accelerator, version),
             made_files=tuple(marker.marker_path for marker in facts.disk_markers),

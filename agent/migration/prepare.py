@@ -99,7 +99,7 @@ class Preparation:
     async def _install_key(self, qemu: Qemu) -> str:
         key = secrets.token_hex(KEY_BYTES)
         directory = self._around.key_directory(self.session.facts.migration_id)
-        write_key(directory, key, None)  # a server reads it at every handshake, so it stays until the end
+        write_key(directory, key)  # a server reads it at every handshake, so it stays until the end
         await qemu.add_psk(CREDENTIALS_ID, directory, TlsEndpoint.SERVER, PSK_IDENTITY)
         return key
 

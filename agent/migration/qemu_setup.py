@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from agent.migration.dh_params import FFDHE2048, FILE_NAME
 from agent.migration.order import HostIdentity, Options
 from agent.qemu.commands import Qemu
 from common.errors import WrongState
@@ -15,6 +16,18 @@ NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
 CREDENTIALS_ID: Final = "ferry-migration"
 PSK_IDENTITY: Final = "ferry"
 AES_PRIORITY: Final = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
+# The group ffdhe2048. A server that finds none in its directory makes one: up to seconds in which its QEMU answers nobody.
+# Source: RFC 7919, appendix A.1; QEMU's crypto/tlscreds.c, qcrypto_tls_creds_get_dh_params_file.
+DH_PARAMETERS: Final = """\
+-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
 _ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
 _MS: Final = 1000
 
@@ -70,8 +83,8 @@ async def apply_settings(qemu: Qemu, options: Options) -> None:
         raise WrongState(f"QEMU did not take capability {differing[0]}", reason="CAPABILITY_REFUSED", capability=differing[0])
 
 
-def write_key(directory: Path, key: str, owner: tuple[int, int] | None) -> None:
-    """Put the key where QEMU reads it, in a directory of its own; QEMU itself looks at no mode.
+def write_key(directory: Path, key: str) -> None:
+    """Put the key where QEMU reads it, in a directory of its own with what a server needs; QEMU itself looks at no mode.
 
     Source: docs/system/tls.rst, PSK.
     """
@@ -79,9 +92,8 @@ def write_key(directory: Path, key: str, owner: tuple[int, int] | None) -> None:
     path = directory / "keys.psk"
     path.touch(mode=0o600)
     path.write_text(f"{PSK_IDENTITY}:{key}\n", encoding="ascii")
-    if owner is not None:
-        shutil.chown(directory, *owner)
-        shutil.chown(path, *owner)
+    (directory / "dh-params.pem").write_text(DH_PARAMETERS, encoding="ascii")
+    (directory / FILE_NAME).write_text(FFDHE2048, encoding="ascii")
 
 
 def remove_key(directory: Path) -> None:

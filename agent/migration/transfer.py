@@ -55,7 +55,7 @@ class Transfer:
     async def _install_key(self, qemu: Qemu, endpoint: Endpoint) -> None:
         directory = self._around.key_directory(self._migration_id)
         try:
-            write_key(directory, endpoint.psk_key, None)
+            write_key(directory, endpoint.psk_key)
             await qemu.add_psk(CREDENTIALS_ID, directory, TlsEndpoint.CLIENT, endpoint.psk_identity, endpoint.psk_priority or None)
             self._has_key = True
         finally:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import resource
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S: Final = 3.0
 KVM: Final = Path("/dev/kvm")
+_CPU_LIMIT_S: Final = 10
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _RECORD_KIND: Final = "accelerator-probe"
 _RECORD_VERSION: Final = 1
@@ -78,6 +80,8 @@ async def runs_under(accelerator: Accelerator, binary: Path, cpu_model: str, *, 
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
+        with suppress(ProcessLookupError):  # a guest that spins shall not outlive an agent that is killed here
+            resource.prlimit(process.pid, resource.RLIMIT_CPU, (_CPU_LIMIT_S, _CPU_LIMIT_S))
         try:
             async with asyncio.timeout(timeout_s):
                 return await process.wait() == EXIT_CODE

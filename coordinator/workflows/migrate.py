@@ -301,13 +301,20 @@ class Migration:
             return None
 
     async def _repeat(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call again a few times when it may or may not have happened."""
+        """Call again a few times when it may or may not have happened.
+
+        A repeat that finds the half ended says nothing of why: the first failure does.
+        """
+        first: FerryError | None = None
         for attempt in range(1, REPEAT_COUNT + 1):
             try:
                 return await call()
-            except MAY_HAVE_HAPPENED:
-                if attempt == REPEAT_COUNT:
+            except FerryError as error:
+                if first is not None and error.reason == "MIGRATION_ENDED":
+                    raise first from error
+                if not isinstance(error, MAY_HAVE_HAPPENED) or attempt == REPEAT_COUNT:
                     raise
+                first = error
                 await asyncio.sleep(RETRY_FIRST_S * attempt)
         raise Bug("unreachable")
 

@@ -34,7 +34,7 @@ class Fleets:
             emulators = ", ".join(f'"{path}"' for path in installed())
             own = {"host-a": str(PATHS["7.2"]), "host-b": installed()[-1]}
             directory = Path(tempfile.mkdtemp(prefix="ferry-", dir="/tmp"))
-            settings = dict.fromkeys(own, f'emulators = [{emulators}]')
+            settings = dict.fromkeys(own, f"emulators = [{emulators}]")
             self._fleet = Fleet(directory, qemu=own, settings=settings, places=self._places)
             self._fleet.__enter__()
         return self._fleet

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 from uuid import uuid4
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.common.v1 import migration_pb2 as common_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
-from google.protobuf.duration_pb2 import Duration
 from tests.e2e.waiting import POLL_S, deadline
 
 Half: TypeAlias = agent_pb.Migration
@@ -59,7 +59,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     )
 
 
-WAYS = {
+WAYS: Mapping[str, Callable[..., common_pb.MigrationOptions]] = {
     "plain": partial(wishes, plain=True),
     "psk": wishes,
     "multifd": partial(wishes, multifd=4),

@@ -14,6 +14,7 @@ from tests.guests.console import Console
 SLOW_MIB_S = 2.0
 # Writes faster than the move is allowed to send, so that it never converges.
 BUSY = Plan(dirty_mib_s=8.0)
+PAGES_OF_BUSY = BUSY.megabytes * 256
 # Has more to send in each pass than it is watched for.
 LARGE = Plan(megabytes=32, dirty_mib_s=32.0, sweeps_per_s=0.5)
 
@@ -68,7 +69,7 @@ async def test_a_guest_that_is_moved_with_pause_stands_still_from_the_beginning(
     outcome = await move.outcome()
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
-    assert outcome.progress.pass_count <= 2  # nothing was written while it was sent
+    assert outcome.progress.normal_page_count < 2 * PAGES_OF_BUSY  # nothing was written while it was sent
     tick = await guest.console.wait_ticks(1)
     assert tick.counter > counter
     await lab.assert_only_on("host-b", guest)
@@ -144,9 +145,9 @@ async def test_a_new_bandwidth_changes_the_rate_of_a_running_move(way, lab: Lab)
     await move.update(bandwidth_mib_s=4)
     slow_again = await rate_mib_s(move)
 
-    assert 2.5 < slow < 5.5
-    assert 7.5 < fast < 14.5
-    assert 2.5 < slow_again < 5.5
+    assert 2 < slow < 6
+    assert 7 < fast < 18
+    assert 2 < slow_again < 6
     await move.cancel()
     await move.outcome()
     await lab.assert_only_on("host-a", guest)

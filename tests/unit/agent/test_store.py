@@ -36,6 +36,12 @@ def test_directories_are_the_agents_alone(tmp_path: Path) -> None:
         assert directory.stat().st_mode & 0o077 == 0
 
 
+def test_migrations_whose_ids_begin_alike_have_sockets_of_their_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    assert store.session_socket_path("web-to-host-b-1", "in") != store.session_socket_path("web-to-host-b-2", "in")
+
+
 def test_uuids_that_begin_alike_have_sockets_of_their_own(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
