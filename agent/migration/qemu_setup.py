@@ -16,18 +16,6 @@ NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
 CREDENTIALS_ID: Final = "ferry-migration"
 PSK_IDENTITY: Final = "ferry"
 AES_PRIORITY: Final = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
-# The group ffdhe2048. A server that finds none in its directory makes one: up to seconds in which its QEMU answers nobody.
-# Source: RFC 7919, appendix A.1; QEMU's crypto/tlscreds.c, qcrypto_tls_creds_get_dh_params_file.
-DH_PARAMETERS: Final = """\
------BEGIN DH PARAMETERS-----
-MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
-+8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
-87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
-YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
-7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
-ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
------END DH PARAMETERS-----
-"""
 _ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
 _MS: Final = 1000
 
@@ -92,7 +80,6 @@ def write_key(directory: Path, key: str) -> None:
     path = directory / "keys.psk"
     path.touch(mode=0o600)
     path.write_text(f"{PSK_IDENTITY}:{key}\n", encoding="ascii")
-    (directory / "dh-params.pem").write_text(DH_PARAMETERS, encoding="ascii")
     (directory / FILE_NAME).write_text(FFDHE2048, encoding="ascii")
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.qemu.binary import Accelerator, FileKey
+from agent.qemu.mortal import dying_with_us
 from agent.qemu.probe_rom import EXIT_CODE, EXIT_PORT, build_rom
 from common.records import BrokenRecord, find_record, write_record
 
@@ -67,6 +68,7 @@ async def runs_under(accelerator: Accelerator, binary: Path, cpu_model: str, *, 
     """Say whether the probe guest runs to its end in time."""
     with _rom_file() as rom:
         process = await asyncio.create_subprocess_exec(
+            *dying_with_us(),
             str(binary),
             *("-accel", accelerator),
             *("-cpu", cpu_model),

@@ -17,6 +17,7 @@ from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuGone
 from agent.qemu.identity import NoSuchProcess, ProcessIdentity
 from agent.qemu.monitor import Monitor
+from agent.qemu.mortal import dying_with_us
 from common.errors import NotFound, WrongState
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ async def short_lived(argv: Sequence[str]) -> AsyncIterator[Qemu]:
     """
     with _workplace() as place:
         process = await asyncio.create_subprocess_exec(
+            *dying_with_us(),
             *argv,
             *("-nodefaults", "-no-user-config", "-display", "none", "-S"),
             *("-chardev", f"socket,id=qmp0,fd={place.listener.fileno()},server=on,wait=off"),
