@@ -14,13 +14,15 @@ _STARTER = """
 import subprocess, sys, time
 from agent.qemu.mortal import dying_with_us
 child = subprocess.Popen([*dying_with_us(), "sleep", "1000"], start_new_session=True)
+while open(f"/proc/{child.pid}/comm").read().strip() != "sleep":
+    time.sleep(0)
 print(child.pid, flush=True)
 sys.stdin.read()
 """
 
 
 async def test_a_killed_agent_leaves_no_probe_behind():
-    agent = subprocess.Popen(
+    agent = subprocess.Popen(  # noqa: ASYNC220 - stands for an agent
         [sys.executable, "-c", _STARTER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
