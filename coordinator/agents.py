@@ -96,14 +96,15 @@ class Agent:
             tuple(found.warnings),
         )
 
-    async def has_vm(self, name_or_uuid: str) -> bool:
-        """Say whether the host has a VM; one that is on its way there does not count."""
+    async def find_vm(self, name_or_uuid: str) -> bool | None:
+        """Say whether a VM runs there; None when the host has none of that name, or it is only on its way there."""
         try:
             with calls_to(self._peer):
                 answer = await self._stub.GetVm(vm_pb2.GetVmRequest(vm=name_or_uuid), timeout=LOOK_TIMEOUT_S)
         except NotFound:
-            return False
-        return answer.vm.state != vm_pb2.Vm.STATE_INCOMING
+            return None
+        state = answer.vm.state
+        return None if state == vm_pb2.Vm.STATE_INCOMING else state not in _NOT_RUNNING
 
     async def spans(self, trace_id: str) -> bytes:
         """Return the spans of a trace that the agent holds."""
@@ -237,6 +238,7 @@ class Agent:
             call.cancel()
 
 
+_NOT_RUNNING: Final = (vm_pb2.Vm.STATE_STOPPED, vm_pb2.Vm.STATE_CRASHED)
 MAY_HAVE_HAPPENED: Final = (Unreachable, Expired)
 
 
@@ -255,6 +257,7 @@ def _half(message: pb.Migration) -> Half:
         waiting_for=message.waiting_for,
         resume_token=message.resume_token,
         keep_paused=message.keep_paused,
+        options=_bytes(message, "options"),
         progress=_bytes(message, "progress"),
         downtime=_bytes(message, "downtime"),
         phases=tuple((leg.name, leg.duration.ToNanoseconds() / _NS) for leg in message.phases),

@@ -98,6 +98,7 @@ class Board:
             location=half.location,
             source_phase=half.phase,
             status=half.status,
+            options=half.options or before.options,
             progress=half.progress or before.progress,
             downtime=half.downtime or before.downtime,
             phases=half.phases or before.phases,

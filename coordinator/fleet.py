@@ -65,10 +65,10 @@ class Fleet:
             InvalidRequest: several have it.
         """
         async with asyncio.TaskGroup() as group:
-            asked = {agent: group.create_task(_has(agent, vm)) for agent in self._agents.values()}
+            asked = {agent: group.create_task(_ask_for(agent, vm)) for agent in self._agents.values()}
         answers = {agent: task.result() for agent, task in asked.items()}
-        having = [agent for agent, answer in answers.items() if answer is True]
-        silent = [agent.host for agent, answer in answers.items() if answer is None]
+        having = [agent for agent, answer in answers.items() if isinstance(answer, bool)]
+        silent = [agent.host for agent, answer in answers.items() if isinstance(answer, FerryError)]
         if len(having) > 1:
             names = ", ".join(agent.host for agent in having)
             raise InvalidRequest(f"VM {vm} is on several hosts ({names}); say which by --from", reason="VM_AMBIGUOUS", vm=vm)
@@ -81,6 +81,24 @@ class Fleet:
         raise NotFound(
             f"VM {vm} is on none of the hosts ({', '.join(self._agents) or 'there are none'})", reason="VM_NOT_FOUND", vm=vm
         )
+
+    async def check_running(self, agent: Agent, vm: str) -> None:
+        """Require that a VM runs on a host.
+
+        Raises:
+            NotFound: the host has none of that name.
+            WrongState: it does not run.
+        """
+        runs = await agent.find_vm(vm)
+        if runs is None:
+            raise NotFound(f"VM {vm} is not on {agent.host}", reason="VM_NOT_FOUND", vm=vm)
+        if not runs:
+            raise WrongState(
+                f"VM {vm} is not running on {agent.host}: only a running VM can be moved; start it first "
+                "(--offline, for stopped ones, comes later)",
+                reason="VM_NOT_RUNNING",
+                vm=vm,
+            )
 
     async def check_destination(self, agent: Agent, *, wants_tunnel: bool) -> None:
         """Require that a destination answers and has what the migration needs.
@@ -105,8 +123,8 @@ async def _look(agent: Agent) -> HostState:
         return HostState(agent, None, error.text)
 
 
-async def _has(agent: Agent, vm: str) -> bool | None:
+async def _ask_for(agent: Agent, vm: str) -> bool | FerryError | None:
     try:
-        return await agent.has_vm(vm)
-    except FerryError:
-        return None
+        return await agent.find_vm(vm)
+    except FerryError as error:
+        return error

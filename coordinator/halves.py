@@ -39,7 +39,7 @@ class Half:
     """One half of a migration.
 
     Attributes:
-        progress, downtime: serialised, empty when there is none.
+        options, progress, downtime: serialised, empty when there is none.
         resume_token: only at the source, only once its QEMU has completed. Never stored.
         waiting_for: what this half waits for, with the way to go on; empty when nothing.
     """
@@ -57,6 +57,7 @@ class Half:
     waiting_for: str
     resume_token: bytes
     keep_paused: bool
+    options: bytes
     progress: bytes
     downtime: bytes
     phases: tuple[tuple[str, float], ...]

@@ -82,6 +82,7 @@ class Moves:
                 reason="SAME_HOST",
                 host=source.host,
             )
+        await self._fleet.check_running(source, order.vm)
         await self._fleet.check_destination(destination, wants_tunnel=order.wants_tunnel)
         move = Move(
             migration_id=secrets.token_hex(8),

@@ -84,6 +84,7 @@ class SourceWatch:
             case "MIGRATION":
                 status = migration_status_of(event)
                 if status is MigrationStatus.FAILED or status is MigrationStatus.CANCELLED:
+                    session.status_text = status.value
                     session.observe(out.QemuGaveUp(_gave_up(status, str(event.data.get("error-desc", "")))))
                 elif status is not None:
                     self._see_status(status, event.at_s)

@@ -1,77 +1,100 @@
-"""Bytes between a UNIX socket of QEMU and a gRPC stream, both ways, each direction ending on its own.
+"""Bytes between a connection of QEMU and a stream, each direction on its own.
 
-Back-pressure is theirs: the socket is read only when the stream took what was read before, and the stream only when the socket did.
+      QEMU ==> Link.receive ==> data, data, .. half_close ==> stream        (send_on)
+      QEMU <== Link.send    <== data, data, .. half_close <== stream        (hand_over)
+
+Back-pressure is theirs: QEMU is read only when the stream took what was read before, the stream only when QEMU did. Nothing waits for
+more bytes to come: what QEMU wrote goes on at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from typing import Final
 
 from agent.tunnel.frames import HALF_CLOSE, First, HalfClose, decode, encode_data
-from common.errors import InvalidRequest, Unreachable
+from agent.tunnel.link import Link, StreamBroken
+from agent.tunnel.streams import Stream
+from common.errors import InvalidRequest
 
+# Both chosen by measurement: docs/decisions/0003-tunnel-frames.md.
 DEFAULT_FRAME_BYTES: Final = 256 * 1024
-SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
+FRAME_LIMIT_BYTES: Final = 4 * 1024 * 1024
 
 
-@dataclass(slots=True)
-class Counters:
-    """What a session carried."""
-
-    forward_bytes: int = 0
-    backward_bytes: int = 0
-
-
-class StreamBroken(Unreachable):
-    """The gRPC stream ended before its half-close."""
-
-    default_reason = "STREAM_BROKEN"
-
-
-async def to_stream(
-    source: socket.socket, write: Callable[[bytes], Awaitable[object]], count: Callable[[int], None], frame_bytes: int
-) -> None:
+async def send_on(link: Link, stream: Stream, frame_bytes: int) -> None:
     """Carry what QEMU writes until it shuts its writing down; then say so.
 
     Raises:
-        OSError: QEMU reset the connection.
+        StreamBroken: QEMU reset the connection, or the stream is over.
     """
-    loop = asyncio.get_running_loop()
-    while True:
-        data = await loop.sock_recv(source, frame_bytes)
-        if not data:
-            await write(HALF_CLOSE)
-            return
-        await write(encode_data(data))
-        count(len(data))
+    while content := await link.receive(frame_bytes):
+        await stream.write(encode_data(content))
+    await stream.write(HALF_CLOSE)
+    await stream.end_writing()
 
 
-async def to_socket(read: Callable[[], Awaitable[bytes | None]], target: socket.socket, count: Callable[[int], None]) -> None:
-    """Carry what comes until the half-close; then shut QEMU's reading side down.
-
-    Args:
-        read: returns the next message, or None at the end of the stream.
-        target: non-blocking socket of QEMU.
-        count: told the bytes of each frame.
+async def hand_over(stream: Stream, link: Link) -> None:
+    """Carry what comes until the half-close; then shut QEMU's reading down, and wait for the stream to end.
 
     Raises:
-        StreamBroken: the stream ended without a half-close.
-        OSError: QEMU is gone.
+        QemuGone: QEMU takes no more, and the rest was not read.
+        StreamBroken: the stream broke.
+        InvalidRequest: the other side sent what is no frame, or not now.
     """
-    loop = asyncio.get_running_loop()
-    while True:
-        message = await read()
-        if message is None:
-            raise StreamBroken("the other end of the tunnel broke the connection")
-        frame = decode(message)
-        if isinstance(frame, HalfClose):
-            target.shutdown(socket.SHUT_WR)
-            return
-        if isinstance(frame, First):
-            raise InvalidRequest("relay: a second first frame", reason="FRAME_INVALID")
-        await loop.sock_sendall(target, frame)
-        count(len(frame))
+    while not isinstance(frame := await _next(stream), HalfClose):
+        await link.send(frame)
+    link.end_sending()
+    if await stream.read() is not None:
+        raise InvalidRequest("relay: a frame after the half-close", reason="FRAME_INVALID")
+
+
+async def discard(stream: Stream) -> None:
+    """Read on for a QEMU that takes no more, so that the other direction can still end in order."""
+    while await stream.read() is not None:
+        pass
+
+
+async def run_both(one: Coroutine[None, None, None], other: Coroutine[None, None, None], closed: asyncio.Event) -> None:
+    """Run two directions until both have ended; the first failure ends the other.
+
+    Args:
+        one: a direction.
+        other: the other one.
+        closed: ends both when set.
+
+    Raises:
+        FerryError: what failed first.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            watcher = group.create_task(_raise_when_set(closed))
+            async with asyncio.TaskGroup() as directions:
+                directions.create_task(one)
+                directions.create_task(other)
+            watcher.cancel()
+    except ExceptionGroup as failures:
+        raise _first(failures) from None
+
+
+async def _next(stream: Stream) -> memoryview | HalfClose:
+    message = await stream.read()
+    if message is None:
+        raise StreamBroken("the other tunnel broke the connection off")
+    frame = decode(message)
+    if isinstance(frame, First):
+        raise InvalidRequest("relay: a second first frame", reason="FRAME_INVALID")
+    return frame
+
+
+async def _raise_when_set(closed: asyncio.Event) -> None:
+    await closed.wait()
+    raise StreamBroken("the session was closed", reason="SESSION_CLOSED")
+
+
+def _first(failures: ExceptionGroup[Exception]) -> Exception:
+    failure: Exception = failures
+    while isinstance(failure, ExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure

@@ -15,7 +15,7 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from common.errors import FerryError, WrongState
+from common.errors import FerryError, Unreachable, WrongState
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from deploy.lab.fleet import HOSTS, Fleet
@@ -152,6 +152,19 @@ class Lab:
     async def restart(self, name: str) -> None:
         """Start a server again and wait until it serves."""
         await asyncio.to_thread(self.fleet.restart, name)
+
+    async def update_until_accepted(self, move: Move, *, bandwidth_mib_s: float) -> None:
+        """Change the bandwidth of a move, again when a server that is being started could not be asked."""
+
+        async def update() -> bool:
+            try:
+                with calls_to("the coordinator"):
+                    await move.update(bandwidth_mib_s=bandwidth_mib_s)
+            except Unreachable:
+                return False
+            return True
+
+        await until_equal(update, wanted=True)
 
     # the end
 

@@ -20,13 +20,15 @@ LARGE = Plan(megabytes=32, dirty_mib_s=32.0, sweeps_per_s=0.5)
 
 
 async def rate_mib_s(move: Move) -> float:
-    """Measure how fast a move sends, by what QEMU counts in about a second of its own clock."""
+    """Measure how fast a move sends from now on, by what QEMU counts in a second of its own clock."""
 
     def elapsed_s(half: Half) -> float:
         return half.progress.elapsed.ToTimedelta().total_seconds()
 
-    first = await move.at_source()
-    second = await move.wait_source(lambda half: elapsed_s(half) > elapsed_s(first) + 1.0, "a second of progress")
+    # What is known was counted up to half a second ago.
+    known = await move.at_source()
+    first = await move.wait_source(lambda half: elapsed_s(half) > elapsed_s(known) + 0.5, "newer progress")
+    second = await move.wait_source(lambda half: elapsed_s(half) > elapsed_s(first) + 0.9, "a second of progress")
     sent = second.progress.ram_transferred_bytes - first.progress.ram_transferred_bytes
     return sent / (elapsed_s(second) - elapsed_s(first)) / MIB
 

@@ -74,9 +74,7 @@ class Story:
 
     def gaps(self) -> tuple[tuple[Tick, float], ...]:
         """Return each silence between two ticks: the tick before it, and its length in seconds."""
-        return tuple(
-            (before, after.arrived_at_s - before.arrived_at_s) for before, after in pairwise(tuple(self.ticks))
-        )
+        return tuple((before, after.arrived_at_s - before.arrived_at_s) for before, after in pairwise(tuple(self.ticks)))
 
     def max_gap_s(self, since_s: float, until_s: float) -> float:
         """Return the longest silence that touches the time from `since_s` to `until_s`.

@@ -39,9 +39,7 @@ async def _pair(
     """Start a ticking source and a destination that waits for it."""
     binaries = [get_binary(version) for version in versions]
     log = directory / "console.log"
-    source, destination = (
-        raw.tick_guest(image, memory_kib, log, machine=machine, binary=binary) for binary in binaries
-    )
+    source, destination = (raw.tick_guest(image, memory_kib, log, machine=machine, binary=binary) for binary in binaries)
     with Console(log) as console:
         async with (
             raw.start(source, directory / "source") as first,
@@ -53,9 +51,7 @@ async def _pair(
 
 @pytest.mark.parametrize("machine", ["pc-q35-7.2", "pc-i440fx-7.2"])
 @pytest.mark.parametrize("versions", [("7.2", "7.2"), ("7.2", "10.0"), ("10.0", "7.2"), ("10.0", "10.0")], ids="-".join)
-async def test_a_busy_guest_arrives_whole_and_its_counter_goes_on(
-    versions: tuple[str, str], machine: str, tmp_path: Path
-) -> None:
+async def test_a_busy_guest_arrives_whole_and_its_counter_goes_on(versions: tuple[str, str], machine: str, tmp_path: Path) -> None:
     image = tick.build(16, dirty_mib_s=30.0, directory=tmp_path)
 
     async with _pair(tmp_path, image, tick.memory_kib(16), machine=machine, versions=versions) as pair:
@@ -103,9 +99,7 @@ async def test_pages_that_qemu_loses_are_reported(tmp_path: Path) -> None:
 
 async def test_a_second_running_copy_is_reported(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
-    first, second = (
-        raw.tick_guest(tick.build(1, directory=tmp_path / name), tick.memory_kib(1), log) for name in ("a", "b")
-    )
+    first, second = (raw.tick_guest(tick.build(1, directory=tmp_path / name), tick.memory_kib(1), log) for name in ("a", "b"))
 
     with Console(log) as console:
         async with raw.start(first, tmp_path / "a"), raw.start(second, tmp_path / "b"):

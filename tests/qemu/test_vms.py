@@ -434,9 +434,7 @@ async def test_a_failed_incoming_start_leaves_nothing(place: Path) -> None:
         with pytest.raises(WrongState, match=r"CPU model Nope is unknown"):
             await vms.start_incoming(replace(definition, disks=(), cpu=replace(definition.cpu, model="Nope")), "m-1")
         with pytest.raises(WrongState, match="KiB of memory"):
-            await vms.start_incoming(
-                replace(definition, disks=(), memory_kib=1 << 39, current_memory_kib=1 << 39), "m-1"
-            )
+            await vms.start_incoming(replace(definition, disks=(), memory_kib=1 << 39, current_memory_kib=1 << 39), "m-1")
 
         assert vms.all() == []
         assert list((place / "d" / "vms").iterdir()) == []
