@@ -11,6 +11,7 @@ from typing import Final
 
 import sqlalchemy as sa
 import structlog
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, TracesData
 
 MAX_SPAN_COUNT: Final = 200_000
@@ -56,7 +57,7 @@ class Traces:
             self._added += len(rows)
             if self._added > TRIM_EVERY:
                 self._trim()
-        except (sa.exc.SQLAlchemyError, ValueError) as error:
+        except (sa.exc.SQLAlchemyError, DecodeError) as error:
             _log.warning("spans dropped", error=str(error))
 
     def of(self, trace_id: str) -> bytes:

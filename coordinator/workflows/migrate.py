@@ -84,14 +84,18 @@ class Migration:
 
     async def _from_the_beginning(self) -> None:
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._cancel)
-            begun = await self._begin()
+            try:
+                undo.push_async_callback(self._cancel)
+                begun = await self._begin()
 
-            undo.push_async_callback(self._abandon)
-            prepared = await self._prepare(begun)
+                undo.push_async_callback(self._abandon)
+                prepared = await self._prepare(begun)
 
-            await self._perform(prepared)
-            undo.pop_all()  # point of no return: the guest is the destination's
+                await self._perform(prepared)
+                undo.pop_all()  # point of no return: the guest is the destination's
+            except asyncio.CancelledError:
+                undo.pop_all()  # this coordinator is stopped; the next one goes on from here
+                raise
 
         await self._complete()
 
@@ -101,6 +105,7 @@ class Migration:
         await self._step("finish", lambda: self._until_answered("finish", lambda: self._destination.finish(self.move)))
         half = await self._step("confirm", lambda: self._until_answered("confirm", lambda: self._source.confirm(self.move)))
         self._board.see(self._id, half)
+        self._board.change(self._id, error="", error_reason="")
         self._end(MoveState.SUCCEEDED, Location.DESTINATION)
         self._board.change(self._id, is_tidy=True)
 
@@ -213,6 +218,8 @@ class Migration:
         await self._try("cancel", lambda: self._source.cancel(self.move, self.move.error))
 
     async def _abandon(self) -> None:
+        if self.move.location is Location.NOWHERE:
+            return  # the destination may hold the only whole copy: `_settle` looks before it undoes anything
         await self._try("abandon", lambda: self._destination.abandon(self.move, self.move.error))
 
     async def _try(self, name: str, call: Callable[[], Awaitable[Half]]) -> None:
