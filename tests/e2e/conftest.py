@@ -35,8 +35,8 @@ class Fleets:
             own = {"host-a": str(PATHS["7.2"]), "host-b": installed()[-1]}
             directory = Path(tempfile.mkdtemp(prefix="ferry-", dir="/tmp"))
             settings = dict.fromkeys(own, f"emulators = [{emulators}]")
-            self._fleet = Fleet(directory, qemu=own, settings=settings, places=self._places)
-            self._fleet.__enter__()
+            fleet = Fleet(directory, qemu=own, settings=settings, places=self._places)
+            self._fleet = fleet.__enter__()
         return self._fleet
 
     def discard(self) -> None:

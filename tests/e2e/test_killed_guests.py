@@ -113,18 +113,3 @@ async def test_a_source_killed_between_completion_and_resume_does_not_take_the_g
     await guest.console.wait_sweeps(1)
     await lab.assert_only_on("host-b", guest)
     guest.assert_whole()
-
-
-async def test_a_guest_that_powers_itself_off_on_the_way_is_not_started_anywhere(lab: Lab):
-    guest = await lab.start_guest(plan=BUSY)
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
-    await move.wait_transferring()
-
-    await lab.press_power_button("host-a", guest)
-    outcome = await move.outcome()
-
-    assert outcome.state == State.STATE_FAILED
-    assert outcome.guest_location == Where.GUEST_LOCATION_NOWHERE
-    assert outcome.error_reason == "GUEST_SHUT_DOWN"
-    await until_equal(lambda: lab.vms("host-b"), {})
-    assert await lab.vms("host-a") == {guest.name: "STOPPED"}
