@@ -60,7 +60,7 @@ type: $(PROTOS) ## Check the types.
 .PHONY: test
 test: setup lint type ## Check everything: lint, types, then all tests.
 	.venv/bin/pytest --numprocesses 2 --ignore tests/e2e tests
-	.venv/bin/pytest tests/e2e
+	.venv/bin/pytest --numprocesses 2 tests/e2e
 
 .PHONY: demo
 demo: $(PACKAGES) $(PROTOS) $(KERNEL) ## Move a Linux guest there and back on this machine; KEEP=1 leaves it up.

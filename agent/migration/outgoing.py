@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
+from agent.migration import outgoing_effects as do
 from agent.migration.machine import Cause, InvalidTransition
 from agent.migration.machine import Step as AnyStep
 
@@ -202,46 +203,7 @@ Event: TypeAlias = (
 )
 
 
-# effects, each safe to run twice
-@dataclass(frozen=True, slots=True)
-class StartTransfer:
-    """Open the way to the destination, set capabilities and parameters, `migrate`; a failure comes back as QemuGaveUp."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContinueMigration:
-    """`migrate-continue`, if QEMU still waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopGuest:
-    """`stop` the vCPUs and say so."""
-
-
-@dataclass(frozen=True, slots=True)
-class FreeGuest:
-    """Stop the transfer, by `migrate_cancel`, else `yank`, else the cut, until QEMU reports how it ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class EnsureGuestRestored:
-    """Make the guest do what it did before; report GuestRestored."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestResume:
-    """Send Resume with the token until the destination answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class EnsureHuskEnded:
-    """End the source's QEMU and forget the VM; report HuskEnded."""
-
-
-Effect: TypeAlias = (
-    StartTransfer | ContinueMigration | StopGuest | FreeGuest | EnsureGuestRestored | RequestResume | EnsureHuskEnded
-)
-Step: TypeAlias = AnyStep[Phase, Effect]
+Step: TypeAlias = AnyStep[Phase, do.Effect]
 
 FINAL = (Retired, Kept, Lost)
 
@@ -277,19 +239,19 @@ def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911 - one line 
             assert_never(phase)
 
 
-def effects_after_restart(phase: Phase) -> tuple[Effect, ...]:
+def effects_after_restart(phase: Phase) -> tuple[do.Effect, ...]:
     """Return what a driver that starts again in `phase` has to do, once it has told the machine what QEMU says now."""
     match phase:
         case Switching():
-            return (ContinueMigration(),)
+            return (do.ContinueMigration(),)
         case Sent():
-            return (RequestResume(),)
+            return (do.RequestResume(),)
         case Cancelling():
-            return (FreeGuest(),)
+            return (do.FreeGuest(),)
         case Keeping():
-            return (EnsureGuestRestored(),)
+            return (do.EnsureGuestRestored(),)
         case Retiring():
-            return (EnsureHuskEnded(),)
+            return (do.EnsureHuskEnded(),)
         case _:
             return ()
 
@@ -297,11 +259,11 @@ def effects_after_restart(phase: Phase) -> tuple[Effect, ...]:
 def _begun(phase: Begun, event: Event) -> Step:
     match event:
         case PerformRequested():
-            return Step(Connecting(), (StartTransfer(),))
+            return Step(Connecting(), (do.StartTransfer(),))
         case CancelRequested(cause):
-            return Step(Keeping(cause), (EnsureGuestRestored(),))
+            return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case PauseRequested():
-            return Step(phase, (StopGuest(),))
+            return Step(phase, (do.StopGuest(),))
         case QemuExited(cause):
             return Step(Lost(cause))
         case _:
@@ -323,17 +285,17 @@ def _transferring(phase: Transferring, event: Event) -> Step:
 def _before_switching(phase: Connecting | Transferring, event: Event) -> Step:
     match event:
         case QemuAtSwitchover():
-            return Step(Switching(), (ContinueMigration(),))
+            return Step(Switching(), (do.ContinueMigration(),))
         case QemuCompleted():
-            return Step(Sent(), (RequestResume(),))
+            return Step(Sent(), (do.RequestResume(),))
         case QemuGaveUp(cause):
-            return Step(Keeping(cause), (EnsureGuestRestored(),))
+            return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case QemuExited(cause):
             return Step(Lost(cause))
         case CancelRequested(cause):
-            return Step(Cancelling(cause), (FreeGuest(),))
+            return Step(Cancelling(cause), (do.FreeGuest(),))
         case PauseRequested():
-            return Step(phase, (StopGuest(),))
+            return Step(phase, (do.StopGuest(),))
         case _:
             raise InvalidTransition(phase, event)
 
@@ -341,13 +303,13 @@ def _before_switching(phase: Connecting | Transferring, event: Event) -> Step:
 def _switching(phase: Switching, event: Event) -> Step:
     match event:
         case QemuCompleted():
-            return Step(Sent(), (RequestResume(),))
+            return Step(Sent(), (do.RequestResume(),))
         case QemuGaveUp(cause):
-            return Step(Keeping(cause), (EnsureGuestRestored(),))
+            return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case QemuExited():
             return _ended_while_switching(event)
         case CancelRequested(cause):
-            return Step(Cancelling(cause, was_switching=True), (FreeGuest(),))
+            return Step(Cancelling(cause, was_switching=True), (do.FreeGuest(),))
         case _:
             raise InvalidTransition(phase, event)
 
@@ -358,7 +320,7 @@ def _ended_while_switching(event: QemuExited) -> Step:
     Not if it may have taken the guest back unseen: the destination's copy would be older than what the guest wrote to its disks.
     """
     if event.was_watched:
-        return Step(Sent(qemu_is_gone=True), (RequestResume(),))
+        return Step(Sent(qemu_is_gone=True), (do.RequestResume(),))
     return Step(Lost(event.cause))
 
 
@@ -367,13 +329,13 @@ def _sent(phase: Sent, event: Event) -> Step:
         case ResumeAnswered():
             return Step(HandedOver())
         case ConfirmRequested():
-            return Step(Retiring(), (EnsureHuskEnded(),))
+            return Step(Retiring(), (do.EnsureHuskEnded(),))
         case QemuExited():
             return Step(Sent(qemu_is_gone=True))
         case DestinationNeverRan(cause) | Fenced(cause):
             if phase.qemu_is_gone:
                 return Step(Lost(cause))
-            return Step(Keeping(cause), (EnsureGuestRestored(),))
+            return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case _:
             raise InvalidTransition(phase, event)
 
@@ -381,7 +343,7 @@ def _sent(phase: Sent, event: Event) -> Step:
 def _handed_over(phase: HandedOver, event: Event) -> Step:
     match event:
         case ConfirmRequested():
-            return Step(Retiring(), (EnsureHuskEnded(),))
+            return Step(Retiring(), (do.EnsureHuskEnded(),))
         case QemuExited():
             return Step(phase)
         case _:
@@ -401,9 +363,9 @@ def _retiring(phase: Retiring, event: Event) -> Step:
 def _cancelling(phase: Cancelling, event: Event) -> Step:
     match event:
         case QemuGaveUp():
-            return Step(Keeping(phase.cause), (EnsureGuestRestored(),))
+            return Step(Keeping(phase.cause), (do.EnsureGuestRestored(),))
         case QemuCompleted():  # the cancel lost the race, so the guest is the destination's
-            return Step(Sent(), (RequestResume(),))
+            return Step(Sent(), (do.RequestResume(),))
         case QemuExited(cause):
             return _ended_while_switching(event) if phase.was_switching else Step(Lost(cause))
         case CancelRequested():

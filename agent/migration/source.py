@@ -11,6 +11,7 @@ import structlog
 from opentelemetry import context as otel_context
 
 from agent.migration import outgoing as out
+from agent.migration import outgoing_effects as do
 from agent.migration.clocks import now_s
 from agent.migration.errors import GuestNeverRan
 from agent.migration.machine import Cause
@@ -53,7 +54,7 @@ _MACHINE: Final = Machine(
 )
 
 
-class SourceSession(Session[out.Phase, out.Event, out.Effect]):
+class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     """The half of a migration whose guest is here."""
 
     def __init__(
@@ -166,21 +167,21 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
     async def _watch(self, *, after_restart: bool) -> None:
         await self._watcher.run(after_restart=after_restart)
 
-    async def _run_effect(self, effect: out.Effect) -> None:
+    async def _run_effect(self, effect: do.Effect) -> None:
         match effect:
-            case out.StartTransfer():
+            case do.StartTransfer():
                 await self._start_transfer()
-            case out.ContinueMigration():
+            case do.ContinueMigration():
                 await self._continue_migration()
-            case out.StopGuest():
+            case do.StopGuest():
                 await self.qemu.stop()
-            case out.FreeGuest():
+            case do.FreeGuest():
                 await self._free_guest()
-            case out.EnsureGuestRestored():
+            case do.EnsureGuestRestored():
                 await self._restore_guest()
-            case out.RequestResume():
+            case do.RequestResume():
                 await self._request_resume()
-            case out.EnsureHuskEnded():
+            case do.EnsureHuskEnded():
                 await self._end_husk()
 
     def _on_bug(self, error: Exception) -> None:
@@ -215,6 +216,9 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
                     await self.transfer.report_channels(self.process.pid, self._destination)
 
     async def _continue_migration(self) -> None:
+        await self.wait_attached()
+        if not isinstance(self.phase, out.Switching):
+            return
         if self.facts.timeline.continued_at_s is None:
             self.update(timeline=replace(self.facts.timeline, continued_at_s=now_s()))
         try:
@@ -232,7 +236,9 @@ class SourceSession(Session[out.Phase, out.Event, out.Effect]):
             try:
                 async with asyncio.timeout(CANCEL_ANSWER_S):
                     await self.qemu.migrate_cancel()
-            except (QemuSilent, TimeoutError):
+            except QemuGone:
+                return
+            except (QemuSilent, WrongState, TimeoutError):  # WrongState: an agent that has just started is not attached to it
                 await self._yank_and_cut()
             with suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_PATIENCE_S):

@@ -93,8 +93,11 @@ class Transfer:
     async def close_tunnel(self) -> None:
         """End every connection through the tunnel, if this transfer has one."""
         if self._options.transport is Transport.TUNNEL:
-            async with asyncio.timeout(TIDY_TIMEOUT_S):
-                await self._around.tunnel.close_session(self._migration_id)
+            try:
+                async with asyncio.timeout(TIDY_TIMEOUT_S):
+                    await self._around.tunnel.close_session(self._migration_id)
+            finally:  # a tunnel that is killed leaves the socket that it listened on
+                self._around.store.session_socket_path(self._migration_id, "out").unlink(missing_ok=True)
 
     async def tidy(self, qemu: Qemu, process_id: int) -> None:
         """Remove what `open` made; what QEMU does not answer for is left to its end."""

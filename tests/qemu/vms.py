@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
 
 from agent.store import Store
+from agent.vm.definition import Accelerator, Definition
 from agent.vm.lifecycle import Vms
 from agent.vm.probes import HostProbes
 from agent.vm.settings import VmSettings
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-    from uuid import UUID
-
-    from agent.vm.vm import Vm
+from agent.vm.vm import Vm
 
 BOOT_SECTOR_BYTES = 512
 BOOT_TIMEOUT_CS = 1000
@@ -85,3 +83,10 @@ async def _stop(vm: Vm) -> None:
         vm.keeper.identity.send_signal(9)  # type: ignore[arg-type]
         async with asyncio.timeout(10):
             await vm.keeper.ended.wait()
+
+
+async def running_definition(place: Path, uuid: UUID) -> Definition:
+    """Return the definition of the guest as a source would send it."""
+    async with agent(place / "s") as vms:
+        vm = await vms.define(guest_xml(place, uuid), "web.xml")
+        return replace(vm.definition, accelerator=Accelerator.TCG)

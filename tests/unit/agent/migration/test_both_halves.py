@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
+from agent.migration import outgoing_effects as do
 from agent.migration.machine import Cause, InvalidTransition
 
 CAUSE = Cause("x", "X")
@@ -49,13 +50,13 @@ def _outgoing(world: World, event: out.Event) -> Iterator[World]:
         return
     changed = replace(world, source=after.phase)
     for effect in after.effects:
-        if isinstance(effect, out.ContinueMigration) and changed.source_qemu is Qemu.WAITS:
+        if isinstance(effect, do.ContinueMigration) and changed.source_qemu is Qemu.WAITS:
             changed = replace(changed, source_qemu=Qemu.SENDS)
-        if isinstance(effect, out.RequestResume):
+        if isinstance(effect, do.RequestResume):
             changed = replace(changed, token_given=True)
-        if isinstance(effect, out.EnsureGuestRestored) and changed.source_qemu is Qemu.HOLDS:
+        if isinstance(effect, do.EnsureGuestRestored) and changed.source_qemu is Qemu.HOLDS:
             changed = replace(changed, source_qemu=Qemu.RUNS)
-        if isinstance(effect, out.EnsureHuskEnded):
+        if isinstance(effect, do.EnsureHuskEnded):
             changed = replace(changed, source_qemu=Qemu.GONE)
     yield changed
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from agent.migration import outgoing as out
+from agent.migration import outgoing_effects as do
 from agent.migration.machine import Cause, InvalidTransition
 from tests.unit.agent.migration.histories import histories
 
@@ -32,9 +33,9 @@ LENGTH = 7
 START: out.Phase = out.Begun()
 
 
-def replay(*events: out.Event) -> tuple[out.Phase, tuple[out.Effect, ...]]:
+def replay(*events: out.Event) -> tuple[out.Phase, tuple[do.Effect, ...]]:
     phase: out.Phase = out.Begun()
-    effects: tuple[out.Effect, ...] = ()
+    effects: tuple[do.Effect, ...] = ()
     for event in events:
         after = out.step(phase, event)
         phase, effects = after.phase, (*effects, *after.effects)
@@ -53,7 +54,7 @@ def test_a_move_without_trouble_ends_with_nothing_left_here():
     )
 
     assert phase == out.Retired()
-    assert out.EnsureGuestRestored() not in effects
+    assert do.EnsureGuestRestored() not in effects
 
 
 def test_a_cancel_that_loses_the_race_leaves_the_guest_on_the_destination():
@@ -66,20 +67,20 @@ def test_a_cancel_that_loses_the_race_leaves_the_guest_on_the_destination():
     )
 
     assert phase == out.Sent()
-    assert out.EnsureGuestRestored() not in effects
+    assert do.EnsureGuestRestored() not in effects
 
 
 def test_the_decision_is_a_phase_of_its_own_before_migrate_continue_is_sent():
     after = out.step(out.Transferring(), out.QemuAtSwitchover())
 
-    assert after == out.Step(out.Switching(), (out.ContinueMigration(),))
+    assert after == out.Step(out.Switching(), (do.ContinueMigration(),))
 
 
 def test_a_source_that_dies_while_switching_still_gives_the_guest_away():
     phase, effects = replay(out.PerformRequested(), out.QemuActive(), out.QemuAtSwitchover(), out.QemuExited(CAUSE))
 
     assert phase == out.Sent(qemu_is_gone=True)
-    assert effects[-1] == out.RequestResume()
+    assert effects[-1] == do.RequestResume()
 
 
 def test_a_source_that_died_unwatched_while_switching_gives_nothing_away():

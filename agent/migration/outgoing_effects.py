@@ -1,0 +1,46 @@
+"""What the source's machine wants done to QEMU and the destination; each is safe to do twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class StartTransfer:
+    """Open the way to the destination, set capabilities and parameters, `migrate`; a failure comes back as QemuGaveUp."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueMigration:
+    """`migrate-continue`, if QEMU still waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopGuest:
+    """`stop` the vCPUs and say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreeGuest:
+    """Stop the transfer, by `migrate_cancel`, else `yank`, else the cut, until QEMU reports how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureGuestRestored:
+    """Make the guest do what it did before; report GuestRestored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestResume:
+    """Send Resume with the token until the destination answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureHuskEnded:
+    """End the source's QEMU and forget the VM; report HuskEnded."""
+
+
+Effect: TypeAlias = (
+    StartTransfer | ContinueMigration | StopGuest | FreeGuest | EnsureGuestRestored | RequestResume | EnsureHuskEnded
+)
