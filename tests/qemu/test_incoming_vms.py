@@ -26,12 +26,6 @@ def told(events: VmEvents) -> list[tuple[str, str]]:
     return [(event.happening.value, event.reason.value) for event in events.after(0)]
 
 
-def is_in_proc(pid: int) -> bool:
-    """Say whether the kernel still lists a process, if only as a zombie."""
-    return Path(f"/proc/{pid}").exists()
-
-
-@pytest.mark.parametrize("machine", ["q35", "pc"])
 async def test_an_incoming_vm_waits_locked_and_is_gone_after_forget(place: Path) -> None:
     definition = await running_definition(place, UUID_1)
     async with agent(place / "d") as vms:
