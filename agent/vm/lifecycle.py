@@ -142,7 +142,7 @@ class Vms:
         Raises:
             InvalidRequest: the XML is refused; the text says where.
             WrongState: name or UUID belong to another VM, or this host's QEMU cannot build the machine.
-        Busy: a job holds the VM that is to be redefined.
+            Busy: a job holds the VM that is to be redefined.
         """
         definition = parse_domain(xml, origin)
         check_paths(definition, self._settings.roots)
