@@ -39,7 +39,7 @@ def write_record(path: Path, *, kind: str, version: int, body: Mapping[str, obje
     Raises:
         OSError: the file system refused, as when it is full.
     """
-    text = json.dumps({"kind": kind, "version": version, "body": body}, ensure_ascii=False, indent=1)
+    text = json.dumps({"kind": kind, "version": version, "body": body}, ensure_ascii=False)
     _replace(path, text.encode() + b"\n")
 
 

@@ -241,7 +241,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                     self.observe(inc.GuestRuns())
                     return
                 await self.qemu.cont()
-                if await self.qemu.query_status() is RunState.RUNNING:
+                # RESUME comes before the answer; asking is for an event that was missed.
+                if self.facts.guest_ran or await self.qemu.query_status() is RunState.RUNNING:
                     self.update(guest_ran=True, waiting_for="")
                     self.observe(inc.GuestRuns())
                     return

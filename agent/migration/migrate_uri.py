@@ -120,7 +120,9 @@ def refuse_loopback(host: str, addresses: tuple[str, ...], *, peer_is_this_host:
 
 
 def check_port_free(address: str, port: int) -> None:
-    """Refuse a port that something listens on; binds it for a moment and never listens.
+    """Refuse a port that something listens on, and an address that is another host's; binds for a moment and never listens.
+
+    Port 0 stands for any free one.
 
     Raises:
         WrongState: the port is taken.

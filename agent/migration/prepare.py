@@ -119,8 +119,7 @@ class Preparation:
 
     async def _listen_directly(self, qemu: Qemu, key: str) -> Endpoint:
         target, address = await self._listen_address()
-        if target.port is not None:
-            check_port_free(address, target.port)
+        check_port_free(address, target.port or 0)
         pool = self._around.pool
         try:
             await qemu.migrate_incoming(listen_uri(address, target.port, pool))

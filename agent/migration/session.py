@@ -28,6 +28,7 @@ V = TypeVar("V")
 F = TypeVar("F")
 
 SAVE_DELAY_S: Final = 0.02
+TELL_DELAY_S: Final = 0.025
 
 _log = structlog.get_logger()
 
@@ -189,13 +190,18 @@ class Session(ABC, Generic[P, V, F]):
         await self._changed.wait()
 
     async def follow(self) -> AsyncIterator[None]:
-        """Come round now, after every change, and a last time when it is over."""
+        """Come round now, a moment after every change, and a last time when it is over.
+
+        A hand-over is over within the moment, so that telling of it does not delay it; what changed meanwhile is told together.
+        """
         while True:
             seen, is_over = self._changed, self.is_over
             yield
             if is_over:
                 return
             await seen.wait()
+            if not self.is_over:
+                await asyncio.sleep(TELL_DELAY_S)
 
     async def wait_phase(self, *wanted: type) -> None:
         """Return when the phase is one of `wanted` or final; the caller sets the deadline."""

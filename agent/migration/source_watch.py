@@ -69,6 +69,8 @@ class SourceWatch:
     async def _read(self, notices: Subscription) -> None:
         async for notice in notices:
             match notice:
+                case Event() if migration_status_of(notice) is MigrationStatus.FAILED:
+                    await self._see_failure()
                 case Event():
                     self._see_event(notice)
                 case Reconnected():
@@ -78,14 +80,23 @@ class SourceWatch:
                 case Gone():
                     self._see_exit()
 
+    async def _see_failure(self) -> None:
+        """Ask why it failed, which the event does not tell."""
+        session = self._session
+        session.status_text = MigrationStatus.FAILED.value
+        why = ""
+        with suppress(FerryError):
+            why = (await session.qemu.query_migrate()).error_desc or ""
+        session.observe(out.QemuGaveUp(self._gave_up(MigrationStatus.FAILED, why)))
+
     def _see_event(self, event: Event) -> None:
         session = self._session
         match event.name:
             case "MIGRATION":
                 status = migration_status_of(event)
-                if status is MigrationStatus.FAILED or status is MigrationStatus.CANCELLED:
+                if status is MigrationStatus.CANCELLED:
                     session.status_text = status.value
-                    session.observe(out.QemuGaveUp(_gave_up(status, str(event.data.get("error-desc", "")))))
+                    session.observe(out.QemuGaveUp(self._gave_up(status, "")))
                 elif status is not None:
                     self._see_status(status, event.at_s)
             case "MIGRATION_PASS":
@@ -124,7 +135,7 @@ class SourceWatch:
         match report.status:
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
                 if isinstance(session.phase, out.Connecting | out.Transferring | out.Switching | out.Cancelling):
-                    session.observe(out.QemuGaveUp(_gave_up(report.status, report.error_desc or "")))
+                    session.observe(out.QemuGaveUp(self._gave_up(report.status, report.error_desc or "")))
             case MigrationStatus.ACTIVE if isinstance(session.phase, out.Connecting):
                 session.observe(out.QemuActive())
             case MigrationStatus.PRE_SWITCHOVER if isinstance(session.phase, _ON_THE_WAY):
@@ -274,8 +285,11 @@ class SourceWatch:
     def _peer(self) -> str:
         return self._session.facts.peer or "the destination"
 
-
-def _gave_up(status: MigrationStatus, error: str) -> Cause:
-    if status is MigrationStatus.CANCELLED:
-        return Cause("the transfer was cancelled", "CANCELLED", by_wish=True)
-    return Cause(error or "the transfer failed", "TRANSFER_FAILED")
+    def _gave_up(self, status: MigrationStatus, why: str) -> Cause:
+        if status is MigrationStatus.CANCELLED:
+            return Cause("the transfer was cancelled", "CANCELLED", by_wish=True)
+        options = self._session.facts.options
+        text = f"the transfer to {self._peer()} failed{': ' if why else ''}{why}"
+        if options.plain and not isinstance(self._session.phase, out.Switching):
+            text += "; its port is not encrypted, where a stranger who connects ends a move like this"
+        return Cause(text, "TRANSFER_FAILED")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from google.protobuf.message import DecodeError
+
 from common.errors import InvalidRequest
 from ferry.tunnel.v1 import tunnel_service_pb2 as pb
 
@@ -56,7 +58,7 @@ def decode_open(frame: First) -> pb.Open:
     """
     try:
         return pb.Open.FromString(frame.content)
-    except ValueError as error:
+    except DecodeError as error:
         raise InvalidRequest(f"relay: the first frame is not an Open: {error}", reason="FRAME_INVALID") from error
 
 

@@ -110,7 +110,7 @@ async def dial(path: Path, counters: Counters) -> Link:
     try:
         connection.settimeout(0)
         async with asyncio.timeout(DIAL_TIMEOUT_S):
-            while not _try_connect(connection, path):
+            while not _try_connect(connection, path):  # noqa: ASYNC110 - the kernel does not tell when a backlog has room
                 await asyncio.sleep(_BACKLOG_RETRY_S)
         return Link(connection, counters)
     except (OSError, TimeoutError) as error:

@@ -3,8 +3,8 @@
       QEMU ==> Link.receive ==> data, data, .. half_close ==> stream        (send_on)
       QEMU <== Link.send    <== data, data, .. half_close <== stream        (hand_over)
 
-Back-pressure is theirs: QEMU is read only when the stream took what was read before, the stream only when QEMU did. Nothing waits for
-more bytes to come: what QEMU wrote goes on at once.
+Back-pressure is theirs: QEMU is read only when the stream took what was read before, the stream only when QEMU did. Nothing waits
+for more bytes to come: what QEMU wrote goes on at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Final
 
-from agent.tunnel.frames import HALF_CLOSE, First, HalfClose, decode, encode_data
+from agent.tunnel.frames import HALF_CLOSE, HEADER_LIMIT_BYTES, First, HalfClose, decode, encode_data
 from agent.tunnel.link import Link, StreamBroken
 from agent.tunnel.streams import Stream
 from common.errors import InvalidRequest
@@ -56,32 +56,39 @@ async def discard(stream: Stream) -> None:
         pass
 
 
-async def run_both(one: Coroutine[None, None, None], other: Coroutine[None, None, None], closed: asyncio.Event) -> None:
-    """Run two directions until both have ended; the first failure ends the other.
+async def run_both(one: Coroutine[None, None, None], other: Coroutine[None, None, None]) -> None:
+    """Run two directions until both have ended; the first failure ends the other, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as directions:
+            directions.create_task(one)
+            directions.create_task(other)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
-    Args:
-        one: a direction.
-        other: the other one.
-        closed: ends both when set.
+
+async def run_unless_closed(work: Coroutine[None, None, None], closed: asyncio.Event) -> None:
+    """Run some work of a session; when the session is closed it is cancelled, at once.
 
     Raises:
-        FerryError: what failed first.
+        StreamBroken: the session was closed.
     """
     try:
         async with asyncio.TaskGroup() as group:
             watcher = group.create_task(_raise_when_set(closed))
-            async with asyncio.TaskGroup() as directions:
-                directions.create_task(one)
-                directions.create_task(other)
+            await group.create_task(work)
             watcher.cancel()
     except ExceptionGroup as failures:
-        raise _first(failures) from None
+        raise failures.exceptions[0] from None
 
 
 async def _next(stream: Stream) -> memoryview | HalfClose:
     message = await stream.read()
     if message is None:
         raise StreamBroken("the other tunnel broke the connection off")
+    if len(message) > FRAME_LIMIT_BYTES + HEADER_LIMIT_BYTES:
+        raise InvalidRequest(
+            f"relay: a message of {len(message)} bytes, data is at most {FRAME_LIMIT_BYTES}", reason="FRAME_TOO_LARGE"
+        )
     frame = decode(message)
     if isinstance(frame, First):
         raise InvalidRequest("relay: a second first frame", reason="FRAME_INVALID")
@@ -91,10 +98,3 @@ async def _next(stream: Stream) -> memoryview | HalfClose:
 async def _raise_when_set(closed: asyncio.Event) -> None:
     await closed.wait()
     raise StreamBroken("the session was closed", reason="SESSION_CLOSED")
-
-
-def _first(failures: ExceptionGroup[Exception]) -> Exception:
-    failure: Exception = failures
-    while isinstance(failure, ExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure

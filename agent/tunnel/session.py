@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+import structlog
 
 from agent.tunnel.link import Counters, Link
+from common.errors import FerryError, InvalidRequest
+
+# One main channel, 255 of multifd, one of post-copy.
+MAX_CHANNEL_COUNT: Final = 257
+_log = structlog.get_logger()
 
 
 class Session:
@@ -38,8 +46,40 @@ class Session:
             self._links.discard(link)
             link.close()
 
+    def note(self, error: FerryError, ordinal: int | None) -> None:
+        """Remember and log why a connection ended; that the session was closed is no news.
+
+        Args:
+            error: why.
+            ordinal: which connection; None if it was none yet.
+        """
+        if error.reason == "SESSION_CLOSED":
+            return
+        self.error = error.text
+        _log.info("connection broke", session=self.session_id, ordinal=ordinal, error=error.text, reason=error.reason)
+
     def cut(self) -> None:
         """End every connection; when this returns, QEMU's sockets are shut down, whatever the other tunnel does."""
         self.closed.set()
         for link in self._links:
             link.cut()
+
+
+def check_session_id(session_id: str) -> None:
+    """Refuse a session without a name.
+
+    Raises:
+        InvalidRequest: it is empty.
+    """
+    if not session_id:
+        raise InvalidRequest("session_id is empty: the migration's id is wanted", reason="SESSION_ID_MISSING")
+
+
+def check_channel_count(count: int) -> None:
+    """Refuse more channels than a migration can have.
+
+    Raises:
+        InvalidRequest: the count is out of range.
+    """
+    if not 1 <= count <= MAX_CHANNEL_COUNT:
+        raise InvalidRequest(f"channel_count {count}: 1 to {MAX_CHANNEL_COUNT} are possible", reason="CHANNEL_COUNT_INVALID")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
@@ -11,6 +12,7 @@ from agent.tunnel.link import StreamBroken
 
 Call: TypeAlias = grpc.aio.StreamStreamCall[bytes, bytes]
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+ABORT_TIMEOUT_S: Final = 1.0
 # What grpc.aio raises for a call that is over, beside AioRpcError: writing to it, and writing while it ends.
 _OVER: Final = (asyncio.InvalidStateError, grpc.aio.InternalError, grpc.aio.UsageError)
 
@@ -70,6 +72,8 @@ class EntranceStream:
         await self._call.done_writing()
 
     def _broken(self, error: grpc.aio.AioRpcError) -> StreamBroken:
+        if error.code() is grpc.StatusCode.INTERNAL:  # a failed write hides from grpc.aio what the other side said
+            return StreamBroken(f"{self._peer} broke the connection off; its log says why")
         return StreamBroken(f"{self._peer}: {error.details() or error.code().name}")
 
 
@@ -96,3 +100,13 @@ class ExitStream:
 
     async def end_writing(self) -> None:
         """Do nothing: the direction ends with the call."""
+
+    async def abort(self, text: str) -> None:
+        """End the call with ABORTED, or leave it as it is over already; a peer that takes nothing is left to the keepalive.
+
+        Raises:
+            grpc.aio.AbortError: it was ended, and gRPC wants to see this.
+        """
+        with suppress(TimeoutError, *_OVER):
+            async with asyncio.timeout(ABORT_TIMEOUT_S):
+                await self._context.abort(grpc.StatusCode.ABORTED, text)

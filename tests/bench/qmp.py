@@ -70,9 +70,7 @@ class Qmp(asyncio.Protocol):
             result = await reply
         return result if isinstance(result, dict) else {}
 
-    async def wait_event(
-        self, name: str, *, status: str | None = None, after: int = 0, timeout_s: float = 60.0
-    ) -> Event:
+    async def wait_event(self, name: str, *, status: str | None = None, after: int = 0, timeout_s: float = 60.0) -> Event:
         """Return the first event of that name (and migration status) from index `after` on.
 
         Raises:

@@ -88,6 +88,18 @@ class Lab:
         found = (await self.agents[host].ListVms(vm_pb2.ListVmsRequest())).vms
         return {vm.name: vm_pb2.Vm.State.Name(vm.state).removeprefix("STATE_") for vm in found}
 
+    async def wait_vms(self, host: str, *wanted: str) -> None:
+        """Wait until a host knows these VMs and no others."""
+
+        async def names() -> tuple[str, ...]:
+            return tuple(await self.vms(host))
+
+        await until_equal(names, wanted, timeout_s=TIDY_TIMEOUT_S)
+
+    async def wait_empty(self, host: str) -> None:
+        """Wait until a host knows no VM."""
+        await self.wait_vms(host)
+
     async def vm(self, host: str, name: str) -> vm_pb2.Vm:
         """Show a VM of a host."""
         with calls_to(f"the agent of {host}"):
@@ -97,16 +109,21 @@ class Lab:
         """Give the process of a VM's QEMU."""
         return (await self.vm(host, name)).pid
 
-    async def assert_only_on(self, host: str, guest: Guest, state: str = RUNNING) -> None:
-        """Fail unless the guest is on this host alone, defined there, held by no job, with one QEMU in the whole fleet."""
+    async def assert_only_on(self, host: str, guest: Guest, state: str = RUNNING, *, others: tuple[str, ...] = ()) -> None:
+        """Fail unless the guest is on this host alone, defined there, held by no job, with one QEMU in the whole fleet.
+
+        Args:
+            others: VMs, stopped ones, that the other host may have.
+        """
         other = next(one for one in HOSTS if one != host)
-        await until_equal(lambda: self.vms(other), {}, timeout_s=TIDY_TIMEOUT_S)
+        await self.wait_vms(other, *others)
         await until_equal(lambda: self._job(host, guest.name), "", timeout_s=TIDY_TIMEOUT_S)
         vm = await self.vm(host, guest.name)
         assert vm_pb2.Vm.State.Name(vm.state) == f"STATE_{state}"
         assert vm.uuid == str(guest.uuid)
         assert vm.is_persistent
-        await until(lambda: self.qemus() == [vm.pid], f"one QEMU, {vm.pid}")
+        pids = [vm.pid] if vm.pid else []
+        await until(lambda: self.qemus() == pids, f"no QEMU but {pids}")
 
     async def _job(self, host: str, name: str) -> str:
         return (await self.vm(host, name)).job
@@ -180,7 +197,7 @@ class Lab:
                     await agent.StopVm(vm_pb2.StopVmRequest(vm=vm.uuid, force=True))
                 if vm.is_persistent:
                     await agent.UndefineVm(vm_pb2.UndefineVmRequest(vm=vm.uuid))
-            await until_equal(lambda host=host: self.vms(host), {}, timeout_s=TIDY_TIMEOUT_S)  # type: ignore[misc]
+            await self.wait_empty(host)
         await until(lambda: not self.leftovers(), f"nothing left, but there is: {self.leftovers()}", timeout_s=TIDY_TIMEOUT_S)
 
     def leftovers(self) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import WAYS, State, Where, wishes
-from tests.e2e.waiting import until, until_equal
+from tests.e2e.waiting import until
 
 SLOW_MIB_S = 2.0
 BUSY = Plan(dirty_mib_s=8.0)
@@ -91,7 +91,7 @@ async def test_a_source_killed_while_memory_is_sent_ends_the_guest_and_the_move_
     assert outcome.guest_location == Where.GUEST_LOCATION_NOWHERE
     assert outcome.error_reason == "QEMU_ENDED"
     assert "source" in outcome.error
-    await until_equal(lambda: lab.vms("host-b"), {})
+    await lab.wait_empty("host-b")
     await until(lambda: not lab.qemus(), "no QEMU left")
     assert await lab.vms("host-a") == {guest.name: "CRASHED"}
     assert (await lab.vm("host-a", guest.name)).job == ""

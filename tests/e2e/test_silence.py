@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.binaries import require
-from tests.e2e.guest import Guest, Plan
+from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, frozen, now_s
-from tests.e2e.move import WAYS, Move, State, Where, Whole, wishes
+from tests.e2e.move import WAYS, State, Where, Whole, wishes
 from tests.e2e.steps import steps
 
 ALLOWED_S = 0.3

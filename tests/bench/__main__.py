@@ -1,0 +1,83 @@
+"""`make bench`: Ferry against QEMU alone; see docs/benchmarks.md for what is measured and what came out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deploy.lab.fleet import REPOSITORY, Fleet
+from tests.bench import raw, report
+from tests.bench.guest import Make, linux_guest, tick_guest
+from tests.bench.machine import describe
+from tests.bench.measure import Bench
+from tests.bench.sample import WAYS, Run
+from tests.guests import linux
+
+_ROUNDS = 9
+_MEBIBYTES = 256
+
+
+def main() -> None:
+    """Measure, print the tables, and write the page."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure Ferry against QEMU alone.")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, metavar="N", help="moves of each way (%(default)s)")
+    parser.add_argument("--mebibytes", type=int, default=_MEBIBYTES, metavar="N", help="pattern in the guest (%(default)s)")
+    parser.add_argument("--no-linux", action="store_true", help="leave the Linux guest out")
+    parser.add_argument("--json", type=Path, default=REPOSITORY / ".cache" / "benchmarks.json", metavar="FILE", help="every move")
+    parser.add_argument(
+        "--page", type=Path, default=REPOSITORY / "docs" / "benchmarks.md", metavar="FILE", help="(docs/benchmarks.md)"
+    )
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: at least 1")
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the fleet is ended then too
+    plan: dict[str, tuple[Make, int]] = {
+        f"A guest with {arguments.mebibytes} MiB that hardly change": (tick_guest(arguments.mebibytes), arguments.rounds)
+    }
+    if not arguments.no_linux and linux.KERNEL.exists():
+        plan["A Linux guest of 512 MiB that changes 4 MiB each second"] = (linux_guest, 1)
+    machine, today = describe(raw.DEFAULT_BINARY), datetime.now(UTC).date()
+    runs = asyncio.run(_measure(plan))
+
+    for title, run in runs.items():
+        print(f"\n{title}\n\n{report.tables(run)}")
+    for target in report.targets(next(iter(runs.values()))):
+        print(f"{'reached' if target.is_met else 'MISSED ':8} {target.name}: {target.measured} ({target.wanted})")
+    arguments.page.write_text(report.document(today, machine, runs))
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(report.values(today, machine, runs), indent=1) + "\n")
+
+
+async def _measure(plan: Mapping[str, tuple[Make, int]]) -> dict[str, Run]:
+    with tempfile.TemporaryDirectory(prefix="fb") as name:
+        fleet = Fleet(Path(name))
+        await asyncio.to_thread(fleet.__enter__)
+        try:
+            async with Bench(fleet) as bench:
+                return {title: await _rounds(bench, make, count) for title, (make, count) in plan.items()}
+        finally:
+            await asyncio.to_thread(fleet.stop)
+
+
+async def _rounds(bench: Bench, make: Make, count: int) -> Run:
+    """Let the ways take turns; each round begins with another one."""
+    samples = []
+    for number in range(count):
+        first = number % len(WAYS)
+        for way in (*WAYS[first:], *WAYS[:first]):
+            sample = await bench.move(number, way, make)
+            samples.append(sample)
+            print(f"round {number + 1} of {count}, {way}: {sample.elapsed_s * 1000:.0f} ms", file=sys.stderr)
+    return Run(samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Writes a benchmark down: as Markdown for people, as plain values for JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+
+from tests.bench.sample import COMMAND, PLAIN, PSK, RAW, RAW_PSK, TUNNEL, WAYS, Run, Sample
+
+_INTRODUCTION = """\
+# Benchmarks
+
+What Ferry costs on top of QEMU. `make bench` moves a guest that has just booted from one QEMU to another on the same machine,
+over the loopback: by QEMU alone, told what to do by the shortest script that hands a guest over as safely as Ferry does (return
+path, pre-switchover, the destination starts after `completed`; no journal, no watch, no undo), and by Ferry with everything on:
+two agents, two tunnels and a coordinator with mTLS between them, traces kept, and the `ferry` command watching. The ways take
+turns in every round, so that what the machine does besides strikes all of them. Neither has a bandwidth limit.
+
+Both hosts, the guest and the benchmark share the cores of one machine, so more work anywhere makes everything slower; two real
+hosts have a network between them and CPU to spare. Compare the ratios, not the absolute figures.
+"""
+_COLUMNS = """\
+- **total**: from `migrate` sent until the guest runs at the destination. **ratio** is the median over the rounds of the total
+  divided by QEMU's own in the same round; for encrypted moves by QEMU's own with the same encryption.
+- **rate**: bytes sent, as QEMU counts them, divided by the total, and the ratio to QEMU unencrypted.
+- **QEMU downtime** is QEMU's own figure. It holds what QEMU leaves to send with the guest stopped, up to the 300 ms allowed.
+- **gap**: the longest silence of the guest's own ticks, start and end of the move included.
+- **own part**: what of the downtime is not QEMU's: STOP to `migrate-continue` sent, and `completed` to Resume answered.
+- **command**: the whole of `ferry migrate`, start of Python, Begin, Prepare, Finish and Confirm included.
+- **CPU**: of agents, tunnels and coordinator together, during the command and a moment after; then of the command itself.
+"""
+_MILLI = 1e3
+_MEGA = 1e6
+_HIGHEST_PLAIN_RATIO = 1.10
+_LONGEST_OWN_S = 0.005
+_LOWEST_TUNNEL_RATIO = 0.5
+_MOST_TUNNEL_CPU_S = 3.0
+_MOST_AGENT_BYTES = 100e6
+_SAME_ENCRYPTION = {RAW: RAW, PLAIN: RAW, RAW_PSK: RAW_PSK, PSK: RAW_PSK, TUNNEL: RAW}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What was promised, and what it came to."""
+
+    name: str
+    wanted: str
+    measured: str
+    is_met: bool
+
+
+def targets(run: Run) -> tuple[Target, ...]:
+    """Hold a run against what Ferry is to reach."""
+    ratio = run.ratio(PLAIN, RAW, _elapsed_s)
+    own_s = run.median(PLAIN, _own_s)
+    rate = run.ratio(TUNNEL, RAW, _bytes_s)
+    cpu_s = run.median(TUNNEL, _tunnels_cpu_s)
+    resident = run.largest_agent_bytes()
+    return (
+        Target(
+            "Ferry plain, total against QEMU alone",
+            f"at most {_HIGHEST_PLAIN_RATIO:.2f}",
+            f"{ratio:.2f}",
+            ratio <= _HIGHEST_PLAIN_RATIO,
+        ),
+        Target(
+            "Ferry plain, own part of the downtime",
+            f"at most {_LONGEST_OWN_S * _MILLI:.0f} ms",
+            f"{own_s * _MILLI:.1f} ms",
+            own_s <= _LONGEST_OWN_S,
+        ),
+        Target("tunnel, rate against QEMU alone", f"at least {_LOWEST_TUNNEL_RATIO}", f"{rate:.2f}", rate >= _LOWEST_TUNNEL_RATIO),
+        Target(
+            "CPU of both tunnels for each GB",
+            f"at most {_MOST_TUNNEL_CPU_S:.1f} s",
+            f"{cpu_s:.2f} s",
+            cpu_s <= _MOST_TUNNEL_CPU_S,
+        ),
+        Target(
+            "agent, resident memory, largest seen",
+            f"at most {_MOST_AGENT_BYTES / _MEGA:.0f} MB",
+            f"{resident / _MEGA:.0f} MB",
+            resident <= _MOST_AGENT_BYTES,
+        ),
+    )
+
+
+def tables(run: Run) -> str:
+    """Write a run's figures as Markdown tables."""
+    times: list[tuple[str, ...]] = [
+        ("", "total", "ratio", "rate", "ratio", "QEMU downtime", "gap", "own part", "stop", "device", "resume")
+    ]
+    costs: list[tuple[str, ...]] = [("", "command", "CPU", "CPU of the command", "tunnels, CPU per GB", "agent, resident")]
+    for way in WAYS:
+        times.append((way, *_times(run, way)))
+        if way not in (RAW, RAW_PSK):
+            costs.append((way, *_costs(run, way)))
+    return f"{_table(times)}\n{_table(costs)}"
+
+
+def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run]) -> str:
+    """Write the page: what was measured, on what, and what it came to; the first run is held against the targets."""
+    first = next(iter(runs.values()))
+    parts = [
+        _INTRODUCTION,
+        "## Machine\n",
+        _table([("", ""), *machine.items(), ("measured", f"{measured_on:%Y-%m-%d}")]),
+        "## Targets\n",
+        _table(
+            [("", "wanted", "measured", "")]
+            + [(t.name, t.wanted, t.measured, "reached" if t.is_met else "**missed**") for t in targets(first)]
+        ),
+        "## Figures\n",
+        _COLUMNS,
+    ]
+    for title, run in runs.items():
+        count = len(run.of(RAW))
+        parts += [
+            f"### {title}\n",
+            f"Medians of {count} rounds.\n" if count > 1 else "Once each: an example, not a statistic.\n",
+            tables(run),
+        ]
+    return "\n".join(parts)
+
+
+def values(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run]) -> dict[str, object]:
+    """Give everything as plain values: each move, and the targets."""
+    return {
+        "measured_on": measured_on.isoformat(),
+        "machine": dict(machine),
+        "targets": [asdict(target) for target in targets(next(iter(runs.values())))],
+        "runs": {title: [asdict(sample) for sample in run.samples] for title, run in runs.items()},
+    }
+
+
+def _times(run: Run, way: str) -> Iterator[str]:
+    yield _ms(run.median(way, _elapsed_s))
+    yield f"{run.ratio(way, _SAME_ENCRYPTION[way], _elapsed_s):.2f}"
+    yield f"{run.median(way, _bytes_s) / _MEGA:.0f} MB/s"
+    yield f"{run.ratio(way, RAW, _bytes_s):.2f}"
+    yield _ms(run.median(way, lambda sample: sample.qemu_downtime_s))
+    yield _ms(run.median(way, lambda sample: sample.gap_s))
+    yield _ms(run.median(way, _own_s), digits=1)
+    for leg in ("stop", "device", "resume"):
+        yield _ms(run.median(way, _leg(leg)), digits=1)
+
+
+def _costs(run: Run, way: str) -> Iterator[str]:
+    yield f"{run.median(way, lambda sample: sample.command_s or 0.0):.2f} s"
+    yield f"{run.median(way, lambda sample: sample.servers_cpu_s):.2f} s"
+    yield f"{run.median(way, lambda sample: sample.cpu_s[COMMAND]):.2f} s"
+    yield f"{run.median(way, _tunnels_cpu_s):.2f} s" if way == TUNNEL else "-"
+    yield f"{run.median(way, lambda sample: sample.agent_resident_bytes or 0) / _MEGA:.0f} MB"
+
+
+def _elapsed_s(sample: Sample) -> float:
+    return sample.elapsed_s
+
+
+def _bytes_s(sample: Sample) -> float:
+    return sample.bytes_s
+
+
+def _own_s(sample: Sample) -> float:
+    return sample.own_downtime_s
+
+
+def _tunnels_cpu_s(sample: Sample) -> float:
+    return sample.tunnels_cpu_s_per_gb
+
+
+def _leg(name: str) -> Callable[[Sample], float]:
+    return lambda sample: sample.legs_s[name]
+
+
+def _ms(value_s: float, *, digits: int = 0) -> str:
+    return f"{value_s * _MILLI:.{digits}f} ms"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
