@@ -27,7 +27,9 @@ CERTIFICATE_LIFETIME: Final = timedelta(days=825)
 BACKDATED: Final = timedelta(minutes=5)
 AUTHORITY_KEY: Final = "ca-key.pem"
 SPIFFE_PREFIX: Final = "spiffe://ferry/"
+MAX_DNS_NAME_LENGTH: Final = 253
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_DNS_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 
 
 class Role(Enum):
@@ -56,7 +58,7 @@ class Identity:
         """Return authority, certificate and key.
 
         Raises:
-            WrongState: one of them cannot be read.
+            WrongState: one of them cannot be read, or certificate and key are no pair that is valid today.
         """
         contents = []
         for path in (self.ca, self.certificate, self.key):
@@ -68,7 +70,27 @@ class Identity:
                     reason="CERTIFICATE_MISSING",
                     path=path,
                 ) from error
+        self._check(contents[1], contents[2])
         return contents[0], contents[1], contents[2]
+
+    def _check(self, certificate_pem: bytes, key_pem: bytes) -> None:
+        """Find what TLS would only call a failed handshake."""
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_pem)
+        except ValueError as error:
+            raise WrongState(f"certificate file {self.certificate} holds no certificate", reason="CERTIFICATE_BROKEN") from error
+        try:
+            key = serialization.load_pem_private_key(key_pem, None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise WrongState(f"key file {self.key} holds no key without password", reason="CERTIFICATE_BROKEN") from error
+        if key.public_key() != certificate.public_key():
+            raise WrongState(f"key file {self.key} is not the key of {self.certificate}", reason="CERTIFICATE_BROKEN")
+        if certificate.not_valid_after_utc < datetime.now(UTC):
+            raise WrongState(
+                f"certificate {self.certificate} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
+                "make a new one by `ferry pki issue`",
+                reason="CERTIFICATE_EXPIRED",
+            )
 
 
 def init_authority(directory: Path) -> None:
@@ -112,7 +134,7 @@ def issue(authority: Path, out: Path, name: str, role: Role, hosts: list[str]) -
         hosts: DNS names and addresses that it is reached at.
 
     Raises:
-        InvalidRequest: the name is not one.
+        InvalidRequest: the name, or one of the hosts, is not one.
         WrongState: there is no authority.
     """
     if not _NAME.fullmatch(name):
@@ -163,7 +185,10 @@ def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
-        return x509.DNSName(host)
+        pass
+    if len(host) > MAX_DNS_NAME_LENGTH or not _DNS_NAME.fullmatch(host):
+        raise InvalidRequest(f"host {host[:80]!r} is neither an address nor a DNS name", reason="HOST_INVALID")
+    return x509.DNSName(host)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, Final
 
 import structlog
+from google.protobuf.message import DecodeError
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -23,13 +24,27 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from common.errors import InvalidRequest
+
 KEPT_TRACES: Final = 200
 KEPT_SPANS_PER_TRACE: Final = 5000
 EXPORT_TIMEOUT_S: Final = 1
 
 
+def decode_traces(traces_data: bytes) -> TracesData:
+    """Read a serialised opentelemetry.proto.trace.v1.TracesData.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    try:
+        return TracesData.FromString(traces_data)
+    except DecodeError as error:
+        raise InvalidRequest(f"spans: {len(traces_data)} bytes that are no TracesData", reason="SPANS_MALFORMED") from error
+
+
 class SpanBuffer(SpanProcessor):
-    """Keeps finished spans by trace: the newest traces, and of each the first spans."""
+    """Keeps finished spans by trace: the traces that grew last, and of each the first spans."""
 
     def __init__(self) -> None:
         self._spans: OrderedDict[int, list[ReadableSpan]] = OrderedDict()
@@ -42,6 +57,7 @@ class SpanBuffer(SpanProcessor):
             return
         with self._lock:
             kept = self._spans.setdefault(context.trace_id, [])
+            self._spans.move_to_end(context.trace_id)
             if len(kept) < KEPT_SPANS_PER_TRACE:
                 kept.append(span)
             if len(self._spans) > KEPT_TRACES:

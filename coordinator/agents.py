@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from common.errors import Expired, NotFound, Unreachable
+from common.errors import Expired, FerryError, NotFound, Unreachable
 from common.pki import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
@@ -120,7 +120,7 @@ class Agent:
             vm=move.vm_uuid or move.vm_name,
             options=common_pb2.MigrationOptions.FromString(move.options),
         )
-        with calls_to(self._peer):
+        with self._refusals():
             answer = await self._stub.BeginMigration(request, timeout=BEGIN_TIMEOUT_S)
         return Begun(answer.definition, answer.resume_token_sha256, answer.source.SerializeToString(), _half(answer.migration))
 
@@ -135,7 +135,7 @@ class Agent:
             source=pb.SourceFacts.FromString(begun.source),
             options=common_pb2.MigrationOptions.FromString(move.options),
         )
-        with calls_to(self._peer):
+        with self._refusals():
             answer = await self._stub.PrepareMigration(request, timeout=PREPARE_TIMEOUT_S)
         if answer.endpoint.tunnel_token and self.tunnel_address:
             answer.endpoint.tunnel_address = self.tunnel_address
@@ -228,26 +228,40 @@ class Agent:
         with calls_to(self._peer):
             return _half((await self._stub.UpdateMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
 
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Name the host in what its agent says: `this host` means nothing to who reads it elsewhere."""
+        try:
+            with calls_to(self._peer):
+                yield
+        except FerryError as error:
+            if self.host in error.text:
+                raise
+            raise type(error)(f"{self.host}: {error.text}", reason=error.reason, **error.facts) from error
+
     @asynccontextmanager
     async def _stream(self, call: grpc.aio.UnaryStreamCall[Any, R]) -> AsyncIterator[grpc.aio.UnaryStreamCall[Any, R]]:
         """Own a stream: it is cancelled when the caller has heard enough."""
         try:
-            with calls_to(self._peer):
+            with self._refusals():
                 yield call
         finally:
             call.cancel()
 
 
 _NOT_RUNNING: Final = (vm_pb2.Vm.STATE_STOPPED, vm_pb2.Vm.STATE_CRASHED)
+_KNOWN_STATES: Final = frozenset(state.value for state in HalfState)
+_KNOWN_LOCATIONS: Final = frozenset(location.value for location in Location)
 MAY_HAVE_HAPPENED: Final = (Unreachable, Expired)
 
 
 def _half(message: pb.Migration) -> Half:
+    """Decode a half; a state that only a newer agent knows is UNSPECIFIED, which nothing is concluded from."""
     return Half(
-        state=HalfState(message.state),
+        state=HalfState(message.state) if message.state in _KNOWN_STATES else HalfState.UNSPECIFIED,
         phase=message.phase,
         status=message.status,
-        location=Location(message.guest_location),
+        location=Location(message.guest_location) if message.guest_location in _KNOWN_LOCATIONS else Location.UNKNOWN,
         is_final=message.is_final,
         error=message.error,
         error_reason=message.error_reason,

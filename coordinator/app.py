@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 import structlog
 
 from common.clock import SystemClock
+from common.errors import WrongState
 from common.pki import Role
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks
@@ -42,7 +45,7 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
     Raises:
         FerryError: the coordinator cannot serve as configured.
     """
-    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(config.state_dir)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         journal = Journal(config.state_dir / "journal.db", clock)
@@ -53,6 +56,8 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
         stack.push_async_callback(receiver.close)
         fleet = await stack.enter_async_context(Fleet(config))
         tasks = await stack.enter_async_context(OwnedTasks())
+        tasks.start(traces.run())
+        tasks.start(receiver.run())
         board = Board(journal)
         moves = Moves(fleet, board, traces, clock, tasks)
         moves.recover()
@@ -62,7 +67,17 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
             Service(name, lambda server: coordinator_service_pb2_grpc.add_CoordinatorServiceServicer_to_server(servicer, server)),
             Service(OTLP_SERVICE, receiver.add_to),
         ]
-        await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
-        _log.info("ready", listen=config.listen, hosts=sorted(config.hosts), state_dir=str(config.state_dir))
+        port = await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
+        listen = f"{config.listen.rpartition(':')[0]}:{port}" if port else config.listen
+        _log.info("ready", listen=listen, hosts=sorted(config.hosts), state_dir=str(config.state_dir))
         await stopping.wait()
         _log.info("stopping")
+
+
+def _make(state_dir: Path) -> None:
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongState(f"state_dir {state_dir}: {error.strerror}", reason="STATE_DIR_UNUSABLE") from error
+    if not os.access(state_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise WrongState(f"state_dir {state_dir} may not be written to by this user", reason="STATE_DIR_UNUSABLE")

@@ -14,7 +14,7 @@ from coordinator.halves import Half, Move, MoveState
 from coordinator.journal import Journal
 
 _log = structlog.get_logger()
-_TOLD = ("state", "location", "step", "error", "cancel_wanted", "is_tidy", "epoch")
+_TOLD = ("state", "location", "step", "error", "error_reason", "cancel_wanted", "is_tidy", "epoch")
 
 
 class Board:
@@ -64,6 +64,11 @@ class Board:
         """Return migrations, the newest first."""
         return [self._moves.get(move.migration_id, move) for move in self._journal.newest(vm, count)]
 
+    def find_request(self, request_id: str) -> Move | None:
+        """Find the migration that a request started."""
+        move = self._journal.find_request(request_id)
+        return move and self._moves.get(move.migration_id, move)
+
     def active_of(self, vm: str) -> Move | None:
         """Find the migration that is moving a VM now."""
         moving = (move for move in self._moves.values() if not move.state.is_final)
@@ -73,6 +78,8 @@ class Board:
         """Change a migration, wake its followers, and write it when more than numbers changed."""
         before = self._moves[migration_id]
         after = replace(before, **changes)  # type: ignore[arg-type]  # replace() checks the names
+        if after == before:
+            return before
         self._moves[migration_id] = after
         if any(getattr(before, name) != getattr(after, name) for name in _TOLD):
             self._journal.save(after)
@@ -117,11 +124,12 @@ class Board:
         """Yield a migration now and after every change, until it is final; the latest state wins."""
         migration_id = self.get(id_or_beginning).migration_id
         while True:
-            changed = self._changed.setdefault(migration_id, asyncio.Event())
             move = self.get(migration_id)
-            yield move
             if move.state.is_final:
+                yield move
                 return
+            changed = self._changed.setdefault(migration_id, asyncio.Event())
+            yield move
             await changed.wait()
 
     def _wake(self, migration_id: str) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import InvalidRequest
 from common.pki import Identity
+from common.rpc.address import split_address
 
 ENVIRONMENT_PREFIX: Final = "FERRY_COORDINATOR_"
 
@@ -57,19 +58,46 @@ def load(path: Path | None) -> CoordinatorConfig:
             raise InvalidRequest(f"config file {path}: {error.strerror}", reason="CONFIG_UNREADABLE", path=path) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"config file {path}: {error}", reason="CONFIG_MALFORMED", path=path) from error
-    for name in CoordinatorConfig.model_fields:
-        value = os.environ.get(ENVIRONMENT_PREFIX + name.upper())
-        if value is not None and name != "hosts":
-            values[name] = value
+    values.update(_from_environment())
     try:
         config = CoordinatorConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"setting {name}: {first['msg'].lower()}", reason="CONFIG_INVALID", setting=name) from error
+    _check_addresses(config)
     if config.pki is None and not config.insecure:
         raise InvalidRequest(
             "no certificates: set pki to a directory made by `ferry pki issue`, or insecure = true to serve plain text on loopback",
             reason="CONFIG_INVALID",
         )
     return config
+
+
+def _from_environment() -> dict[str, object]:
+    values: dict[str, object] = {}
+    known = CoordinatorConfig.model_fields.keys() - {"hosts"}
+    for variable, value in os.environ.items():
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if name not in known:
+            settings = ", ".join(sorted(ENVIRONMENT_PREFIX + one.upper() for one in known))
+            raise InvalidRequest(
+                f"environment variable {variable} is no setting; known: {settings}", reason="CONFIG_INVALID", setting=name
+            )
+        values[name] = value
+    return values
+
+
+def _check_addresses(config: CoordinatorConfig) -> None:
+    addresses = {"listen": config.listen}
+    for name, host in config.hosts.items():
+        addresses[f"hosts.{name}.agent"] = host.agent
+        addresses[f"hosts.{name}.tunnel"] = host.tunnel
+    for setting, address in addresses.items():
+        if address and not address.startswith("unix:"):
+            try:
+                split_address(address)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"setting {setting}: {error.text}", reason="CONFIG_INVALID", setting=setting) from error

@@ -68,16 +68,14 @@ class Fleet:
             asked = {agent: group.create_task(_ask_for(agent, vm)) for agent in self._agents.values()}
         answers = {agent: task.result() for agent, task in asked.items()}
         having = [agent for agent, answer in answers.items() if isinstance(answer, bool)]
-        silent = [agent.host for agent, answer in answers.items() if isinstance(answer, FerryError)]
+        silent = [answer.text for answer in answers.values() if isinstance(answer, FerryError)]
         if len(having) > 1:
             names = ", ".join(agent.host for agent in having)
             raise InvalidRequest(f"VM {vm} is on several hosts ({names}); say which by --from", reason="VM_AMBIGUOUS", vm=vm)
         if having:
             return having[0]
         if silent:
-            raise Unreachable(
-                f"VM {vm} is on none of the hosts that answer; no answer from {', '.join(silent)}", reason="VM_NOT_FOUND", vm=vm
-            )
+            raise Unreachable(f"VM {vm} is on none of the hosts that answer; {'; '.join(silent)}", reason="VM_NOT_FOUND", vm=vm)
         raise NotFound(
             f"VM {vm} is on none of the hosts ({', '.join(self._agents) or 'there are none'})", reason="VM_NOT_FOUND", vm=vm
         )

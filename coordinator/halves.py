@@ -93,6 +93,7 @@ class Move:
 
     Attributes:
         options: serialised wishes.
+        request_id: of the request that started it; empty when it had none.
         source_phase, status: the source's phase and its QEMU's status.
         cancel_wanted: somebody asked for a cancel.
         is_tidy: nothing is left to undo on either host.
@@ -106,6 +107,7 @@ class Move:
     traceparent: str
     epoch: int
     created_at_s: float
+    request_id: str = ""
     vm_uuid: str = ""
     state: MoveState = MoveState.PREPARING
     location: Location = Location.SOURCE

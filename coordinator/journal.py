@@ -7,9 +7,11 @@ commit).
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,7 @@ import sqlalchemy as sa
 
 from common.clock import Clock
 from common.errors import WrongState
+from coordinator.database import BROKEN, open_database
 from coordinator.halves import Location, Move, MoveState
 
 SCHEMA_VERSION: Final = 1
@@ -35,6 +38,7 @@ _moves = sa.Table(
     sa.Column("traceparent", sa.String, nullable=False),
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("created_at_s", sa.Float, nullable=False, index=True),
+    sa.Column("request_id", sa.String, nullable=False, index=True),
     sa.Column("ended_at_s", sa.Float),
     sa.Column("state", sa.Integer, nullable=False),
     sa.Column("location", sa.Integer, nullable=False),
@@ -64,18 +68,28 @@ _steps = sa.Table(
 
 
 class Journal:
-    """The journal in one database file."""
+    """The journal in one database file, which belongs to one coordinator at a time."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         """Open or make it.
 
         Raises:
-            WrongState: it is of another version of Ferry.
+            WrongState: another coordinator has it, it is of another version of Ferry, or it cannot be used.
         """
         self._clock = clock
-        self._engine = sa.create_engine(f"sqlite:///{path}")
-        sa.event.listen(self._engine, "connect", _set_pragmas)
-        _metadata.create_all(self._engine)
+        self._stack = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self._stack.close)
+            self._stack.enter_context(_lock(path))
+            try:
+                self._engine = open_database(path, _metadata, synchronous="FULL")
+                self._stack.callback(self._engine.dispose)
+                self._check_version(path)
+            except BROKEN as error:
+                raise WrongState(f"journal {path} cannot be used: {_plain(error)}", reason="JOURNAL_BROKEN", path=path) from error
+            undo.pop_all()
+
+    def _check_version(self, path: Path) -> None:
         with self._engine.begin() as connection:
             version = connection.execute(sa.select(_schema.c.version)).scalar()
             if version is None:
@@ -86,8 +100,8 @@ class Journal:
                 )
 
     def close(self) -> None:
-        """Close the database."""
-        self._engine.dispose()
+        """Close the database and let others have it."""
+        self._stack.close()
 
     def save(self, move: Move) -> None:
         """Write a migration as it is now."""
@@ -104,6 +118,12 @@ class Journal:
         found = self._read(query)
         exact = [move for move in found if move.migration_id == id_or_beginning]
         return exact or found
+
+    def find_request(self, request_id: str) -> Move | None:
+        """Find the migration that a request started; None for an empty id."""
+        if not request_id:
+            return None
+        return next(iter(self._read(sa.select(_moves).where(_moves.c.request_id == request_id).limit(1))), None)
 
     def newest(self, vm: str, count: int) -> list[Move]:
         """Return migrations, the newest first; of one VM unless `vm` is empty."""
@@ -149,11 +169,24 @@ class Journal:
             return [_move(dict(row)) for row in connection.execute(query).mappings()]
 
 
-def _set_pragmas(connection: object, _record: object) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]  # a DB-API connection
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Keep other coordinators off the journal: two that take up the same migrations would make agents refuse one of them."""
+    try:
+        descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise WrongState(f"journal {path} cannot be used: {error.strerror}", reason="JOURNAL_BROKEN", path=path) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise WrongState(f"journal {path} is in use by another coordinator", reason="JOURNAL_IN_USE", path=path) from error
+    finally:
+        os.close(descriptor)
+
+
+def _plain(error: Exception) -> str:
+    return str(error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig else error)
 
 
 def _row(move: Move) -> dict[str, object]:

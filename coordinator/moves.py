@@ -10,14 +10,16 @@ from opentelemetry import context as otel_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from common.clock import Clock
-from common.errors import Busy, FerryError, InvalidRequest, WrongState
+from common.errors import Bug, Busy, FerryError, InvalidRequest, WrongState
 from common.tasks import OwnedTasks
-from coordinator.agents import Agent
+from coordinator.agents import MAY_HAVE_HAPPENED, Agent
 from coordinator.board import Board
 from coordinator.fleet import Fleet
-from coordinator.halves import Move
+from coordinator.halves import Move, MoveState
 from coordinator.traces import Traces
-from coordinator.workflows.migrate import Migration
+from coordinator.workflows.migrate import migrate
+from coordinator.workflows.moving import WAITING, Moving
+from coordinator.workflows.pace import Pace
 
 _log = structlog.get_logger()
 _propagator = TraceContextTextMapPropagator()
@@ -38,43 +40,40 @@ class Order:
 class Moves:
     """The migrations of this coordinator."""
 
-    def __init__(self, fleet: Fleet, board: Board, traces: Traces, clock: Clock, tasks: OwnedTasks) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a coordinator
+        self, fleet: Fleet, board: Board, traces: Traces, clock: Clock, tasks: OwnedTasks, pace: Pace | None = None
+    ) -> None:
         self._fleet = fleet
         self._board = board
         self._traces = traces
         self._clock = clock
         self._tasks = tasks
-        self._started: dict[str, str] = {}
+        self._pace = pace or Pace()
 
     def recover(self) -> None:
         """Take up every migration that has something left to do, in a new epoch."""
         for move in self._board.unfinished():
             taken = replace(move, epoch=move.epoch + 1)
+            self._board.put(taken)
             try:
                 agents = self._fleet.get(taken.source), self._fleet.get(taken.destination)
             except FerryError as error:
                 _log.error("migration cannot be taken up", migration=taken.migration_id, error=error.text)
+                self._stop(taken, f"{error.text}; the coordinator takes it up when it is started with that host", WAITING)
                 continue
-            self._board.put(taken)
             self._tasks.start(self._run(taken, *agents))
             _log.info("migration taken up", migration=taken.migration_id, epoch=taken.epoch)
 
     async def start(self, order: Order) -> Move:
-        """Accept a migration; it goes on by itself.
+        """Accept a migration; it goes on by itself. The same request again gives the same migration.
 
         Raises:
             FerryError: it cannot work; nothing was changed.
         """
-        if order.request_id in self._started:
-            return self._board.get(self._started[order.request_id])
+        known = self._known(order)
+        if known is not None:
+            return known
         destination = self._fleet.get(order.destination)
-        active = self._board.active_of(order.vm)
-        if active is not None:
-            raise Busy(
-                f"VM {order.vm} is being moved already: migration {active.migration_id}",
-                reason="VM_BUSY",
-                migration=active.migration_id,
-            )
         source = self._fleet.get(order.source) if order.source else await self._fleet.locate(order.vm)
         if source is destination:
             raise InvalidRequest(
@@ -84,6 +83,9 @@ class Moves:
             )
         await self._fleet.check_running(source, order.vm)
         await self._fleet.check_destination(destination, wants_tunnel=order.wants_tunnel)
+        known = self._known(order)  # others may have come meanwhile
+        if known is not None:
+            return known
         move = Move(
             migration_id=secrets.token_hex(8),
             vm_name=order.vm,
@@ -93,24 +95,45 @@ class Moves:
             traceparent=_traceparent(),
             epoch=1,
             created_at_s=self._clock.wall_s(),
+            request_id=order.request_id,
         )
         self._board.put(move)
-        if order.request_id:
-            self._started[order.request_id] = move.migration_id
         self._tasks.start(self._run(move, source, destination))
         return move
 
+    def _known(self, order: Order) -> Move | None:
+        """Find the migration that this very request started.
+
+        Raises:
+            Busy: another one moves the VM.
+        """
+        known = self._board.find_request(order.request_id)
+        active = self._board.active_of(order.vm)
+        if known is None and active is not None:
+            raise Busy(
+                f"VM {order.vm} is being moved already: migration {active.migration_id}",
+                reason="VM_BUSY",
+                migration=active.migration_id,
+            )
+        return known
+
     async def cancel(self, id_or_beginning: str) -> Move:
         """Ask for a cancel; the outcome is told by following the migration.
+
+        A source whose agent does not answer now is told later: the wish is kept.
 
         Raises:
             WrongState: it has ended, or the guest was sent.
         """
         move = self._get_active(id_or_beginning)
+        self._board.change(move.migration_id, cancel_wanted=True)
         source = self._fleet.get(move.source)
-        if await source.find(move.migration_id) is not None:
-            await source.cancel(move, "cancelled by a client")
-        return self._board.change(move.migration_id, cancel_wanted=True)
+        try:
+            if await source.find(move.migration_id) is not None:
+                await source.cancel(move, "")
+        except MAY_HAVE_HAPPENED as error:
+            _log.info("cancel not heard yet", migration=move.migration_id, error=error.text)
+        return self._board.get(move.migration_id)
 
     async def pause(self, id_or_beginning: str) -> Move:
         """Stop the guest for the rest of the transfer."""
@@ -143,16 +166,24 @@ class Moves:
     async def _run(self, move: Move, source: Agent, destination: Agent) -> None:
         token = otel_context.attach(_propagator.extract({"traceparent": move.traceparent}, otel_context.Context()))
         try:
-            await Migration(move.migration_id, source, destination, self._board).run()
+            await migrate(Moving(move.migration_id, source, destination, self._board, self._clock, self._pace))
             await self._collect(move)
-            self._board.drop(move.migration_id)
+            if self._board.get(move.migration_id).is_tidy:
+                self._board.drop(move.migration_id)
         except Exception:  # noqa: BLE001 - one migration's bug must not end the coordinator
             _log.exception("workflow ended by a bug", migration=move.migration_id)
-            self._board.change(
-                move.migration_id, error="a mistake of Ferry's own; the coordinator's log has more", error_reason="BUG"
+            self._stop(
+                move,
+                "a mistake of Ferry's own, the coordinator's log has more; a coordinator that is started again takes it up",
+                Bug.default_reason,
             )
         finally:
             otel_context.detach(token)
+
+    def _stop(self, move: Move, text: str, reason: str) -> None:
+        """Tell that nothing more is done for a migration; an end that was told stays."""
+        if not self._board.get(move.migration_id).state.is_final:
+            self._board.change(move.migration_id, state=MoveState.WAITING, error=text, error_reason=reason)
 
     async def _collect(self, move: Move) -> None:
         """Gather the spans of both agents; best effort."""

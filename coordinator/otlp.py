@@ -5,6 +5,7 @@ Source: opentelemetry/proto/collector/trace/v1/trace_service.proto.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -17,21 +18,24 @@ from coordinator.traces import Traces
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 FORWARD_TIMEOUT_S: Final = 1.0
+_NO_PROXY: Final = (("grpc.enable_http_proxy", 0),)
+MAX_WAITING_COUNT: Final = 200
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger()
 
 
 class TraceReceiver(rpc.TraceServiceServicer):
-    """Takes spans."""
+    """Takes spans. `run` has to run for them to be handed on."""
 
     def __init__(self, traces: Traces, forward_to: str) -> None:
         self._traces = traces
+        self._waiting: asyncio.Queue[pb.ExportTraceServiceRequest] = asyncio.Queue(MAX_WAITING_COUNT)
         address = forward_to.removeprefix("http://").removeprefix("https://").rstrip("/")
         self._channel: grpc.aio.Channel | None = None
         if address and forward_to.startswith("https://"):
-            self._channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials())
+            self._channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=_NO_PROXY)
         elif address:
-            self._channel = grpc.aio.insecure_channel(address)
+            self._channel = grpc.aio.insecure_channel(address, options=_NO_PROXY)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serve on `server`."""
@@ -40,15 +44,26 @@ class TraceReceiver(rpc.TraceServiceServicer):
     async def Export(  # noqa: N802 - the protocol's name
         self, request: pb.ExportTraceServiceRequest, _context: Context
     ) -> pb.ExportTraceServiceResponse:
-        """Keep spans; the answer never says no."""
+        """Keep spans; the answer comes at once and never says no."""
         self._traces.keep(TracesData(resource_spans=request.resource_spans).SerializeToString())
         if self._channel is not None:
             try:
-                stub = rpc.TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # the package has no stubs
+                self._waiting.put_nowait(request)
+            except asyncio.QueueFull:
+                _log.warning("spans not handed on", error="the collector is too slow")
+        return pb.ExportTraceServiceResponse()
+
+    async def run(self) -> None:
+        """Hand spans on to the collector, until cancelled."""
+        if self._channel is None:
+            return
+        stub = rpc.TraceServiceStub(self._channel)  # type: ignore[no-untyped-call]  # the package has no stubs
+        while True:
+            request = await self._waiting.get()
+            try:
                 await stub.Export(request, timeout=FORWARD_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
-                _log.debug("spans not forwarded", error=error.details())
-        return pb.ExportTraceServiceResponse()
+                _log.debug("spans not handed on", error=error.details())
 
     async def close(self) -> None:
         """Close the way to the collector."""

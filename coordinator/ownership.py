@@ -1,14 +1,30 @@
 """Who owns the guest, and what the coordinator has to do next, from what both agents say. Pure.
 
 The journal tells only what was attempted; the agents' halves are the truth. `None` stands for a half that its agent, which
-answered, does not know.
+answered, does not know; `Silent` for an agent that did not answer.
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeAlias
 
 from coordinator.halves import Half, HalfState, Location
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """An agent that did not answer.
+
+    Attributes:
+        why: how it was silent, in words.
+    """
+
+    why: str
+
+
+Word: TypeAlias = Half | Silent | None
 
 
 class Decision(Enum):
@@ -17,33 +33,90 @@ class Decision(Enum):
     BEGIN = "begin anew: nothing irrevocable has happened, and every step may be repeated"
     FOLLOW = "the source is at work: follow it to its outcome"
     FINISH = "the guest is the destination's: resume it if need be, finish and confirm"
-    ROLL_BACK = "the guest stays at the source: undo the destination"
-    FENCE = "the source lost the guest and the destination may hold it: an operator decides"
+    ROLL_BACK = "the guest stays at the source: undo what is left"
+    ASK_AGAIN = "a word is missing, or the destination is about to know: nothing may be undone yet"
+    FENCE = "the source cannot run the guest and the destination holds all of it: an operator decides"
+    CONFLICT = "both hosts own the guest, since one was fenced that lived: an operator decides"
     LOST = "the guest runs nowhere: undo what is left"
 
 
-_AT_WORK = frozenset({HalfState.TRANSFERRING, HalfState.SWITCHING, HalfState.CANCELLING})
-_SENT = frozenset({HalfState.HANDING_OVER, HalfState.HANDED_OVER, HalfState.SUCCEEDED})
+class _At(Enum):
+    """Where one half leaves the guest."""
+
+    SILENT = auto()
+    UNKNOWN = auto()  # the agent has no such half
+    READY = auto()  # source: begun; destination: listens
+    AT_WORK = auto()  # source: sends; destination: loads
+    WHOLE = auto()  # destination: holds the whole guest, which has not run there
+    GIVEN = auto()  # source: gave it away; destination: took it over
+    KEPT = auto()  # source: keeps it; destination: undone
+    LOST = auto()  # its QEMU ended
+    UNREADABLE = auto()  # an agent of another version
 
 
-def decide(source: Half | None, destination: Half | None) -> Decision:  # noqa: PLR0911 - one line a case
+_STATES = {
+    HalfState.PREPARING: _At.READY,
+    HalfState.TRANSFERRING: _At.AT_WORK,
+    HalfState.HANDING_OVER: _At.GIVEN,
+    HalfState.HANDED_OVER: _At.GIVEN,
+    HalfState.SUCCEEDED: _At.GIVEN,
+    HalfState.FAILED: _At.KEPT,
+    HalfState.CANCELLED: _At.KEPT,
+}
+_SOURCE_STATES = {**_STATES, HalfState.SWITCHING: _At.AT_WORK, HalfState.CANCELLING: _At.AT_WORK}
+_DESTINATION_STATES = {**_STATES, HalfState.SWITCHING: _At.WHOLE, HalfState.CANCELLING: _At.KEPT}
+
+
+def decide(source: Word, destination: Word) -> Decision:  # noqa: C901, PLR0911, PLR0912 - one line a case
     """Decide what to do next."""
-    if destination is not None and _holds_guest(destination):
-        return Decision.FINISH
-    if destination is not None and destination.location is Location.NOWHERE:
-        return Decision.LOST
-    if source is None:
-        return Decision.ROLL_BACK if destination is not None else Decision.BEGIN
-    if source.state in _SENT:
-        return Decision.FINISH
-    if source.state in _AT_WORK:
-        return Decision.FOLLOW
-    if source.state is HalfState.PREPARING:
-        return Decision.BEGIN
-    if source.location is Location.NOWHERE:
-        return Decision.FENCE if destination is not None and destination.phase == "Loaded" else Decision.LOST
-    return Decision.ROLL_BACK
+    match _place(source, _SOURCE_STATES), _place(destination, _DESTINATION_STATES):
+        case (_At.UNREADABLE, _) | (_, _At.UNREADABLE):
+            return Decision.ASK_AGAIN
+        case _At.KEPT, _At.GIVEN:
+            return Decision.CONFLICT
+        case _At.KEPT, _:
+            return Decision.ROLL_BACK
+        case _, _At.GIVEN:
+            return Decision.FINISH
+        case _At.SILENT, _:
+            return Decision.ASK_AGAIN
+        case _At.AT_WORK, _:
+            return Decision.FOLLOW
+        case ((_At.GIVEN | _At.LOST | _At.UNKNOWN), _At.LOST):
+            return Decision.LOST
+        case _At.GIVEN, _:
+            return Decision.FINISH
+        case ((_At.LOST | _At.UNKNOWN), _At.WHOLE):
+            return Decision.FENCE
+        case _At.LOST, (_At.SILENT | _At.AT_WORK):
+            return Decision.ASK_AGAIN
+        case _At.LOST, _:
+            return Decision.LOST
+        case _At.UNKNOWN, (_At.READY | _At.AT_WORK | _At.KEPT):
+            return Decision.ROLL_BACK
+        case _At.READY, (_At.KEPT | _At.LOST):
+            return Decision.ROLL_BACK
+        case _:
+            return Decision.BEGIN
 
 
-def _holds_guest(destination: Half) -> bool:
-    return destination.state in _SENT
+def has_taken_over(destination: Word) -> bool:
+    """Say whether the guest is the destination's by its own word, so that it may run there."""
+    return _place(destination, _DESTINATION_STATES) is _At.GIVEN
+
+
+def holds_all(destination: Word) -> bool:
+    """Say whether the destination holds the whole guest, which has not run there."""
+    return _place(destination, _DESTINATION_STATES) is _At.WHOLE
+
+
+def _place(word: Word, states: dict[HalfState, _At]) -> _At:
+    match word:
+        case Silent():
+            return _At.SILENT
+        case None:
+            return _At.UNKNOWN
+        case Half(location=Location.NOWHERE):
+            return _At.LOST
+        case Half():
+            return states.get(word.state, _At.UNREADABLE)

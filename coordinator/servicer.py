@@ -52,7 +52,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
 
     async def WaitMigration(self, request: pb.WaitMigrationRequest, context: Context) -> pb.WaitMigrationResponse:
         """Wait until a migration is final, at most for the given time."""
-        timeout_s = wire.seconds(request.timeout) if request.HasField("timeout") else DEFAULT_WAIT_S
+        timeout_s = wire.wait_s(request.timeout) if request.HasField("timeout") else DEFAULT_WAIT_S
         move = self._board.get(request.migration_id)
         try:
             async with asyncio.timeout(timeout_s):

@@ -39,6 +39,8 @@ def order(request: pb.StartMigrationRequest) -> Order:
             f"multifd: {options.multifd_channel_count} channels; 0 (off) to {MAX_CHANNEL_COUNT} are possible",
             reason="CHANNEL_COUNT_OUT_OF_RANGE",
         )
+    if options.transport not in common_pb2.Transport.values():
+        raise InvalidRequest(f"transport {options.transport} is unknown; direct and tunnel are known", reason="TRANSPORT_UNKNOWN")
     is_tunnel = options.transport == common_pb2.TRANSPORT_TUNNEL
     if is_tunnel and (options.plain or options.migrate_uri):
         other = "plain" if options.plain else "migrate-uri"
@@ -127,6 +129,18 @@ def host(state: HostState) -> pb.Host:
         message.agent_version = state.view.agent_version
         message.warnings.extend(state.view.warnings)
     return message
+
+
+def wait_s(message: Duration) -> float:
+    """Decode how long to wait.
+
+    Raises:
+        InvalidRequest: less than no time.
+    """
+    span_s = seconds(message)
+    if span_s < 0:
+        raise InvalidRequest(f"timeout: {span_s:g} s; 0 or more is wanted", reason="TIMEOUT_OUT_OF_RANGE")
+    return span_s
 
 
 def seconds(message: Duration) -> float:

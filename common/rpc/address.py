@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+from typing import Final
 
 from common.errors import InvalidRequest
 
 MAX_PORT = 65535
+_ADDRESS: Final = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s:\[\]]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -16,12 +19,12 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         InvalidRequest: it is not `host:port`.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not int(port) <= MAX_PORT:
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found["port"]) > MAX_PORT:
         raise InvalidRequest(
             f"address {address!r}: host:port is wanted, IPv6 in brackets", reason="ADDRESS_INVALID", address=address
         )
-    return host.strip("[]"), int(port)
+    return found["ipv6"] or found["host"], int(found["port"])
 
 
 def check_plain_text_allowed(address: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -75,11 +75,20 @@ async def serve(
 ) -> AsyncIterator[int]:
     """Serve on `host:port` or `unix:/path` while the context is open; yield the port (0 for a UNIX socket).
 
+    Args:
+        listen: where.
+        identity: this process's certificate; None for plain text, which is for loopback and UNIX sockets only.
+        services: what to serve beside health and reflection.
+        allowed: who may call what.
+        options: gRPC channel arguments beside ours, which they override.
+
     Raises:
         InvalidRequest: plain text on an address of the network.
         WrongState: the address is taken, or a certificate file cannot be read.
     """
-    server = grpc.aio.server(interceptors=[_Edge(allowed, is_plain=identity is None)], options=(*_OPTIONS, *options))
+    is_plain = identity is None or listen.startswith("unix:")
+    everything = (*options, *_OPTIONS)  # gRPC takes the first of two
+    server = grpc.aio.server(interceptors=[_Edge(allowed, is_plain=is_plain)], options=everything)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for service in services:
@@ -91,7 +100,7 @@ async def serve(
     port = _bind(server, listen, identity)
     await server.start()
     try:
-        yield port
+        yield 0 if listen.startswith("unix:") else port
     finally:
         await checks.enter_graceful_shutdown()
         await server.stop(STOP_GRACE_S)
@@ -176,8 +185,8 @@ def _wrap(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[None
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with around(context):
-                async for response in behaviour(request, context):
+            async with around(context), aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
                     yield response
 
         kind = "stream_stream" if handler.request_streaming else "unary_stream"

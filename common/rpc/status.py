@@ -102,8 +102,10 @@ def _facts(info: error_details_pb2.ErrorInfo) -> dict[str, object]:
 def _plain(text: str) -> str:
     """Cut gRPC's own words down to what helps."""
     lowered = text.lower()
-    if "certificate" in lowered or "ssl" in lowered or "tls" in lowered or "handshake" in lowered:
-        return "the certificates do not fit: one side has none, or one of another authority or name"
+    if "hostname verification" in lowered:
+        return "its certificate is not for this address; issue one that names it (ferry pki issue)"
+    if any(word in lowered for word in ("certificate", "ssl", "tls", "handshake", "verification")):
+        return "the certificates do not fit: one side has none, or one of another authority"
     if "refused" in lowered:
         return "connection refused; is it running?"
     if "socket closed" in lowered or "recvmsg" in lowered or "connection reset" in lowered:

@@ -71,12 +71,23 @@ def _text(method: object) -> str:
 
 def _end(span: trace.Span) -> Callable[[Any], None]:
     def done(call: Any) -> None:
-        code = grpc.StatusCode.CANCELLED if call.cancelled() else getattr(call, "_status_code", None)
-        if code is not None and code is not grpc.StatusCode.OK:
+        code = _code_of(call)
+        if code is not grpc.StatusCode.OK:
             span.set_status(StatusCode.ERROR, code.name)
         span.end()
 
     return done
+
+
+def _code_of(call: Any) -> grpc.StatusCode:
+    """Return the code of a call that has ended: then its `code()` has nothing to wait for."""
+    asking = call.code()
+    try:
+        asking.send(None)
+    except StopIteration as answer:
+        return grpc.StatusCode(answer.value.value)
+    asking.close()
+    return grpc.StatusCode.UNKNOWN
 
 
 def _with_context(details: ClientCallDetails, context: otel_context.Context) -> ClientCallDetails:

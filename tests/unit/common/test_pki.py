@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import stat
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
+from common import pki
 from common.errors import InvalidRequest, WrongState
 from common.pki import Identity, Role, init_authority, issue
 
@@ -61,3 +63,60 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str):
 def test_a_missing_certificate_is_told_by_its_path(tmp_path: Path):
     with pytest.raises(WrongState, match=r"ca\.pem: No such file"):
         Identity.in_directory(tmp_path).read()
+
+
+@pytest.fixture
+def host_a(tmp_path: Path) -> Path:
+    init_authority(tmp_path / "ca")
+    issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [])
+    return tmp_path / "a"
+
+
+def test_a_certificate_is_signed_by_its_authority(host_a: Path, tmp_path: Path):
+    ca, certificate, _ = Identity.in_directory(host_a).read()
+
+    x509.load_pem_x509_certificate(certificate).verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
+    assert ca == (tmp_path / "ca" / "ca.pem").read_bytes()
+
+
+@pytest.mark.parametrize("host", ["", "exa mple", "bücher.example", "a" * 300, "a..example"])
+def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str):
+    init_authority(tmp_path / "ca")
+
+    with pytest.raises(InvalidRequest, match="neither an address nor a DNS name"):
+        issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [host])
+
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_broken_authority_is_told_as_such(tmp_path: Path):
+    init_authority(tmp_path / "ca")
+    (tmp_path / "ca" / "ca-key.pem").write_text("not a key")
+
+    with pytest.raises(WrongState, match="cannot be read"):
+        issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [])
+
+
+@pytest.mark.parametrize(("name", "told"), [("cert.pem", "holds no certificate"), ("key.pem", "holds no key")])
+def test_a_file_that_holds_something_else_is_named(host_a: Path, name: str, told: str):
+    (host_a / name).write_text("nonsense")
+
+    with pytest.raises(WrongState, match=f"{name} {told}"):
+        Identity.in_directory(host_a).read()
+
+
+def test_a_key_of_another_certificate_is_refused(host_a: Path, tmp_path: Path):
+    issue(tmp_path / "ca", tmp_path / "b", "host-b", Role.AGENT, [])
+    (host_a / "key.pem").write_bytes((tmp_path / "b" / "key.pem").read_bytes())
+
+    with pytest.raises(WrongState, match=r"key\.pem is not the key of .*cert\.pem"):
+        Identity.in_directory(host_a).read()
+
+
+def test_an_expired_certificate_is_named_with_its_day(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pki, "CERTIFICATE_LIFETIME", timedelta(minutes=-1))
+    init_authority(tmp_path / "ca")
+    issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [])
+
+    with pytest.raises(WrongState, match=r"cert\.pem has expired on 20.*ferry pki issue"):
+        Identity.in_directory(tmp_path / "a").read()

@@ -3,206 +3,201 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from common.errors import Busy, FerryError, InvalidRequest, NotFound, Unreachable, WrongState
+from common.errors import Unreachable, WrongState
 from coordinator.halves import Location, MoveState
-from tests.fakes.agents import KEY, TOKEN, Lost, World, fake_agents
-from tests.unit.coordinator.desk import desk
+from tests.fakes.world import Lost, Outcome, World
+from tests.unit.coordinator.desk import FAST, between
 
-STEPS = ("Begin", "Prepare", "Perform", "Finish", "Confirm")
-
-
-def changing(world: World) -> list[tuple[str, str]]:
-    """The calls that change something."""
-    return [call for call in world.calls if call[1] not in {"Get", "GetHost", "GetVm", "Watch"}]
+SILENT = Unreachable("no answer", reason="PEER_UNREACHABLE")
 
 
 async def test_a_move_without_trouble_takes_the_five_steps_in_order(tmp_path: Path):
     world = World()
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
 
-    assert (move.state, move.location) == (MoveState.SUCCEEDED, Location.DESTINATION)
-    assert changing(world) == [
+    assert (move.state, move.location, move.error) == (MoveState.SUCCEEDED, Location.DESTINATION, "")
+    assert world.changes == [
         ("host-a", "Begin"),
         ("host-b", "Prepare"),
         ("host-a", "Perform"),
         ("host-b", "Finish"),
         ("host-a", "Confirm"),
     ]
-    assert world.runs_on() == {"host-b"}
+    assert world.names == {"host-a": "Retired", "host-b": "Finished"}
+    assert (move.is_tidy, move.step, move.vm_uuid) == (True, "", "0f1e")
+    assert move.ended_at_s is not None
+    assert move.ended_at_s >= move.created_at_s
 
 
-async def test_no_secret_is_ever_written_down(tmp_path: Path):
+async def test_what_the_agents_need_of_each_other_is_passed_on(tmp_path: Path):
     world = World()
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        await here.wait_end((await here.start()).migration_id)
+    async with between(world, tmp_path) as (here, fleet):
+        await here.move()
 
-    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs any more
-    assert KEY.encode() not in written
-    assert TOKEN not in written
-    assert TOKEN.hex().encode() not in written
+    by_kind = {type(request).__name__: request for request in world.requests}
+    prepare, perform = by_kind["PrepareMigrationRequest"], by_kind["PerformMigrationRequest"]
+    assert (prepare.definition, prepare.resume_token_sha256) == (b"{}", b"s" * 32)  # type: ignore[attr-defined]
+    assert perform.endpoint.uri == "tcp:127.0.0.1:1"  # type: ignore[attr-defined]
+    assert perform.destination_agent_address == fleet.addresses["host-b"]  # type: ignore[attr-defined]
+    assert perform.destination_host == "host-b"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("host", "method"), [("host-a", "Begin"), ("host-b", "Prepare"), ("host-a", "Perform")])
 async def test_a_refusal_leaves_the_guest_at_the_source_and_tells_the_reason(tmp_path: Path, host: str, method: str):
     world = World()
     world.faults[host, method] = [WrongState("no room here", reason="NOT_ENOUGH_MEMORY")]
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
 
     assert (move.state, move.location) == (MoveState.FAILED, Location.SOURCE)
-    assert (move.error, move.error_reason) == ("no room here", "NOT_ENOUGH_MEMORY")
+    assert (move.error, move.error_reason) == (f"{host}: no room here", "NOT_ENOUGH_MEMORY")
     assert world.runs_on() == {"host-a"}
-    assert world.phases.get("host-b") in {None, "Abandoned"}
+    assert world.names.get("host-a") in {None, "Kept"}
+    assert world.names.get("host-b") in {None, "Abandoned"}
+
+
+async def test_a_refusal_to_begin_asks_nothing_of_the_destination(tmp_path: Path):
+    world = World()
+    world.faults["host-a", "Begin"] = [WrongState("VM is locked", reason="VM_BUSY")]
+    async with between(world, tmp_path) as (here, _):
+        await here.move()
+
+    assert {host for host, _ in world.changes} == {"host-a"}
 
 
 async def test_a_transfer_that_fails_undoes_the_destination(tmp_path: Path):
-    world = World(outcome="Kept", error="the link broke")
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
+    world = World(Outcome.GAVE_UP)
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
 
-    assert (move.state, move.location, move.error) == (MoveState.FAILED, Location.SOURCE, "the link broke")
-    assert world.phases == {"host-a": "Kept", "host-b": "Abandoned"}
+    assert (move.state, move.location) == (MoveState.FAILED, Location.SOURCE)
+    assert (move.error, move.error_reason) == ("the link broke", "QEMU_FAILED")
+    assert world.names == {"host-a": "Kept", "host-b": "Abandoned"}
 
 
 @pytest.mark.parametrize(
     ("host", "method"),
     [("host-a", "Begin"), ("host-b", "Prepare"), ("host-a", "Perform"), ("host-b", "Finish"), ("host-a", "Confirm")],
 )
-async def test_an_answer_that_is_lost_is_asked_for_again(tmp_path: Path, host: str, method: str):
+@pytest.mark.parametrize("fault", [Lost(), SILENT], ids=["answer-lost", "never-arrived"])
+async def test_a_call_that_may_have_happened_is_repeated(tmp_path: Path, host: str, method: str, fault: Lost | Unreachable):
     world = World()
-    world.faults[host, method] = [Lost()]
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
+    world.faults[host, method] = [fault]
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
 
-    assert move.state is MoveState.SUCCEEDED
-    assert world.runs_on() == {"host-b"}
-
-
-async def test_a_resume_that_the_source_cannot_deliver_is_delivered_by_the_coordinator(tmp_path: Path):
-    world = World(outcome="Sent")
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
-
-    assert move.state is MoveState.SUCCEEDED
-    assert ("host-b", "Resume") in world.calls
-    assert world.phases == {"host-a": "Retired", "host-b": "Finished"}
+    assert (move.state, move.error) == (MoveState.SUCCEEDED, "")
+    assert world.names == {"host-a": "Retired", "host-b": "Finished"}
+    assert not world.was_double
 
 
-async def test_a_guest_that_may_be_whole_at_the_destination_waits_for_an_operator(tmp_path: Path):
-    world = World(outcome="Lost", error="QEMU ended")
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        started = await here.start()
-        move = await here.wait_until(started.migration_id, state=MoveState.WAITING)
-
-    assert f"ferry migration fence {started.migration_id} --host host-b" in move.error
-    assert ("host-b", "Abandon") not in world.calls
-
-
-async def test_a_destination_that_does_not_answer_finish_is_asked_until_it_does(tmp_path: Path):
+@pytest.mark.parametrize(("host", "method"), [("host-a", "Begin"), ("host-b", "Prepare")])
+async def test_an_agent_that_stays_silent_before_the_transfer_fails_the_move(tmp_path: Path, host: str, method: str):
     world = World()
-    world.faults["host-b", "Finish"] = [Unreachable("no answer", reason="PEER_UNREACHABLE")] * 2
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        started = await here.start()
-        waiting = await here.wait_until(started.migration_id, state=MoveState.WAITING)
-        move = await here.wait_end(started.migration_id)
+    world.faults[host, method] = [SILENT] * FAST.repeat_count
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
 
-    assert "the guest runs on host-b; finish is repeated" in waiting.error
+    assert (move.state, move.location) == (MoveState.FAILED, Location.SOURCE)
+    assert (move.error, move.error_reason) == (f"{host}: no answer", "PEER_UNREACHABLE")
+
+
+async def test_a_repeat_that_finds_an_ended_half_tells_why_it_ended(tmp_path: Path):
+    world = World()
+    world.faults["host-b", "Prepare"] = [SILENT, WrongState("has ended", reason="MIGRATION_ENDED")]
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
+
+    assert (move.error, move.error_reason) == ("host-b: no answer", "PEER_UNREACHABLE")
+
+
+async def test_a_source_agent_restarted_in_mid_transfer_is_followed_again(tmp_path: Path):
+    world = World(Outcome.GOES_ON)
+    async with between(world, tmp_path) as (here, fleet):
+        migration_id = (await here.start()).migration_id
+        await here.wait_until(migration_id, state=MoveState.TRANSFERRING)
+        await fleet.stop("host-a")
+        waiting = await here.wait_until(migration_id, state=MoveState.WAITING)
+        world.complete(Outcome.HANDED_OVER)
+        await fleet.start("host-a")
+        move = await here.wait_end(migration_id)
+
+    assert "host-a" in waiting.error
+    assert "the move goes on by itself" in waiting.error
     assert (move.state, move.error) == (MoveState.SUCCEEDED, "")
 
 
-@pytest.mark.parametrize("method", STEPS)
-async def test_a_coordinator_killed_at_any_step_finishes_the_move_when_it_starts_again(tmp_path: Path, method: str):
+async def test_a_source_agent_restarted_before_it_heard_perform_is_told_again(tmp_path: Path):
     world = World()
-    world.holds[method] = asyncio.Event()
-    async with fake_agents(world) as addresses:
-        async with desk(tmp_path, addresses) as first:
-            migration_id = (await first.start()).migration_id
-            await world.wait_called(method)
-        world.holds.pop(method).set()
+    world.holds_before["Perform"] = asyncio.Event()
+    async with between(world, tmp_path) as (here, fleet):
+        migration_id = (await here.start()).migration_id
+        await world.wait_called("Perform")
+        await fleet.stop("host-a")
+        del world.holds_before["Perform"]
+        await fleet.start("host-a")
+        move = await here.wait_end(migration_id)
 
-        async with desk(tmp_path, addresses) as second:
-            move = await second.wait_end(migration_id)
-
-    assert (move.state, move.location) == (MoveState.SUCCEEDED, Location.DESTINATION)
-    assert move.epoch == 2
-    assert world.runs_on() == {"host-b"}
+    assert move.state is MoveState.SUCCEEDED
 
 
-async def test_an_old_coordinator_is_refused_once_a_new_one_has_spoken(tmp_path: Path):
-    world = World(epochs=[7])
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
-
-    assert (move.state, move.error_reason) == (MoveState.FAILED, "EPOCH_STALE")
-    assert world.phases == {}
-
-
-@pytest.mark.parametrize("method", ["Begin", "Prepare"])
-async def test_a_cancel_before_the_transfer_keeps_the_guest(tmp_path: Path, method: str):
+async def test_an_agent_restarted_while_it_prepares_fails_the_move_and_is_undone(tmp_path: Path):
     world = World()
-    world.holds[method] = asyncio.Event()
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        started = await here.start()
-        await world.wait_called(method)
-        await here.moves.cancel(started.migration_id)
-        world.holds.pop(method).set()
-        move = await here.wait_end(started.migration_id)
+    world.holds_after["Prepare"] = asyncio.Event()
+    async with between(world, tmp_path) as (here, fleet):
+        migration_id = (await here.start()).migration_id
+        await world.wait_called("Prepare")
+        await fleet.stop("host-b")
+        del world.holds_after["Prepare"]
+        await fleet.start("host-b")
+        move = await here.wait_end(migration_id)
 
-    assert (move.state, move.location) == (MoveState.CANCELLED, Location.SOURCE)
+    assert (move.state, move.location) == (MoveState.FAILED, Location.SOURCE)
+    assert world.names == {"host-a": "Kept", "host-b": "Abandoned"}
+
+
+async def test_a_mistake_of_the_source_s_agent_in_mid_transfer_ends_the_move_where_the_guest_is(tmp_path: Path):
+    world = World(Outcome.SENT)
+    world.faults["host-a", "Perform"] = [WrongState("strange", reason="STRANGE")]
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
+
+    assert (move.state, move.error, world.runs_on()) == (MoveState.FAILED, "host-a: strange", {"host-a"})
+
+
+async def test_a_cancel_in_the_undo_that_loses_the_race_finishes_the_move(tmp_path: Path):
+    world = World(Outcome.GOES_ON)
+    async with between(world, tmp_path) as (here, fleet):
+        migration_id = (await here.start()).migration_id
+        await here.wait_until(migration_id, state=MoveState.TRANSFERRING)
+        world.holds_before["Cancel"] = asyncio.Event()
+        world.faults["host-a", "Watch"] = [WrongState("strange", reason="STRANGE")]
+        world.faults["host-a", "Perform"] = [WrongState("strange", reason="STRANGE")]
+        await fleet.stop("host-a")
+        await fleet.start("host-a")
+        await world.wait_called("Cancel")
+        world.complete(Outcome.HANDED_OVER)
+        world.holds_before.pop("Cancel").set()
+        move = await here.wait_end(migration_id)
+
+    assert (move.state, move.location, move.error) == (MoveState.SUCCEEDED, Location.DESTINATION, "")
+    assert world.names == {"host-a": "Retired", "host-b": "Finished"}
+
+
+async def test_a_mistake_of_our_own_is_told_and_leaves_the_guest_where_it_is(tmp_path: Path):
+    world = World()
+    world.faults["host-a", "Begin"] = [SILENT]
+    mistaken = replace(FAST, retry_first_s=None)  # type: ignore[arg-type]  # that is the mistake
+    async with between(world, tmp_path, pace=mistaken) as (here, _):
+        migration_id = (await here.start()).migration_id
+        move = await here.wait_until(migration_id, state=MoveState.WAITING)
+
+    assert move.error_reason == "BUG"
+    assert "coordinator's log has more" in move.error
     assert world.runs_on() == {"host-a"}
-
-
-async def test_a_cancel_after_the_end_is_refused_with_where_the_guest_is(tmp_path: Path):
-    async with fake_agents(World()) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
-
-        with pytest.raises(WrongState, match="the guest is at the destination"):
-            await here.moves.cancel(move.migration_id)
-
-
-@pytest.mark.parametrize(
-    ("world", "source", "destination", "error", "told"),
-    [
-        (World(has_vm={}), "", "host-b", NotFound, "VM web is on none of the hosts"),
-        (World(has_vm={"host-a": True, "host-b": True}), "", "host-b", InvalidRequest, "host-a, host-b"),
-        (World(), "", "host-x", NotFound, "host 'host-x' is unknown; known: host-a, host-b"),
-        (World(), "", "host-a", InvalidRequest, "source and destination are one host"),
-        (World(has_vm={"host-a": False}), "", "host-b", WrongState, "only a running VM can be moved"),
-        (World(), "host-b", "host-a", NotFound, "VM web is not on host-b"),
-    ],
-)
-async def test_what_cannot_work_is_refused_before_anything_changes(  # noqa: PLR0913, PLR0917 - a row of the table
-    tmp_path: Path, world: World, source: str, destination: str, error: type[FerryError], told: str
-):
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        with pytest.raises(error, match=told):
-            await here.start(destination, source)
-
-        assert here.board.newest("", 10) == []
-    assert changing(world) == []
-
-
-async def test_a_second_move_of_the_same_vm_is_refused_with_the_first_one_s_id(tmp_path: Path):
-    world = World()
-    world.holds["Prepare"] = asyncio.Event()
-    async with fake_agents(world) as addresses, desk(tmp_path, addresses) as here:
-        first = await here.start()
-
-        with pytest.raises(Busy, match=first.migration_id):
-            await here.start()
-
-
-async def test_a_migration_is_found_by_the_beginning_of_its_id(tmp_path: Path):
-    async with fake_agents(World()) as addresses, desk(tmp_path, addresses) as here:
-        move = await here.wait_end((await here.start()).migration_id)
-
-        assert here.board.get(move.migration_id[:6]) == move
-        with pytest.raises(NotFound):
-            here.board.get("zzz")
-        with pytest.raises(NotFound):
-            here.board.get("%")

@@ -1,107 +1,93 @@
-"""Who owns the guest, from what both agents say."""
+"""Who owns the guest, from what both agents say: every pair of phases of the agents' own machines."""
 
 from __future__ import annotations
 
-from itertools import product
+from dataclasses import replace
 
 import pytest
 
-from coordinator.halves import Half, HalfState, Location
-from coordinator.ownership import Decision, decide
+from coordinator.halves import HalfState
+from coordinator.ownership import Decision, Silent, Word, decide, has_taken_over, holds_all
+from tests.unit.coordinator.halves import DESTINATION_PHASES, SOURCE_PHASES, destination_half, source_half
 
-SOURCES = {
-    "none": None,
-    "Begun": (HalfState.PREPARING, Location.SOURCE),
-    "Transferring": (HalfState.TRANSFERRING, Location.SOURCE),
-    "Switching": (HalfState.SWITCHING, Location.SWITCHING),
-    "Cancelling": (HalfState.CANCELLING, Location.SOURCE),
-    "Sent": (HalfState.HANDING_OVER, Location.SWITCHING),
-    "HandedOver": (HalfState.HANDED_OVER, Location.DESTINATION),
-    "Retired": (HalfState.SUCCEEDED, Location.DESTINATION),
-    "Kept": (HalfState.FAILED, Location.SOURCE),
-    "Cancelled": (HalfState.CANCELLED, Location.SOURCE),
-    "Lost": (HalfState.FAILED, Location.NOWHERE),
+WORDS = {
+    "begin": Decision.BEGIN,
+    "follow": Decision.FOLLOW,
+    "finish": Decision.FINISH,
+    "back": Decision.ROLL_BACK,
+    "ask": Decision.ASK_AGAIN,
+    "fence": Decision.FENCE,
+    "both": Decision.CONFLICT,
+    "lost": Decision.LOST,
 }
-DESTINATIONS = {
-    "none": None,
-    "Listening": (HalfState.PREPARING, Location.SOURCE),
-    "Loading": (HalfState.TRANSFERRING, Location.SOURCE),
-    "Loaded": (HalfState.SWITCHING, Location.SWITCHING),
-    "Resuming": (HalfState.HANDING_OVER, Location.DESTINATION),
-    "Running": (HalfState.HANDED_OVER, Location.DESTINATION),
-    "Finished": (HalfState.SUCCEEDED, Location.DESTINATION),
-    "Undoing": (HalfState.CANCELLING, Location.SOURCE),
-    "Abandoned": (HalfState.FAILED, Location.SOURCE),
-    "Lost": (HalfState.FAILED, Location.NOWHERE),
-}
-EVERY_PAIR = list(product(SOURCES, DESTINATIONS))
+TABLE = """
+source        silent  none    Reserved Listening Loading Loaded  Resuming Running Finished Undoing Abandoned Lost
+silent        ask     ask     ask      ask       ask     ask     finish   finish  finish   ask     ask       ask
+none          begin   begin   back     back      back    fence   finish   finish  finish   back    back      lost
+Begun         begin   begin   begin    begin     begin   begin   finish   finish  finish   back    back      back
+Connecting    follow  follow  follow   follow    follow  follow  finish   finish  finish   follow  follow    follow
+Transferring  follow  follow  follow   follow    follow  follow  finish   finish  finish   follow  follow    follow
+Switching     follow  follow  follow   follow    follow  follow  finish   finish  finish   follow  follow    follow
+Cancelling    follow  follow  follow   follow    follow  follow  finish   finish  finish   follow  follow    follow
+Keeping       follow  follow  follow   follow    follow  follow  finish   finish  finish   follow  follow    follow
+Sent          finish  finish  finish   finish    finish  finish  finish   finish  finish   finish  finish    lost
+HandedOver    finish  finish  finish   finish    finish  finish  finish   finish  finish   finish  finish    lost
+Retiring      finish  finish  finish   finish    finish  finish  finish   finish  finish   finish  finish    lost
+Retired       finish  finish  finish   finish    finish  finish  finish   finish  finish   finish  finish    lost
+Kept          back    back    back     back      back    back    both     both    both     back    back      back
+Lost          ask     lost    lost     lost      ask     fence   finish   finish  finish   lost    lost      lost
+"""
+_HEADER, *_ROWS = [line.split() for line in TABLE.strip().splitlines()]
+EVERY_PAIR = [(row[0], destination, word) for row in _ROWS for destination, word in zip(_HEADER[1:], row[1:], strict=True)]
+MAY_RUN_AT_DESTINATION = {"Resuming", "Running", "Finished"}
 
 
-def half(phase: str, kind: tuple[HalfState, Location] | None) -> Half | None:
-    if kind is None:
-        return None
-    state, location = kind
-    return Half(
-        state=state,
-        phase=phase,
-        status="",
-        location=location,
-        is_final=state in {HalfState.SUCCEEDED, HalfState.FAILED, HalfState.CANCELLED},
-        error="",
-        error_reason="",
-        vm_name="web",
-        vm_uuid="",
-        guest_ran=False,
-        waiting_for="",
-        resume_token=b"",
-        keep_paused=False,
-        options=b"",
-        progress=b"",
-        downtime=b"",
-        phases=(),
-        warnings=(),
-    )
+def source_word(name: str) -> Word:
+    return {"silent": Silent("no answer"), "none": None}[name] if name in {"silent", "none"} else source_half(name)
 
 
-def decision(source: str, destination: str) -> Decision:
-    return decide(half(source, SOURCES[source]), half(destination, DESTINATIONS[destination]))
+def destination_word(name: str) -> Word:
+    return {"silent": Silent("no answer"), "none": None}[name] if name in {"silent", "none"} else destination_half(name)
 
 
-@pytest.mark.parametrize(("source", "destination"), EVERY_PAIR)
-def test_a_guest_that_the_destination_took_over_is_never_rolled_back(source: str, destination: str):
-    if destination in {"Resuming", "Running", "Finished"}:
-        assert decision(source, destination) is Decision.FINISH
+def test_the_table_has_every_phase_of_both_machines():
+    assert {row[0] for row in _ROWS} == {"silent", "none", *SOURCE_PHASES}
+    assert set(_HEADER[1:]) == {"silent", "none", *DESTINATION_PHASES}
 
 
-@pytest.mark.parametrize(("source", "destination"), EVERY_PAIR)
-def test_a_guest_that_was_sent_is_never_rolled_back(source: str, destination: str):
-    if source in {"Sent", "HandedOver", "Retired"} and destination != "Lost":
-        assert decision(source, destination) is Decision.FINISH
+@pytest.mark.parametrize(("source", "destination", "word"), EVERY_PAIR)
+def test_what_both_agents_say_decides(source: str, destination: str, word: str):
+    assert decide(source_word(source), destination_word(destination)) is WORDS[word]
 
 
-@pytest.mark.parametrize(("source", "destination"), EVERY_PAIR)
-def test_only_a_source_that_kept_its_guest_or_never_began_is_rolled_back(source: str, destination: str):
-    if decision(source, destination) is Decision.ROLL_BACK:
-        assert source in {"Kept", "Cancelled", "none"}
-        assert destination not in {"Resuming", "Running", "Finished"}
+def test_a_destination_that_may_run_the_guest_is_never_undone():
+    for _source, destination, word in EVERY_PAIR:
+        if destination in MAY_RUN_AT_DESTINATION:
+            assert WORDS[word] in {Decision.FINISH, Decision.CONFLICT}
 
 
-def test_a_source_at_work_is_followed():
-    for source in ("Transferring", "Switching", "Cancelling"):
-        assert decision(source, "Loading") is Decision.FOLLOW
+def test_a_destination_with_the_whole_guest_is_undone_only_if_the_source_keeps_it():
+    undone = {source for source, destination, word in EVERY_PAIR if destination == "Loaded" and word in {"back", "lost"}}
+
+    assert undone == {"Kept"}
 
 
-def test_nothing_irrevocable_is_begun_anew():
-    assert decision("none", "none") is Decision.BEGIN
-    assert decision("Begun", "none") is Decision.BEGIN
-    assert decision("Begun", "Listening") is Decision.BEGIN
+def test_nothing_is_undone_on_the_word_of_one_agent_alone_unless_the_source_keeps_the_guest():
+    alone = [(source, word) for source, destination, word in EVERY_PAIR if "silent" in {source, destination}]
+
+    assert {source for source, word in alone if word in {"back", "lost"}} == {"Kept"}
 
 
-def test_a_lost_source_whose_guest_may_be_whole_at_the_destination_is_for_an_operator():
-    assert decision("Lost", "Loaded") is Decision.FENCE
-    assert decision("Lost", "Loading") is Decision.LOST
-    assert decision("Lost", "none") is Decision.LOST
+@pytest.mark.parametrize("word", [source_half("Begun"), None, Silent("x")])
+def test_a_state_of_another_version_is_asked_again(word: Word):
+    strange = replace(destination_half("Loaded"), state=HalfState.UNSPECIFIED)
+
+    assert decide(word, strange) is Decision.ASK_AGAIN
+    assert decide(strange, word) is Decision.ASK_AGAIN
 
 
-def test_a_guest_that_ended_at_the_destination_is_lost():
-    assert decision("Sent", "Lost") is Decision.LOST
+def test_a_destination_says_whether_it_has_the_guest():
+    assert {name for name in DESTINATION_PHASES if has_taken_over(destination_half(name))} == MAY_RUN_AT_DESTINATION
+    assert {name for name in DESTINATION_PHASES if holds_all(destination_half(name))} == {"Loaded"}
+    assert not has_taken_over(None)
+    assert not holds_all(Silent("x"))

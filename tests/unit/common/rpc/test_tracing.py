@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from opentelemetry import trace
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.trace import TracerProvider
 
 from common.errors import WrongState
+from common.rpc import tracing
 from common.rpc.status import calls_to
 from common.rpc.tracing import is_traced, short_name
 from common.telemetry import KEPT_TRACES, SpanBuffer
@@ -18,15 +18,14 @@ from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
 from tests.unit.common.rpc.echo import echo
 
 _BUFFER = SpanBuffer()
+_PROVIDER = TracerProvider()
+_PROVIDER.add_span_processor(_BUFFER)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def provider() -> None:
-    current = trace.get_tracer_provider()
-    if not isinstance(current, TracerProvider):
-        current = TracerProvider()
-        trace.set_tracer_provider(current)
-    current.add_span_processor(_BUFFER)
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch) -> None:
+    """Trace with a provider of this module's own: one set for the process would stay for the tests of others."""
+    monkeypatch.setattr(tracing, "_tracer", _PROVIDER.get_tracer("t"))
 
 
 def names(trace_id: int) -> dict[str, str]:
@@ -39,11 +38,11 @@ def names(trace_id: int) -> dict[str, str]:
 
 async def test_client_and_server_spans_hang_under_the_caller_s():
     async def inner(_context: Any) -> None:
-        with trace.get_tracer("t").start_as_current_span("inside"):
+        with _PROVIDER.get_tracer("t").start_as_current_span("inside"):
             pass
 
     async with echo(inner) as stub:
-        with trace.get_tracer("t").start_as_current_span("outside") as outside:
+        with _PROVIDER.get_tracer("t").start_as_current_span("outside") as outside:
             await stub.GetHost(GetHostRequest(), timeout=5)
 
     assert names(outside.get_span_context().trace_id) == {
@@ -59,7 +58,7 @@ async def test_a_stream_that_is_left_ends_its_spans():
         raise WrongState("over")
 
     async with echo(hang) as stub:
-        with trace.get_tracer("t").start_as_current_span("outside") as outside, pytest.raises(WrongState), calls_to("x"):
+        with _PROVIDER.get_tracer("t").start_as_current_span("outside") as outside, pytest.raises(WrongState), calls_to("x"):
             async for _ in stub.PerformMigration(PerformMigrationRequest()):
                 pass
 

@@ -1,0 +1,106 @@
+"""After a failure: undo what is left on both hosts, and say where the guest is, for as long as it takes.
+
+Nothing is undone before both agents were asked: the destination may hold the only whole copy of the guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from common.errors import FerryError
+from coordinator.halves import Half, HalfState, Location
+from coordinator.ownership import Decision, Silent, Word, decide
+from coordinator.workflows import texts
+from coordinator.workflows.handover import TurnedBack, complete
+from coordinator.workflows.moving import Failure, Moving, is_superseded
+
+_log = structlog.get_logger()
+
+
+async def settle(moving: Moving) -> None:
+    """Return when nothing is left to do on either host.
+
+    Raises:
+        FerryError: another coordinator has taken the migration over.
+    """
+    if not moving.move.state.is_final:
+        moving.change(step="undo")
+    loading_since_s: float | None = None
+    for delay_s in moving.pace.delays():
+        source, destination = await moving.ask_both()
+        now_s = moving.clock.monotonic_s()
+        loading_since_s = (loading_since_s or now_s) if _may_become_whole(source, destination) else None
+        is_patient = loading_since_s is None or now_s - loading_since_s < moving.pace.loading_patience_s
+        try:
+            await _settle_once(moving, source, destination, is_patient=is_patient)
+        except TurnedBack:
+            _log.info("turned back", migration=moving.migration_id)
+        except FerryError as error:
+            if is_superseded(error):
+                raise
+            moving.wait(error.text)
+        if moving.move.is_tidy:
+            return
+        await asyncio.sleep(delay_s)
+
+
+async def _settle_once(moving: Moving, source: Word, destination: Word, *, is_patient: bool) -> None:
+    match decide(source, destination):
+        case Decision.FINISH:
+            await complete(moving)
+        case Decision.ASK_AGAIN if is_patient:
+            moving.wait(texts.word_missing(moving.move, source, destination))
+        case Decision.FENCE:
+            moving.wait(texts.source_lost(moving.move, source))
+        case Decision.CONFLICT:
+            await _end_conflict(moving, destination)
+        case decision if isinstance(source, Half) and not source.is_final:
+            await _end_source(moving, source, destination, decision)
+        case Decision.LOST | Decision.ASK_AGAIN:
+            await _end(moving, source, destination, Location.NOWHERE)
+        case _:
+            await _end(moving, source, destination, Location.SOURCE)
+
+
+async def _end_source(moving: Moving, source: Half, destination: Word, decision: Decision) -> None:
+    """Cancel what can be cancelled; a source that gave the guest away keeps its last state for an operator."""
+    if decision is Decision.LOST:
+        moving.change(location=Location.NOWHERE)
+        moving.wait(texts.destination_lost(moving.move, destination))
+        return
+    moving.see(source)
+    if source.state is not HalfState.CANCELLING:
+        await moving.attempt("cancel", lambda: moving.source.cancel(moving.move, moving.cause))
+
+
+async def _end(moving: Moving, source: Word, destination: Word, location: Location) -> None:
+    """Tell the end, then undo the destination."""
+    for half in (source, destination):
+        if isinstance(half, Half) and half.location is location and half.error:
+            moving.note(Failure(half.error, half.error_reason))
+    if isinstance(source, Half):
+        moving.see(source)
+    moving.fail(location)
+    if isinstance(destination, Silent):
+        moving.wait(destination.why)
+        return
+    if destination is not None and not destination.is_final:
+        destination = await moving.attempt("abandon", lambda: moving.destination.abandon(moving.move, moving.cause))
+    moving.change(is_tidy=destination is None or destination.is_final)
+
+
+async def _end_conflict(moving: Moving, destination: Word) -> None:
+    """Let go of the guest on both hosts, loudly: what is to be ended is an operator's choice."""
+    if isinstance(destination, Half) and not destination.is_final:
+        await moving.attempt("finish", lambda: moving.destination.finish(moving.move))
+    moving.failure = Failure(texts.conflict(moving.move), "GUEST_ON_BOTH_HOSTS")
+    moving.fail(Location.UNKNOWN)
+    moving.change(location=Location.UNKNOWN, error=moving.failure.text, error_reason=moving.failure.reason, is_tidy=True)
+
+
+def _may_become_whole(source: Word, destination: Word) -> bool:
+    """Say whether the source has ended and the destination still loads what it had sent."""
+    is_lost = isinstance(source, Half) and source.location is Location.NOWHERE
+    return is_lost and isinstance(destination, Half) and destination.state is HalfState.TRANSFERRING

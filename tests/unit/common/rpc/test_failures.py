@@ -1,0 +1,137 @@
+"""Failures that are told in an error's own words, a span's status, or not at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from common import errors
+from common.errors import Bug, Busy, FerryError, NotFound, WrongState
+from common.pki import Role
+from common.rpc import tracing
+from common.rpc.channel import open_channel
+from common.rpc.server import Allowed, serve
+from common.rpc.status import calls_to, code_of
+from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1.host_pb2 import GetHostRequest
+from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
+from ferry.agent.v1.vm_pb2 import ListVmsRequest
+from tests.unit.common.rpc.echo import echo
+
+PEER = "the agent of host-b"
+TIMEOUT_S = 5.0
+
+
+@pytest.fixture
+def finished(monkeypatch):
+    """Keep the spans of this test apart: the process has one provider for good."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
+    return exporter.get_finished_spans
+
+
+class SpecialBusy(Busy):
+    default_reason = "VM_BUSY"
+
+
+async def test_a_narrower_error_arrives_as_its_category_with_its_reason():
+    async def fail(_context: Any) -> None:
+        raise SpecialBusy("vm web is busy")
+
+    async with echo(fail) as stub:
+        with pytest.raises(Busy) as caught, calls_to(PEER):
+            await stub.GetHost(GetHostRequest(), timeout=TIMEOUT_S)
+
+    assert caught.value.reason == "VM_BUSY"
+
+
+async def test_a_fact_may_be_named_like_a_part_of_the_error():
+    async def fail(_context: Any) -> None:
+        error = NotFound("no vm")
+        error.facts = {"text": "x", "reason": "y", "vm": "web"}
+        raise error
+
+    async with echo(fail) as stub:
+        with pytest.raises(NotFound) as caught, calls_to(PEER):
+            await stub.GetHost(GetHostRequest(), timeout=TIMEOUT_S)
+
+    assert caught.value.facts == {"vm": "web"}
+
+
+async def test_a_mistake_in_a_stream_is_told_without_its_text():
+    async def fail(_context: Any) -> None:
+        raise KeyError("a secret")
+
+    async with echo(fail) as stub:
+        responses = aiter(stub.PerformMigration(PerformMigrationRequest(), timeout=TIMEOUT_S))
+        await anext(responses)
+        with pytest.raises(Bug) as caught, calls_to(PEER):
+            await anext(responses)
+
+    assert "secret" not in caught.value.text
+
+
+async def test_a_mistake_is_told_with_the_trace_it_happened_in():
+    async def fail(_context: Any) -> None:
+        raise KeyError
+
+    with TracerProvider().get_tracer("test").start_as_current_span("caller") as span:
+        async with echo(fail) as stub:
+            with pytest.raises(Bug) as caught, calls_to(PEER):
+                await stub.GetHost(GetHostRequest(), timeout=TIMEOUT_S)
+
+    assert trace.format_trace_id(span.get_span_context().trace_id) in caught.value.text
+
+
+async def test_a_call_that_a_peer_lacks_says_that_it_is_of_another_version():
+    async with (
+        serve("127.0.0.1:0", None, [], allowed=Allowed(frozenset(Role))) as port,
+        open_channel(f"127.0.0.1:{port}", None) as channel,
+    ):
+        with pytest.raises(WrongState, match="of another version") as caught, calls_to(PEER):
+            await rpc.AgentServiceStub(channel).ListVms(ListVmsRequest(), timeout=TIMEOUT_S)
+
+    assert caught.value.reason == "PEER_TOO_OLD"
+
+
+async def test_a_failed_call_is_an_error_in_both_spans(finished):
+    async def fail(_context: Any) -> None:
+        raise NotFound("vm web is unknown")
+
+    async with echo(fail) as stub:
+        with pytest.raises(NotFound), calls_to(PEER):
+            await stub.GetHost(GetHostRequest(), timeout=TIMEOUT_S)
+
+    statuses = {span.kind: (span.status.status_code, span.status.description) for span in finished()}
+    assert statuses[SpanKind.SERVER] == (StatusCode.ERROR, "vm web is unknown")
+    assert statuses[SpanKind.CLIENT] == (StatusCode.ERROR, "NOT_FOUND")
+
+
+async def test_a_call_that_works_is_no_error_in_either_span(finished):
+    async with echo() as stub:
+        await stub.GetHost(GetHostRequest(), timeout=TIMEOUT_S)
+
+    assert {span.status.status_code for span in finished()} == {StatusCode.UNSET}
+
+
+def test_errors_of_ours_pass_through():
+    with pytest.raises(NotFound, match="gone"), calls_to(PEER):
+        raise NotFound("gone")
+
+
+def test_every_category_has_a_code_of_its_own():
+    categories = [category for category in FerryError.__subclasses__() if category.__module__ == errors.__name__]
+
+    codes = [code_of(category("text")) for category in categories]
+
+    assert len(set(codes)) == len(categories)
+    assert grpc.StatusCode.UNKNOWN not in codes
