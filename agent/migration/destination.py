@@ -121,6 +121,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     async def _resume(self, *, keep_paused: bool) -> float:
         if isinstance(self.phase, _BEFORE_LOADED):  # QEMU's event may still be on its way
             await self._ask_qemu()
+        if isinstance(self.phase, inc.Loaded) and self._has_qemu_ended():
+            await self._see_exit()  # not noticed yet; once Resume is written down, nobody could say that the guest never ran
         if isinstance(self.phase, inc.Undoing | inc.Abandoned):
             return await self._refuse_undone()
         if not isinstance(self.phase, inc.Finished | inc.Lost):
@@ -138,6 +140,10 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         if isinstance(self.phase, inc.Lost):
             raise GuestLost(f"the guest's QEMU here ended after it had taken the guest over: {self.phase.cause.text}")
         return 0.0 if self._runs_since_s is None else max(now_s() - self._runs_since_s, 0.0)
+
+    def _has_qemu_ended(self) -> bool:
+        keeper = None if self._vm is None else self._vm.keeper
+        return keeper is None or not keeper.identity.is_alive()
 
     async def _refuse_undone(self) -> float:
         async with asyncio.timeout(RESUME_TIMEOUT_S):
