@@ -36,7 +36,11 @@ class Fleets:
             directory = Path(tempfile.mkdtemp(prefix="ferry-", dir="/tmp"))
             settings = dict.fromkeys(own, f"emulators = [{emulators}]")
             fleet = Fleet(directory, qemu=own, settings=settings, places=self._places)
-            self._fleet = fleet.__enter__()
+            try:
+                self._fleet = fleet.__enter__()
+            except BaseException:
+                shutil.rmtree(directory)
+                raise
         return self._fleet
 
     def discard(self) -> None:

@@ -31,6 +31,7 @@ from tests.e2e.waiting import until, until_equal
 from tests.guests.console import Console
 
 TIDY_TIMEOUT_S = 20.0
+BOOT_TIMEOUT_S = 20.0
 SHOWN_LOG_LINES = 15
 RUNNING, PAUSED, STOPPED = "RUNNING", "PAUSED", "STOPPED"
 
@@ -77,10 +78,10 @@ class Lab:
         await self.start_vm(host, plan.name)
         return await self.listen(Guest(plan.name, uuid, Console(self.directory / "serial.log"), self.directory))
 
-    async def listen(self, guest: Guest) -> Guest:
+    async def listen(self, guest: Guest, *, boot_s: float = BOOT_TIMEOUT_S) -> Guest:
         """Follow a guest's console until the test is over, and wait until it has ticked."""
         self._stack.enter_context(guest.console)
-        await guest.console.wait_ticks(3)
+        await guest.console.wait_ticks(3, timeout_s=boot_s)
         return guest
 
     async def vms(self, host: str) -> dict[str, str]:
