@@ -152,8 +152,9 @@ class AgentServicer(rpc.AgentServiceServicer):
 
         await self._answers.once("PerformMigration", request.request_id, work)
         async for _ in session.follow():
+            is_last = isinstance(session.phase, _PERFORMED)  # as told: it may change while the answer is sent
             yield pb.PerformMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
-            if isinstance(session.phase, _PERFORMED):
+            if is_last:
                 return
 
     async def ResumeMigration(self, request: pb.ResumeMigrationRequest, context: Context) -> pb.ResumeMigrationResponse:
