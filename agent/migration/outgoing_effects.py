@@ -23,7 +23,7 @@ class StopGuest:
 
 @dataclass(frozen=True, slots=True)
 class FreeGuest:
-    """Stop the transfer, by `migrate_cancel`, else `yank`, else the cut, until QEMU reports how it ended."""
+    """Stop the transfer, by `migrate_cancel`, else the cut, else `yank`, until QEMU reports how it ended."""
 
 
 @dataclass(frozen=True, slots=True)

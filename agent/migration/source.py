@@ -228,7 +228,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             _log.info("migrate-continue refused", migration=self.facts.migration_id, error=error.text)
 
     async def _free_guest(self) -> None:
-        """Cancel; a mute QEMU is yanked out of band and its connections are cut; until QEMU says how it ended."""
+        """Cancel; the connections of a mute QEMU are cut and yanked out of band; until QEMU says how it ended."""
         if self.facts.timeline.started_at_s is None:  # `migrate` was not sent, and is not sent in this phase
             self.observe(out.QemuGaveUp(Cause("the transfer had not begun", "CANCELLED", by_wish=True)))
             return
@@ -239,18 +239,15 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             except QemuGone:
                 return
             except (QemuSilent, WrongState, TimeoutError):  # WrongState: an agent that has just started is not attached to it
-                await self._yank_and_cut()
+                await self._cut_and_yank()
             with suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_PATIENCE_S):
                     await self.wait_phase(out.Keeping, out.Sent)
             if isinstance(self.phase, out.Cancelling):
-                await self._yank_and_cut()
+                await self._cut_and_yank()
                 await self._watcher.ask_qemu()
 
-    async def _yank_and_cut(self) -> None:
-        with suppress(FerryError, TimeoutError):
-            async with asyncio.timeout(YANK_ANSWER_S):
-                await self.qemu.yank_migration()
+    async def _cut_and_yank(self) -> None:
         try:
             await self.transfer.cut(self.process.pid)
         except TimeoutError:
@@ -260,6 +257,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         except FerryError as error:
             _log.warning("connection not cut", migration=self.facts.migration_id, error=error.text)
             self.update(waiting_for=error.text)
+        if isinstance(self.phase, out.Cancelling):
+            with suppress(FerryError, TimeoutError):
+                async with asyncio.timeout(YANK_ANSWER_S):
+                    await self.qemu.yank_migration()
 
     async def _restore_guest(self) -> None:
         delay_s = RETRY_FIRST_S

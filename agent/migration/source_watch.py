@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.migration.source import SourceSession
 
 POLL_INTERVAL_S: Final = 0.5
-MUTE_LIMIT_S: Final = 1.0
+MUTE_LIMIT_S: Final = 1.4
 STANDSTILL_MARGIN_S: Final = 1.0
 CONNECT_LIMIT_S: Final = 15.0
 STALL_LIMIT_S: Final = 30.0
@@ -200,12 +200,9 @@ class SourceWatch:
                 session.observe(out.CancelRequested(Cause(text, "TRANSFER_STALLED")))
 
     async def _watch_mute(self) -> None:
-        """Free the guest when QEMU goes mute while it connects.
-
-        In a TLS handshake the guest stands still for as long as the peer is silent.
-        """
+        """Free the guest when QEMU goes mute in a TLS handshake, in which it stands still for as long as the peer is silent."""
         session = self._session
-        while True:
+        while session.facts.options.is_psk:
             await self._until(out.Connecting)
             try:
                 async with asyncio.timeout(MUTE_LIMIT_S):
@@ -274,7 +271,7 @@ class SourceWatch:
                     if report.error and report.error != session.facts.peer_words:
                         session.update(peer_words=report.error)
                     if report.is_undone and isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
-                        text = f"{self._peer()}: {report.error or 'its half was undone'}"
+                        text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
                         session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))
             await asyncio.sleep(WATCH_RETRY_S)
 
@@ -288,8 +285,10 @@ class SourceWatch:
     def _gave_up(self, status: MigrationStatus, why: str) -> Cause:
         if status is MigrationStatus.CANCELLED:
             return Cause("the transfer was cancelled", "CANCELLED", by_wish=True)
-        options = self._session.facts.options
-        text = f"the transfer to {self._peer()} failed{': ' if why else ''}{why}"
-        if options.plain and not isinstance(self._session.phase, out.Switching):
-            text += "; its port is not encrypted, where a stranger who connects ends a move like this"
+        text = f"the transfer to {self._peer()} failed{': ' if why else ''}{why}{self._plain_hint()}"
         return Cause(text, "TRANSFER_FAILED")
+
+    def _plain_hint(self) -> str:
+        if not self._session.facts.options.plain or isinstance(self._session.phase, out.Switching):
+            return ""
+        return "; its port is not encrypted, where a stranger who connects ends a move like this"

@@ -22,6 +22,7 @@ from common.errors import FerryError
 REPORT_INTERVAL_S: Final = 0.01
 REPORT_FOR_S: Final = 10.0
 TIDY_TIMEOUT_S: Final = 1.0
+SENDER_GRACE_S: Final = 0.1
 
 _log = structlog.get_logger()
 
@@ -84,17 +85,33 @@ class Transfer:
                 await asyncio.sleep(REPORT_INTERVAL_S)
 
     async def cut(self, process_id: int) -> None:
-        """End the connections from outside, so that QEMU is freed from a silent peer."""
-        await self.close_tunnel()
+        """End the connections from outside, so that QEMU is freed from a silent peer.
+
+        The sending side goes first: when both of QEMU's threads see the end at the same time, the one that reads closes
+        the connection under the one that writes, and QEMU 7.2 then waits for ever, with the guest standing still.
+        """
+        await self.close_tunnel(timeout_s=SENDER_GRACE_S)
+        await self._cut_directly(process_id)
+
+    async def _cut_directly(self, process_id: int) -> None:
+        sending = await self._connections(process_id)
+        for one in sending:
+            cut.cut(process_id, one, sending_only=True)
+        if sending:
+            await asyncio.sleep(SENDER_GRACE_S)
         for one in await self._connections(process_id):
             if cut.cut(process_id, one):
                 _log.warning("connection cut", migration=self._migration_id, remote=f"{one.remote[0]}:{one.remote[1]}")
 
-    async def close_tunnel(self) -> None:
-        """End every connection through the tunnel, if this transfer has one."""
+    async def close_tunnel(self, *, timeout_s: float = TIDY_TIMEOUT_S) -> None:
+        """End every connection through the tunnel, if this transfer has one.
+
+        Raises:
+            TimeoutError: the tunnel does not answer.
+        """
         if self._options.transport is Transport.TUNNEL:
             try:
-                async with asyncio.timeout(TIDY_TIMEOUT_S):
+                async with asyncio.timeout(timeout_s):
                     await self._around.tunnel.close_session(self._migration_id)
             finally:  # a tunnel that is killed leaves the socket that it listened on
                 self._around.store.session_socket_path(self._migration_id, "out").unlink(missing_ok=True)
@@ -103,7 +120,9 @@ class Transfer:
         """Remove what `open` made; what QEMU does not answer for is left to its end."""
         remove_key(self._around.key_directory(self._migration_id))
         with suppress(FerryError, TimeoutError):
-            await self.cut(process_id)
+            await self.close_tunnel()
+        with suppress(FerryError, TimeoutError):
+            await self._cut_directly(process_id)
             await self._wait_until_cut(qemu)
         if self._has_key:
             with suppress(FerryError, TimeoutError):

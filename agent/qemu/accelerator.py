@@ -10,7 +10,6 @@ import asyncio
 import os
 import platform
 import resource
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,12 +74,13 @@ async def runs_under(accelerator: Accelerator, binary: Path, cpu_model: str, *, 
             *("-machine", "pc"),
             *("-m", "64M"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-bios", str(rom)),
+            *("-bios", f"/proc/self/fd/{rom}"),
             *("-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=(rom,),
         )
         with suppress(ProcessLookupError):  # a guest that spins shall not outlive an agent that is killed here
             resource.prlimit(process.pid, resource.RLIMIT_CPU, (_CPU_LIMIT_S, _CPU_LIMIT_S))
@@ -96,11 +96,12 @@ async def runs_under(accelerator: Accelerator, binary: Path, cpu_model: str, *, 
 
 
 @contextmanager
-def _rom_file() -> Iterator[Path]:
-    with tempfile.NamedTemporaryFile(prefix="ferry-probe-", suffix=".rom") as file:
+def _rom_file() -> Iterator[int]:
+    """Hold a file that nothing is left of, even when we are killed."""
+    with os.fdopen(os.memfd_create("probe-rom"), "wb") as file:
         file.write(build_rom())
         file.flush()
-        yield Path(file.name)
+        yield file.fileno()
 
 
 def _host() -> str:

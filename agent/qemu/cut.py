@@ -99,8 +99,8 @@ def connections(pid: int, *, with_listening: bool = False) -> tuple[Connection, 
     return tuple(one for one in found if with_listening or one.state is not TcpState.LISTEN)
 
 
-def cut(pid: int, connection: Connection) -> bool:
-    """End one TCP connection of a process, as if the network had.
+def cut(pid: int, connection: Connection, *, sending_only: bool = False) -> bool:
+    """End one TCP connection of a process, as if the network had; or only its sending, so that its reader does not notice.
 
     Returns False, with nothing done, when the process or that very connection is gone.
 
@@ -115,7 +115,7 @@ def cut(pid: int, connection: Connection) -> bool:
         with _copied(pidfd, connection.fd) as copy:
             if copy is None or _inode(copy) != connection.inode:
                 return False
-            return _shut_down(copy)
+            return _shut_down(copy, socket.SHUT_WR if sending_only else socket.SHUT_RDWR)
     except PermissionError as error:
         raise _refused(pid, error) from error
     finally:
@@ -165,9 +165,9 @@ def _copied(pidfd: int, fd: int) -> Iterator[socket.socket | None]:
         yield held
 
 
-def _shut_down(copy: socket.socket) -> bool:
+def _shut_down(copy: socket.socket, how: int) -> bool:
     try:
-        copy.shutdown(socket.SHUT_RDWR)
+        copy.shutdown(how)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             return False

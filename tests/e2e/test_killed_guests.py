@@ -69,6 +69,7 @@ async def test_a_destination_killed_between_completion_and_resume_gives_the_gues
         await move.update(bandwidth_mib_s=0)
         await move.wait_source_phase("Sent")
         os.kill(process, signal.SIGKILL)
+        await until(lambda: process not in lab.qemus(), "the end of the destination's QEMU")
     outcome = await move.outcome()
 
     assert outcome.state == State.STATE_FAILED

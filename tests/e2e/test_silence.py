@@ -37,7 +37,7 @@ async def silent_pid(lab: Lab, process: str) -> int:
 
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
 @pytest.mark.parametrize("multifd", [0, 4], ids=["1-channel", "4-channels"])
-async def test_a_tls_handshake_that_gets_no_answer_costs_the_guest_a_second(version, multifd, lab: Lab):
+async def test_a_tls_handshake_that_gets_no_answer_frees_the_guest_in_time(version, multifd, lab: Lab):
     guest = await lab.start_guest(plan=Plan(emulator=require(version)))
     async with steps(lab, wishes(multifd=multifd)) as by_hand:
         await by_hand.begin_and_prepare()

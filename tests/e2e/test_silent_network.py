@@ -103,7 +103,7 @@ async def test_a_connection_that_never_comes_about_is_given_up(way, lab_apart: L
     guest.assert_whole()
 
 
-async def test_a_tls_handshake_whose_packets_vanish_costs_the_guest_a_second(lab_apart: Lab, network: TwoHosts):
+async def test_a_tls_handshake_whose_packets_vanish_frees_the_guest_in_time(lab_apart: Lab, network: TwoHosts):
     lab = lab_apart
     guest = await lab.start_guest()
     since_s = now_s()

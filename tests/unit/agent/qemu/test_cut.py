@@ -86,6 +86,19 @@ def test_an_open_connection_is_seen_with_both_ends_and_ends_when_cut(listener: s
         accepted.close()
 
 
+def test_a_cut_of_the_sending_side_leaves_the_reader_waiting(listener: socket.socket):
+    with child_that_calls("127.0.0.1", listener.getsockname()[1]) as child:
+        assert child.says() == "connected"
+        accepted, _ = listener.accept()
+        (connection,) = connections(child.pid)
+
+        assert cut(child.pid, connection, sending_only=True)
+        assert accepted.recv(1) == b""
+        accepted.sendall(b"x")
+        assert child.says() == "read b'x'"
+        accepted.close()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_connection_that_hangs_in_syn_sent_is_seen_and_cut(host: str):
     with black_hole(host) as (_, port), child_that_calls(host, port) as child:
