@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.migration.source import SourceSession
 
 POLL_INTERVAL_S: Final = 0.5
-MUTE_LIMIT_S: Final = 1.4
+MUTE_LIMIT_S: Final = 1.0
 STANDSTILL_MARGIN_S: Final = 1.0
 CONNECT_LIMIT_S: Final = 15.0
 STALL_LIMIT_S: Final = 30.0

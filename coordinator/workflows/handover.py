@@ -32,6 +32,8 @@ class TurnedBack(Exception):
 async def follow(moving: Moving, open_stream: Callable[[], AsyncGenerator[Half]]) -> None:
     """Follow the source until the guest is given away, through its agent's restarts.
 
+    While it changes hands nobody is asked anything, which would only delay the agents.
+
     Raises:
         TurnedBack: the guest stays there, or was lost there.
         FerryError: the source's agent refuses.
@@ -39,14 +41,18 @@ async def follow(moving: Moving, open_stream: Callable[[], AsyncGenerator[Half]]
     delays = moving.pace.delays()
     while True:
         try:
-            async with aclosing(open_stream()) as halves:
+            async with asyncio.timeout(None) as patience, aclosing(open_stream()) as halves:
                 async for half in halves:
                     delays = moving.pace.delays()
                     moving.see(half)
-                    if half.state in _GIVEN:
+                    if half.state is HalfState.HANDING_OVER:
+                        patience.reschedule(asyncio.get_running_loop().time() + moving.pace.resume_patience_s)
+                    elif half.state in _GIVEN:
                         return
-                    if half.is_final:
+                    elif half.is_final:
                         raise TurnedBack
+        except TimeoutError:
+            return
         except MAY_HAVE_HAPPENED as error:
             destination = await moving.ask(moving.destination)
             if has_taken_over(destination):

@@ -32,6 +32,9 @@ SOURCE: Final = "host-a"
 DESTINATION: Final = "host-b"
 BOOT_TIMEOUT_S: Final = 60.0
 SETTLE_S: Final = 0.3  # for what a start or an end leaves behind
+# A machine that is itself a guest may give free memory back to its host after 2 s, and the next touch of it costs many times a copy.
+# So all wait until what the last one left is gone: else the way whose destination starts sooner would find it, and win.
+COOL_S: Final = 3.0
 GAP_MARGIN_S: Final = 0.1
 GAP_TICKS: Final = 100
 _NS: Final = 1e9
@@ -61,6 +64,7 @@ class Bench:
 
     async def move(self, round_number: int, way: str, make: Make) -> Sample:
         """Start a guest, move it that way, end it, and say what the move took."""
+        await asyncio.sleep(COOL_S)
         with tempfile.TemporaryDirectory(prefix="fb", dir=self._fleet.directory) as name:
             guest = make(Path(name))
             with Console(guest.serial) as console:
