@@ -32,6 +32,7 @@ ALLOWED: Final = Allowed(
     default=_CHANGERS,
     methods={
         "ResumeMigration": frozenset({Role.AGENT, Role.COORDINATOR}),
+        "HandOver": frozenset({Role.AGENT}),
         "ReportChannels": frozenset({Role.AGENT}),
         "WatchMigration": frozenset(Role),
         **dict.fromkeys(

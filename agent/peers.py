@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeAlias
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from agent import wire
 from agent.migration.errors import GuestNeverRan
 from agent.migration.parts import Destination, PeerReport
-from common.errors import WrongState
+from common.errors import Expired, Unreachable, WrongState
 from common.pki import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
+from common.rpc.tracing import asking
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import migration_pb2 as pb
 
 RESUME_TIMEOUT_S: Final = 6.0
 REPORT_TIMEOUT_S: Final = 2.0
+HandOver: TypeAlias = "grpc.aio.StreamStreamCall[pb.HandOverRequest, pb.HandOverResponse]"
 
 
 class RemoteDestination:
@@ -25,6 +31,7 @@ class RemoteDestination:
 
     def __init__(self, stub: rpc.AgentServiceStub, address: str) -> None:
         self._stub = stub
+        self._hand_over: HandOver | None = stub.HandOver()
         self._peer = f"the destination's agent at {address}"
 
     async def report_channels(self, migration_id: str, local_ports: tuple[int, ...], *, is_complete: bool) -> None:
@@ -40,12 +47,30 @@ class RemoteDestination:
         )
         try:
             with calls_to(self._peer):
-                response = await self._stub.ResumeMigration(request, timeout=RESUME_TIMEOUT_S)
+                ran_for = await self._resume(request)
         except WrongState as error:
             if error.reason == GuestNeverRan.default_reason:
                 raise GuestNeverRan(error.text) from error
             raise
-        return wire.seconds(response.ran_for)
+        return wire.seconds(ran_for)
+
+    async def _resume(self, request: pb.ResumeMigrationRequest) -> Duration:
+        """Ask on the stream that is open since the beginning, which takes half the time of a call; the second time by a call."""
+        stream, self._hand_over = self._hand_over, None
+        if stream is None or stream.done():
+            return (await self._stub.ResumeMigration(request, timeout=RESUME_TIMEOUT_S)).ran_for
+        try:
+            with asking(wire.RESUME_METHOD) as traceparent:
+                async with asyncio.timeout(RESUME_TIMEOUT_S):
+                    await stream.write(pb.HandOverRequest(resume=request, traceparent=traceparent))
+                    answer = await stream.read()
+        except TimeoutError as error:
+            raise Expired(f"{self._peer} did not answer in time", reason="PEER_SILENT", peer=self._peer) from error
+        finally:
+            stream.cancel()
+        if not isinstance(answer, pb.HandOverResponse):
+            raise Unreachable(f"{self._peer} is being stopped", reason="PEER_UNREACHABLE", peer=self._peer)
+        return answer.ran_for
 
     async def watch(self, migration_id: str) -> AsyncIterator[PeerReport]:
         """Follow the destination's half."""

@@ -18,6 +18,7 @@ from agent.migration.order import Wish
 from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
 from common.pki import Role
 from common.rpc.peer import peer
+from common.rpc.tracing import server_span
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
@@ -159,9 +160,22 @@ class AgentServicer(rpc.AgentServiceServicer):
 
     async def ResumeMigration(self, request: pb.ResumeMigrationRequest, context: Context) -> pb.ResumeMigrationResponse:
         """Let the guest go on here."""
+        ran_for_s = await self._resume(request)
         session = self._migrations.get_destination(request.migration_id)
-        ran_for_s = await session.resume(request.resume_token, keep_paused=request.keep_paused)
         return pb.ResumeMigrationResponse(migration=wire.migration(session), ran_for=wire.duration(ran_for_s))
+
+    async def _resume(self, request: pb.ResumeMigrationRequest) -> float:
+        session = self._migrations.get_destination(request.migration_id)
+        return await session.resume(request.resume_token, keep_paused=request.keep_paused)
+
+    async def HandOver(
+        self, request_iterator: AsyncIterator[pb.HandOverRequest], context: Context
+    ) -> AsyncIterator[pb.HandOverResponse]:
+        """Take Resume on a stream that has long been open."""
+        async for request in request_iterator:
+            with server_span(wire.RESUME_METHOD, [("traceparent", request.traceparent)]):
+                ran_for_s = await self._resume(request.resume)
+            yield pb.HandOverResponse(ran_for=wire.duration(ran_for_s))
 
     async def ReportChannels(self, request: pb.ReportChannelsRequest, context: Context) -> pb.ReportChannelsResponse:
         """Take the source's word for which connections are its own."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from common.errors import InvalidRequest
-from common.records import find_record, remove_leftovers, remove_record, sync_directory, write_record
+from common.records import StagedRecord, find_record, remove_leftovers, remove_record, sync_directory, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,6 +146,10 @@ class Store:
     def save_session(self, session_id: str, body: Mapping[str, object]) -> None:
         """Write one half of a migration; it is durable on return."""
         write_record(self._session_path(session_id), kind="session", version=RECORD_VERSION, body=body)
+
+    def stage_session(self, session_id: str, body: Mapping[str, object]) -> StagedRecord:
+        """Write one half of a migration beside its place, for `commit` to put it there."""
+        return StagedRecord(self._session_path(session_id), kind="session", version=RECORD_VERSION, body=body)
 
     def remove_session(self, session_id: str) -> None:
         """Ensure that a half of a migration is forgotten."""

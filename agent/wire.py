@@ -34,6 +34,7 @@ from agent.vm.vm import VmState, VmView
 from ferry.agent.v1 import host_pb2, migration_pb2, vm_pb2
 from ferry.common.v1 import migration_pb2 as common_pb2
 
+RESUME_METHOD: Final = "/ferry.agent.v1.AgentService/ResumeMigration"
 _NS: Final = 1_000_000_000
 _KIB: Final = 1024
 _State = migration_pb2.Migration.State

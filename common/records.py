@@ -31,6 +31,49 @@ class BrokenRecord(WrongState):
     default_reason = "RECORD_BROKEN"
 
 
+class StagedRecord:
+    """A record that is on disk beside its place; putting it there takes no more than a rename and one sync.
+
+    For a record that has to be written while somebody waits, and whose content is known before. Ends with `commit` or `discard`.
+    """
+
+    def __init__(self, path: Path, *, kind: str, version: int, body: Mapping[str, object]) -> None:
+        """Write it to a temporary file, durably. The directory must exist.
+
+        Raises:
+            OSError: the file system refused, as when it is full.
+        """
+        text = json.dumps({"kind": kind, "version": version, "body": body}, ensure_ascii=False)
+        self._path = path
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        self._temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:  # mkstemp makes it 0600
+                file.write(text.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            self.discard()
+            raise
+
+    def commit(self) -> None:
+        """Replace the record at `path`; after return the new one survives a power cut, after failure the old one is untouched.
+
+        Raises:
+            OSError: the file system refused.
+        """
+        try:
+            self._temporary.rename(self._path)
+        except BaseException:
+            self.discard()
+            raise
+        sync_directory(self._path.parent)
+
+    def discard(self) -> None:
+        """Forget it."""
+        self._temporary.unlink(missing_ok=True)
+
+
 def write_record(path: Path, *, kind: str, version: int, body: Mapping[str, object]) -> None:
     """Put a record at `path`, replacing the one that is there.
 
@@ -39,23 +82,7 @@ def write_record(path: Path, *, kind: str, version: int, body: Mapping[str, obje
     Raises:
         OSError: the file system refused, as when it is full.
     """
-    text = json.dumps({"kind": kind, "version": version, "body": body}, ensure_ascii=False)
-    _replace(path, text.encode() + b"\n")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:  # mkstemp makes it 0600
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    StagedRecord(path, kind=kind, version=version, body=body).commit()
 
 
 def find_record(path: Path, *, kind: str, version: int) -> dict[str, object] | None:

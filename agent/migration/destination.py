@@ -39,7 +39,13 @@ _BEFORE_LOADED = (inc.Reserved, inc.Listening, inc.Loading)
 _log = structlog.get_logger()
 
 
-_MACHINE: Final = Machine(inc.step, inc.effects_after_restart, inc.FINAL, remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Running))
+_MACHINE: Final = Machine[inc.Phase, inc.Event, inc.Effect](
+    inc.step,
+    inc.effects_after_restart,
+    inc.FINAL,
+    remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Running),
+    decision_after={inc.Loading: inc.Resuming(keep_paused=False), inc.Loaded: inc.Resuming(keep_paused=False)},
+)
 
 
 class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):

@@ -1,7 +1,8 @@
 """The one driver of a migration's machine.
 
-For each event: step, save, announce, run the effects. The phase is saved before the effects run, except for phases that QEMU itself
-remembers: those are written a moment later, off the way of the guest. Nothing else changes a session.
+For each event: step, save, run the effects, announce. The phase is saved before the effects run, except for phases that QEMU itself
+remembers: those are written a moment later, off the way of the guest. The decisions that a guest waits for are on disk before they
+are made, beside the record that they are going to replace. Nothing else changes a session.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
@@ -22,6 +23,7 @@ from agent.migration.record import Facts, Record
 from agent.store import Store
 from agent.vm.jobs import JobLock
 from common.errors import FerryError, WrongState
+from common.records import StagedRecord
 
 P = TypeVar("P")
 V = TypeVar("V")
@@ -29,6 +31,7 @@ F = TypeVar("F")
 
 SAVE_DELAY_S: Final = 0.02
 TELL_DELAY_S: Final = 0.025
+ANNOUNCE_DELAY_S: Final = 0.005
 
 _log = structlog.get_logger()
 
@@ -42,12 +45,14 @@ class Machine(Generic[P, V, F]):
         effects_after_restart: what has to be done again in a phase.
         final: phases in which nothing changes any more.
         remembered_by_qemu: phases that a query to QEMU finds again, so that losing them does no harm.
+        decision_after: the phase that is likely to be decided on while the guest stands still, by the type of the phase before.
     """
 
     step: Callable[[P, V], Step[P, F]]
     effects_after_restart: Callable[[P], tuple[F, ...]]
     final: tuple[type, ...]
     remembered_by_qemu: tuple[type, ...]
+    decision_after: Mapping[type, P]
 
 
 class Session(ABC, Generic[P, V, F]):
@@ -75,6 +80,7 @@ class Session(ABC, Generic[P, V, F]):
         self._phase_since_s = time.monotonic()
         self.phase_times: list[tuple[str, float]] = []
         self._unsaved: asyncio.TimerHandle | None = None
+        self._decision: tuple[P, StagedRecord] | None = None
 
     @property
     def facts(self) -> Facts:
@@ -108,14 +114,17 @@ class Session(ABC, Generic[P, V, F]):
         """
         after = self._machine.step(self.phase, event)
         before, phase = self.phase, after.phase
-        if phase != before:
-            self.record = Record(self.facts, phase)
-            if isinstance(phase, self._machine.remembered_by_qemu):
-                self._save_soon()
-            else:
-                self.save()
-            self._announce(before, event)
+        if phase == before:
+            self._start(after.effects)
+            return
+        self.record = Record(self.facts, phase)
+        if isinstance(phase, self._machine.remembered_by_qemu):
+            self._save_soon()
+        elif not self._commit_decision():
+            self.save()
         self._start(after.effects)
+        self._announce(before, event)
+        self._wake()
 
     def _start(self, effects: tuple[F, ...]) -> None:
         if self._effects is None:  # `run` has not begun, and starts them when it does
@@ -162,6 +171,32 @@ class Session(ABC, Generic[P, V, F]):
             self._unsaved = None
         self._store.save_session(self.facts.migration_id, self.record.to_json())
 
+    def _save_soon(self) -> None:
+        if self._unsaved is None:
+            self._unsaved = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self._save_and_prepare)
+
+    def _save_and_prepare(self) -> None:
+        """Save, and write down the decision that is likely to come."""
+        self.save()
+        decision = self._machine.decision_after.get(type(self.phase))
+        if decision is not None and self._decision is None:
+            record = Record(self.facts, decision)
+            self._decision = (decision, self._store.stage_session(self.facts.migration_id, record.to_json()))
+
+    def _commit_decision(self) -> bool:
+        """Make the decision that was written down durable, if it is the one; facts that have changed since follow."""
+        if self._decision is None or self._decision[0] != self.phase:
+            return False
+        self._decision[1].commit()
+        self._decision = None
+        self._save_soon()
+        return True
+
+    def _drop_decision(self) -> None:
+        if self._decision is not None:
+            self._decision[1].discard()
+            self._decision = None
+
     async def run(self, *, after_restart: bool = False) -> None:
         """Drive until the machine is final and what it made is removed."""
         token = otel_context.attach(self.parent)
@@ -175,6 +210,7 @@ class Session(ABC, Generic[P, V, F]):
                 for task in (watcher, *self._running):
                     task.cancel()
             self._effects = None
+            self._drop_decision()
             await self._tidy()
             self.update(ended_at_s=time.time())
             self.save()
@@ -240,26 +276,20 @@ class Session(ABC, Generic[P, V, F]):
             _log.exception("bug in effect", migration=self.facts.migration_id, effect=type(effect).__name__)
             self._on_bug(error)
 
-    def _save_soon(self) -> None:
-        if self._unsaved is None:
-            self._unsaved = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self.save)
-
     def _announce(self, before: P, event: V) -> None:
-        now_s = time.monotonic()
+        """Log a change of phase and tell the span, a moment later: what the guest waits for goes first."""
+        now_s, at_ns = time.monotonic(), time.time_ns()
         self.phase_times.append((type(before).__name__, now_s - self._phase_since_s))
         self._phase_since_s = now_s
         names = {"from": type(before).__name__, "to": type(self.phase).__name__, "on": type(event).__name__}
-        _log.info(
-            "phase changed",
-            migration=self.facts.migration_id,
-            vm=self.facts.vm_name,
-            role=self.facts.role.value,
-            **names,
-        )
+        asyncio.get_running_loop().call_later(ANNOUNCE_DELAY_S, self._log_change, names, at_ns)
+
+    def _log_change(self, names: Mapping[str, str], at_ns: int) -> None:
+        facts = self.facts
+        _log.info("phase changed", migration=facts.migration_id, vm=facts.vm_name, role=facts.role.value, **names)
         span = trace.get_current_span()
         if span.is_recording():  # the request that began this half may have been answered long ago
-            span.add_event("phase changed", names)
-        self._wake()
+            span.add_event("phase changed", names, timestamp=at_ns)
 
     def _wake(self) -> None:
         seen, self._changed = self._changed, asyncio.Event()

@@ -49,8 +49,12 @@ _OWN_STOPS: Final = frozenset(
 )
 
 
-_MACHINE: Final = Machine(
-    out.step, out.effects_after_restart, out.FINAL, remembered_by_qemu=(out.Transferring, out.Sent, out.HandedOver)
+_MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
+    out.step,
+    out.effects_after_restart,
+    out.FINAL,
+    remembered_by_qemu=(out.Transferring, out.Sent, out.HandedOver),
+    decision_after={out.Transferring: out.Switching()},
 )
 
 

@@ -1,7 +1,8 @@
 """Spans around gRPC calls, with the W3C trace context in the metadata.
 
 Our own, because the instrumentation package breaks grpc.aio: a cancelled client task does not cancel its call there. The call is
-never awaited here; the span ends in its done callback. No spans for what never ends (Watch...), nor for health and reflection.
+never awaited here; the span ends in its done callback. No spans for what never ends (Watch...), nor for health and reflection;
+what is asked on a stream has the spans of the call that it stands for, by `asking` and `server_span`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+_UNTRACED: Final = ("Watch", "Relay", "HandOver", "ListSpans", "GetTrace")
 _tracer = trace.get_tracer("common.rpc")
 _propagator: Final = TraceContextTextMapPropagator()
 
@@ -24,7 +26,7 @@ _propagator: Final = TraceContextTextMapPropagator()
 def is_traced(method: str) -> bool:
     """Say whether calls of a method, as `/package.Service/Method`, get spans."""
     service, _, name = method.strip("/").partition("/")
-    return not service.startswith(("grpc.", "opentelemetry.")) and not name.startswith(("Watch", "Relay", "ListSpans", "GetTrace"))
+    return not service.startswith(("grpc.", "opentelemetry.")) and not name.startswith(_UNTRACED)
 
 
 def short_name(method: str) -> str:
@@ -99,6 +101,15 @@ def _with_context(details: ClientCallDetails, context: otel_context.Context) -> 
     for key, value in carrier.items():
         metadata[key] = value
     return ClientCallDetails(details.method, details.timeout, metadata, details.credentials, details.wait_for_ready)
+
+
+@contextmanager
+def asking(method: str) -> Iterator[str]:
+    """Make the span of a call that is asked on a stream; yield the W3C trace context to send along."""
+    with _tracer.start_as_current_span(short_name(method), kind=SpanKind.CLIENT):
+        carrier: dict[str, str] = {}
+        _propagator.inject(carrier)
+        yield carrier.get("traceparent", "")
 
 
 @contextmanager

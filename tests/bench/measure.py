@@ -32,7 +32,7 @@ SOURCE: Final = "host-a"
 DESTINATION: Final = "host-b"
 BOOT_TIMEOUT_S: Final = 60.0
 SETTLE_S: Final = 0.3  # for what a start or an end leaves behind
-# A machine that is itself a guest may give free memory back to its host after 2 s, and the next touch of it costs many times a copy.
+# A machine that is itself a guest may give free memory back to its host after 2 s, and its next touch costs many times a copy.
 # So all wait until what the last one left is gone: else the way whose destination starts sooner would find it, and win.
 COOL_S: Final = 3.0
 GAP_MARGIN_S: Final = 0.1

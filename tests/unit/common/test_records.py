@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.records import BrokenRecord, find_record, get_record, remove_leftovers, remove_record, write_record
+from common.records import BrokenRecord, StagedRecord, find_record, get_record, remove_leftovers, remove_record, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,3 +131,26 @@ def test_the_envelope_is_json_that_people_can_read(tmp_path: Path) -> None:
     write_record(path, kind="thing", version=1, body={"n": 1})
 
     assert json.loads(path.read_text()) == {"kind": "thing", "version": 1, "body": {"n": 1}}
+
+
+def test_a_staged_record_takes_its_place_only_when_it_is_committed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_record(path, kind="thing", version=1, body={"n": 1})
+
+    staged = StagedRecord(path, kind="thing", version=1, body={"n": 2})
+    assert find_record(path, kind="thing", version=1) == {"n": 1}
+    staged.commit()
+
+    assert find_record(path, kind="thing", version=1) == {"n": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_staged_record_that_is_discarded_or_left_by_a_crash_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+
+    StagedRecord(path, kind="thing", version=1, body={}).discard()
+    assert list(tmp_path.iterdir()) == []
+
+    StagedRecord(path, kind="thing", version=1, body={})
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
