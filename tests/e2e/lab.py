@@ -171,6 +171,16 @@ class Lab:
         """Start a server again and wait until it serves."""
         await asyncio.to_thread(self.fleet.restart, name)
 
+    async def wait_reachable(self) -> None:
+        """Wait until the coordinator reaches every agent: one that was away is tried again after a moment."""
+
+        async def are_reachable() -> bool:
+            with calls_to("the coordinator"):
+                hosts = (await self.coordinator.ListHosts(pb.ListHostsRequest())).hosts
+            return all(host.is_reachable for host in hosts)
+
+        await until_equal(are_reachable, wanted=True)
+
     async def update_until_accepted(self, move: Move, *, bandwidth_mib_s: float) -> None:
         """Change the bandwidth of a move, again when a server that is being started could not be asked."""
 

@@ -164,6 +164,7 @@ async def test_a_destination_whose_agent_is_down_is_refused(lab: Lab):
         await lab.start_move()
 
     await lab.restart("agent-b")
+    await lab.wait_reachable()
     await lab.assert_only_on("host-a", guest)
     guest.assert_whole()
 
@@ -196,6 +197,7 @@ async def test_a_destination_with_a_certificate_of_another_authority_is_refused(
     finally:
         shutil.copytree(own, pki, dirs_exist_ok=True)
         await lab.restart("agent-b")
+        await lab.wait_reachable()
     await lab.assert_only_on("host-a", guest)
     guest.assert_whole()
 
