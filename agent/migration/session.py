@@ -32,6 +32,7 @@ F = TypeVar("F")
 SAVE_DELAY_S: Final = 0.02
 TELL_DELAY_S: Final = 0.025
 ANNOUNCE_DELAY_S: Final = 0.005
+SYNC_DELAY_S: Final = 0.01
 
 _log = structlog.get_logger()
 
@@ -184,11 +185,16 @@ class Session(ABC, Generic[P, V, F]):
             self._decision = (decision, self._store.stage_session(self.facts.migration_id, record.to_json()))
 
     def _commit_decision(self) -> bool:
-        """Make the decision that was written down durable, if it is the one; facts that have changed since follow."""
+        """Put the decision that was written down into its place, if it is the one; facts that have changed since follow.
+
+        From then on it survives our end, and a moment later a power cut.
+        """
         if self._decision is None or self._decision[0] != self.phase:
             return False
-        self._decision[1].commit()
+        written = self._decision[1]
         self._decision = None
+        written.commit()
+        asyncio.get_running_loop().call_later(SYNC_DELAY_S, written.sync)
         self._save_soon()
         return True
 
