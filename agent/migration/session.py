@@ -72,7 +72,7 @@ class Session(ABC, Generic[P, V, F]):
         self._machine = machine
         self._store = store
         self._lock = lock
-        self.parent = parent
+        self.parent = self._began_in = parent
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
         self._effects: asyncio.TaskGroup | None = None
@@ -274,6 +274,8 @@ class Session(ABC, Generic[P, V, F]):
             self._on_bug(error)
 
     async def _perform(self, effect: F) -> None:
+        if otel_context.get_current() is self._began_in:  # an event's effect, not a request's
+            otel_context.attach(self.parent)
         try:
             await self._run_effect(effect)
         except FerryError as error:

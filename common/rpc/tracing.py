@@ -74,7 +74,7 @@ def _text(method: object) -> str:
 def _end(span: trace.Span) -> Callable[[Any], None]:
     def done(call: Any) -> None:
         code = _code_of(call)
-        if code is not grpc.StatusCode.OK:
+        if code not in {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}:  # who leaves a stream has heard enough
             span.set_status(StatusCode.ERROR, code.name)
         span.end()
 
