@@ -74,7 +74,8 @@ async def test_a_cancel_of_a_transfer_leaves_the_guest_running_and_ends_the_dest
         await move.start(reach=S.ACTIVE)
         await move.source.migrate_cancel()
 
-        assert await names_until(move.story, "cancelled") == ["cancelling", "cancelled"]
+        names = await names_until(move.story, "cancelled", "failed")
+        assert names in (["cancelling", "cancelled"], ["cancelling", "failed"], ["failed"])  # 10.0 may say `failed`
         assert await move.source.query_status() is RunState.RUNNING
         await wait_gone(move.destination)
 
