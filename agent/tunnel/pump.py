@@ -19,7 +19,7 @@ from agent.tunnel.streams import Stream
 from common.errors import InvalidRequest
 
 # Both chosen by measurement: docs/decisions/0003-tunnel-frames.md.
-DEFAULT_FRAME_BYTES: Final = 256 * 1024
+DEFAULT_FRAME_BYTES: Final = 1024 * 1024
 FRAME_LIMIT_BYTES: Final = 4 * 1024 * 1024
 
 
