@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.vm.definition import Accelerator, CpuMode
-from agent.vm.options import RUN_DIR, Option, double_commas, of_json, write_keyval
+from agent.vm.options import RUN_DIR, RUN_DIR_OPTIONS, double_commas, to_json, write_keyval
 from common.errors import Bug
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from agent.vm.definition import Definition, Tap
+    from agent.vm.options import Option
 
 QMP_CHARDEV = "qmp0"
 
@@ -36,16 +37,16 @@ class HostSide:
     Attributes:
         binary: absolute path of QEMU.
         accelerator: how the guest's code is run.
-        qmp_fd: bound UNIX socket that QEMU will listen on.
+        qmp_fd: bound UNIX socket that QEMU will listen on; None for one that it makes itself in `run_dir`.
         is_incoming: wait for a migration.
         run_dir: directory for sockets of this VM; stands where the definition says `options.RUN_DIR`.
         starts_paused: leave the vCPUs stopped; always so when incoming.
-        tap_fds: open tap devices by the id of their netdev.
+        tap_fds: open tap devices by the id of their netdev; QEMU opens one that is not there by itself.
     """
 
     binary: str
     accelerator: Accelerator
-    qmp_fd: int
+    qmp_fd: int | None
     run_dir: str = "/run/ferry"
     is_incoming: bool = False
     starts_paused: bool = False
@@ -68,7 +69,8 @@ def _process(definition: Definition, host: HostSide) -> Iterator[str]:
     yield from ("-name", f"guest={double_commas(definition.name)},debug-threads=on")
     yield "-no-user-config"
     yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-    yield from ("-chardev", f"socket,id={QMP_CHARDEV},fd={host.qmp_fd},server=on,wait=off")
+    place = f"path={host.run_dir}/qmp" if host.qmp_fd is None else f"fd={host.qmp_fd}"
+    yield from ("-chardev", f"socket,id={QMP_CHARDEV},{place},server=on,wait=off")
     yield from ("-mon", f"chardev={QMP_CHARDEV},mode=control")
     # fmt: on
 
@@ -111,18 +113,29 @@ def _options(definition: Definition, host: HostSide) -> Iterator[str]:
     taps = {tap.netdev: tap for tap in definition.taps}
     for option in definition.options:
         tap = taps.get(option.get("id")) if option.name == "netdev" else None
-        written = (option if tap is None else _with_descriptors(option, tap, host)).write()
-        yield from (word.replace(RUN_DIR, host.run_dir) for word in written)
+        if tap is not None:
+            yield from _with_descriptors(option, tap, host)
+        elif option.name in RUN_DIR_OPTIONS:
+            yield from (word.replace(RUN_DIR, host.run_dir) for word in option.write())
+        else:
+            yield from option.write()
 
 
-def _with_descriptors(option: Option, tap: Tap, host: HostSide) -> Option:
-    given = host.tap_fds[tap.netdev]
-    fds = {"fd": str(given.tap[0])} if tap.queue_count == 1 else {"fds": ":".join(map(str, given.tap))}
+def _with_descriptors(option: Option, tap: Tap, host: HostSide) -> tuple[str, str]:
+    given = host.tap_fds.get(tap.netdev)
+    if given is None:
+        return ("-netdev", to_json({**option.properties, **_opened_by_qemu(tap)}))
+    fds: dict[str, object] = {"fd": str(given.tap[0])} if tap.queue_count == 1 else {"fds": ":".join(map(str, given.tap))}
     vhost: dict[str, object] = {}
     if tap.has_vhost:
         vhost = {"vhost": True}
         vhost |= {"vhostfd": str(given.vhost[0])} if tap.queue_count == 1 else {"vhostfds": ":".join(map(str, given.vhost))}
-    return of_json("netdev", {**option.properties, **fds, **vhost})
+    return ("-netdev", to_json({**option.properties, **fds, **vhost}))
+
+
+def _opened_by_qemu(tap: Tap) -> dict[str, object]:
+    wanted = {"ifname": tap.device, "vhost": tap.has_vhost or None, "queues": tap.queue_count if tap.queue_count > 1 else None}
+    return {"script": "no", "downscript": "no", **{key: value for key, value in wanted.items() if value is not None}}
 
 
 def _with_properties(word: str, properties: Mapping[str, object]) -> str:

@@ -73,8 +73,12 @@ def _files(definition: Definition) -> Iterator[HostFile]:
         match option.name:
             case name if name in _TEXTS and option.text is not None:
                 yield HostFile(name, option.text, Use.READ)
-            case "append" | "uuid" | "vnc" | "smbios":
+            case "append" | "uuid":
                 pass
+            case "vnc" if option.get("vnc").startswith("unix:/"):
+                yield HostFile("vnc", option.get("vnc").removeprefix("unix:"), Use.MAKE)
+            case "audiodev" if option.get("path").startswith("/"):
+                yield HostFile(option.get("id"), option.get("path"), Use.MAKE)
             case "blockdev" if option.get("driver") in _FILE_DRIVERS:
                 target, is_shareable = disks.get(option.get("node-name"), ("", False))
                 what = f"disk {target}" if target else f"block node {option.get('node-name')}"
@@ -91,6 +95,8 @@ def _files(definition: Definition) -> Iterator[HostFile]:
 
 
 def _of_chardev(option: Option) -> Iterator[HostFile]:
+    if option.get("logfile"):
+        yield HostFile(option.get("id").removeprefix("char"), option.get("logfile"), Use.MAKE)
     path = option.get("path")
     if not path.startswith("/"):
         return

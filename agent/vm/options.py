@@ -95,6 +95,9 @@ _IMPLIED: Final = {
     "tpmdev": "type",
     "vnc": "vnc",
 }
+RUN_DIR_OPTIONS: Final = ("chardev", "object", "vnc")
+_IN_RUN_DIR: Final = re.compile(r"(unix:)?\{run\}/[A-Za-z0-9][A-Za-z0-9._-]*")
+_FORBIDDEN: Final = frozenset({"script", "downscript", "helper", "fd", "fds", "vhostfd", "vhostfds", "sockfd"})
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -127,7 +130,19 @@ class Option:
             rules.check_text(self.text, f"-{self.name}")
         if self.syntax is Syntax.TEXT and self.properties:
             raise _invalid(f"-{self.name}: a text has no properties")
+        if self.name == "initrd" and "," in (self.text or ""):
+            # A multiboot kernel's `-initrd` is a list with commas: the rest of the path would be another file.
+            raise _invalid(f"initrd {self.text!r}: commas are refused")
         check_properties(self.properties, f"-{self.name}")
+        self._refuse_programs()
+
+    def _refuse_programs(self) -> None:
+        """Refuse what makes QEMU run a program, or use a descriptor that it was not given for this."""
+        for key, value in strings_of(self.properties):
+            if key in _FORBIDDEN or (key in ("guestfwd", "str") and "cmd:" in value):
+                raise _invalid(f"-{self.name},{key}: may not be part of a definition")
+            if self.name in RUN_DIR_OPTIONS and RUN_DIR in value and not _IN_RUN_DIR.fullmatch(value):
+                raise _invalid(f"-{self.name},{key}: {value[:80]!r} is no place in the VM's own directory")
 
     def write(self) -> tuple[str, ...]:
         """Write the arguments of the command line."""

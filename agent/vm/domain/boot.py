@@ -9,7 +9,7 @@ from agent.vm.domain.plan import Board
 from agent.vm.options import keyval, of_json, text
 
 if TYPE_CHECKING:
-    from agent.vm.domain.plan import Device, Plan
+    from agent.vm.domain.plan import Plan
     from agent.vm.domain.reader import Element
 
 DEFAULT_MACHINE: Final = "pc"
@@ -168,8 +168,8 @@ def give_boot_order(plan: Plan, os: Element, order: list[str]) -> None:
             if first is not None:
                 first.boot_index = index
     for device in plan.devices:
-        if device.boot_index is not None and device.kind != "floppy":
-            _write_order(plan, device)
+        if device.boot_index is not None and device.boot_key == "bootindex":
+            device.properties["bootindex"] = device.boot_index
     floppies = {
         device.boot_key: device.boot_index for device in plan.devices if device.boot_key != "bootindex" and device.boot_index
     }
@@ -178,11 +178,6 @@ def give_boot_order(plan: Plan, os: Element, order: list[str]) -> None:
         plan.head.append(of_json("device", {"driver": "isa-fdc", **floppies}))
     elif floppies:
         plan.head += [text("global", f"isa-fdc.{key}={index}") for key, index in floppies.items()]
-
-
-def _write_order(plan: Plan, device: Device) -> None:
-    if device.boot_key == "bootindex":
-        device.properties["bootindex"] = device.boot_index
 
 
 def ends_at_reboot(domain: Element, plan: Plan) -> None:

@@ -46,6 +46,7 @@ _USB_PORTS: Final = {
     "pci-ohci": 3,
 }
 _XHCI_PORTS: Final = 4
+_MAX_INDEX: Final = 255
 _PCI: Final = {
     "pci-bridge": ("pci-bridge", Slot.PCI),
     "dmi-to-pci-bridge": ("i82801b11-bridge", Slot.ROOT),
@@ -67,8 +68,8 @@ def read_controllers(devices: Element, plan: Plan) -> None:
         kind = element.get_attribute("type")
         given = element.number_attribute("index")
         index = next_index.get(kind, 0) if given is None else given
-        if index > 255:
-            raise element.invalid(f"index {index}: 255 is the most")
+        if index > _MAX_INDEX:
+            raise element.invalid(f"index {index}: {_MAX_INDEX} is the most")
         next_index[kind] = max(next_index.get(kind, 0), index + 1)
         has_usb = has_usb or kind == "usb"
         _read_controller(element, kind, index, plan)
@@ -97,7 +98,7 @@ def _read_controller(element: Element, kind: str, index: int, plan: Plan) -> Non
         element.ignore("alias")
     elif kind == "ccid":
         name = read_alias(element, f"ccid{index}")
-        _add(plan, element, kind, index, {"driver": "usb-ccid", **read_usb(element), "id": name}, None)
+        _add(plan, element, (kind, index), {"driver": "usb-ccid", **read_usb(element), "id": name}, None)
     else:
         raise element.attribute_not_carried("type", f"{kind}, index {index}")
     element.finish()
@@ -189,7 +190,7 @@ def _read_usb_controller(element: Element, index: int, plan: Plan) -> None:
         return
     if owner is not None:
         raise element.invalid(f"USB controller {index} is given twice")
-    _add(plan, element, "usb", index, {**properties, "id": name}, slot)
+    _add(plan, element, ("usb", index), {**properties, "id": name}, slot)
 
 
 def _add_usb(plan: Plan, devices: Element) -> None:
@@ -217,12 +218,12 @@ def _read_scsi(element: Element, index: int, plan: Plan) -> None:
     name = read_alias(element, f"scsi{index}")
     if model in virtio:
         properties: dict[str, object] = {"driver": f"virtio-scsi-pci{virtio[model]}", **switches, "id": name}
-        _add(plan, element, "scsi", index, properties, slot_of(plan, virtio[model]))
+        _add(plan, element, ("scsi", index), properties, slot_of(plan, virtio[model]))
         return
     if switches:
         raise element.invalid(f"{', '.join(switches)}: only for model virtio-scsi")
     slot = Slot.EXPRESS if model in ("lsisas1068", "lsisas1078", "vmpvscsi") else Slot.PCI
-    _add(plan, element, "scsi", index, {"driver": _SCSI[model], "id": name}, slot)
+    _add(plan, element, ("scsi", index), {"driver": _SCSI[model], "id": name}, slot)
 
 
 def _read_virtio_serial(element: Element, index: int, plan: Plan) -> None:
@@ -238,7 +239,7 @@ def _read_virtio_serial(element: Element, index: int, plan: Plan) -> None:
         properties["max_ports"] = ports
     if vectors is not None:
         properties["vectors"] = vectors
-    _add(plan, element, "virtio-serial", index, properties, slot_of(plan, ending))
+    _add(plan, element, ("virtio-serial", index), properties, slot_of(plan, ending))
 
 
 def _read_sata(element: Element, index: int, plan: Plan) -> None:
@@ -247,20 +248,21 @@ def _read_sata(element: Element, index: int, plan: Plan) -> None:
         element.ignore("alias")
         plan.controllers["sata", 0] = Device(element, "builtin", {"driver": "ahci", "id": "ide"})
         return
-    _add(plan, element, "sata", index, {"driver": "ahci", "id": read_alias(element, f"sata{index}")}, Slot.PCI)
+    _add(plan, element, ("sata", index), {"driver": "ahci", "id": read_alias(element, f"sata{index}")}, Slot.PCI)
 
 
-def _add(plan: Plan, element: Element, kind: str, index: int, properties: dict[str, object], slot: Slot | None) -> None:
-    if (kind, index) in plan.controllers:
+def _add(plan: Plan, element: Element, key: tuple[str, int], properties: dict[str, object], slot: Slot | None) -> None:
+    kind, index = key
+    if key in plan.controllers:
         raise element.invalid(f"{kind} controller {index} is given twice")
     address = None if slot is None else read_pci_address(element)
-    plan.controllers[kind, index] = plan.add(Device(element, "controller", properties, slot, address))
+    plan.controllers[key] = plan.add(Device(element, "controller", properties, slot, address))
 
 
 def need(plan: Plan, kind: str, index: int, element: Element) -> str:
     """Name a controller that a device sits on, and add it, and those before it, where the XML has none."""
-    if index > 255:
-        raise element.invalid(f"controller {index}: 255 is the most")
+    if index > _MAX_INDEX:
+        raise element.invalid(f"controller {index}: {_MAX_INDEX} is the most")
     for number in range(index + 1):
         if (kind, number) in plan.controllers:
             continue

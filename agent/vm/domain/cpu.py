@@ -74,6 +74,23 @@ def read_cpu(element: Element | None, extra: dict[str, object], *, prefers_kvm: 
         properties["migratable"] = is_migratable
     model = _read_model(element)
     _read_cache(element, properties)
+    _read_features(element, properties)
+    address_bits = element.child("maxphysaddr")
+    if address_bits is not None:
+        _read_address_bits(address_bits, properties)
+    element.finish()
+    if mode is not CpuMode.CUSTOM:
+        _check_mode(element, mode, model, prefers_kvm=prefers_kvm)
+        model = None
+    elif model is None and properties:
+        raise element.invalid("features need a model")
+    if is_enforced and model is not None:
+        properties["enforce"] = True
+    with element.located():
+        return Cpu(mode, model or ("qemu64" if mode is CpuMode.CUSTOM else None), {**properties, **extra})
+
+
+def _read_features(element: Element, properties: dict[str, object]) -> None:
     for feature in element.children("feature"):
         is_on = feature.choice("policy", _POLICIES)
         name = feature.get_attribute("name")
@@ -82,22 +99,13 @@ def read_cpu(element: Element | None, extra: dict[str, object], *, prefers_kvm: 
         if name in properties:
             raise feature.invalid(f"feature {name} is given twice")
         properties[name] = is_on is not False
-    address_bits = element.child("maxphysaddr")
-    if address_bits is not None:
-        _read_address_bits(address_bits, properties)
-    element.finish()
-    if mode is not CpuMode.CUSTOM:
-        if model is not None and mode is not CpuMode.HOST_MODEL:
-            raise element.not_carried(value=f"model {model} in mode {mode.value}")
-        if mode is not CpuMode.MAXIMUM and not prefers_kvm:
-            raise element.invalid(f"mode {mode.value} needs a domain of type kvm")
-        model = None
-    elif model is None and any(name not in extra for name in properties):
-        raise element.invalid("features need a model")
-    if is_enforced and (model is not None):
-        properties["enforce"] = True
-    with element.located():
-        return Cpu(mode, model or ("qemu64" if mode is CpuMode.CUSTOM else None), {**properties, **extra})
+
+
+def _check_mode(element: Element, mode: CpuMode, model: str | None, *, prefers_kvm: bool) -> None:
+    if model is not None and mode is not CpuMode.HOST_MODEL:
+        raise element.not_carried(value=f"model {model} in mode {mode.value}")
+    if mode is not CpuMode.MAXIMUM and not prefers_kvm:
+        raise element.invalid(f"mode {mode.value} needs a domain of type kvm")
 
 
 def _read_model(cpu: Element) -> str | None:

@@ -25,8 +25,10 @@ _TARGET: Final = re.compile(r"(hd|sd|vd|fd)([a-z]{1,3})")
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
 _SERIAL: Final = re.compile(r"[A-Za-z0-9_ .+-]{1,250}")
 _DRIVE: Final = ("controller", "bus", "target", "unit")
+_POLICIES: Final = {"stop": "stop", "report": "report", "ignore": "ignore", "enospace": "enospc"}
 _WIDE_SCSI_UNITS: Final = 15
 _INITIATOR: Final = 7
+_BLOCK_SIZES: Final = ("logical_block_size", "physical_block_size", "discard_granularity")
 _NARROW: Final = frozenset({"lsi"})
 _LIMITS: Final = {
     f"{what}_{unit}_sec{suffix}": f"{prefix}-{what}{end}"
@@ -123,20 +125,16 @@ class _DiskReader:
     def _filters(self, image: Image) -> tuple[str, list[Option]]:
         top, nodes = self.name, []
         if image.copies_on_read:
-            nodes.append(
-                of_json("blockdev", {"driver": "copy-on-read", "node-name": f"{self.name}-cor", "file": top, "discard": "unmap"})
-            )
+            copier = {"driver": "copy-on-read", "node-name": f"{self.name}-cor", "file": top, "discard": "unmap"}
+            nodes.append(of_json("blockdev", copier))
             top = f"{self.name}-cor"
         limits, group = self._read_limits()
         if limits:
             name = f"throttle-{group or self.name}"
             if group is None or not any(option.get("id") == name for device in self._plan.devices for option in device.before):
                 nodes.append(of_json("object", {"qom-type": "throttle-group", "id": name, "limits": limits}))
-            nodes.append(
-                of_json(
-                    "blockdev", {"driver": "throttle", "node-name": f"{self.name}-throttle", "throttle-group": name, "file": top}
-                )
-            )
+            throttle = {"driver": "throttle", "node-name": f"{self.name}-throttle", "throttle-group": name, "file": top}
+            nodes.append(of_json("blockdev", throttle))
             top = f"{self.name}-throttle"
         return top, nodes
 
@@ -166,14 +164,13 @@ class _DiskReader:
             number = driver.number_attribute(name)
             if number is not None:
                 properties[key] = number
-        for name, key in (("error_policy", "werror"), ("rerror_policy", "rerror")):
-            policy = driver.choice(name, {"stop": "stop", "report": "report", "ignore": "ignore", "enospace": "enospc"})
-            if policy is not None:
-                properties[key] = policy
-        for name, key in (("ioeventfd", "ioeventfd"), ("event_idx", "event_idx")):
-            state = driver.switch(name)
-            if state is not None:
-                properties[key] = state
+        chosen: dict[str, object] = {
+            "werror": driver.choice("error_policy", _POLICIES),
+            "rerror": driver.choice("rerror_policy", _POLICIES),
+            "ioeventfd": driver.switch("ioeventfd"),
+            "event_idx": driver.switch("event_idx"),
+        }
+        properties |= {key: value for key, value in chosen.items() if value is not None}
         thread = driver.number_attribute("iothread")
         if thread is not None:
             if thread not in self._plan.iothreads:
@@ -195,21 +192,13 @@ class _DiskReader:
             properties["device_id"] = serial or ""
         if wwn is not None:
             properties["wwn"] = element.number(f"0x{wwn.removeprefix('0x')}")
-        if vendor is not None:
-            properties["vendor"] = vendor
-        if product is not None:
-            properties["product"] = product
-        if serial is not None:
-            properties["serial"] = serial
-        if self._rotation_rate is not None and self.bus in ("scsi", "ide", "sata"):
-            properties["rotation_rate"] = self._rotation_rate
+        words: dict[str, object] = {"vendor": vendor, "product": product, "serial": serial, "rotation_rate": self._rotation_rate}
+        properties |= {key: value for key, value in words.items() if value is not None}
         self._read_geometry(properties)
         sizes = element.child("blockio")
         if sizes is not None:
-            for name in ("logical_block_size", "physical_block_size", "discard_granularity"):
-                size = sizes.number_attribute(name)
-                if size is not None:
-                    properties[name] = size
+            numbers = {name: sizes.number_attribute(name) for name in _BLOCK_SIZES}
+            properties |= {key: value for key, value in numbers.items() if value is not None}
             sizes.finish()
 
     def _read_geometry(self, properties: dict[str, object]) -> None:
@@ -244,11 +233,13 @@ class _DiskReader:
         return Device(self.element, "disk", {"driver": f"virtio-blk-pci{ending}", **properties, "id": name}, address=address)
 
     def _usb(self, properties: dict[str, object]) -> Device:
+        if "drive" not in properties:
+            raise self.element.invalid("an empty drive on bus usb; use bus sata or scsi")
         port = read_usb(self.element)
         name = read_alias(self.element, f"usb-disk{self.index}")
         is_removable = self._is_removable or False
-        device = Device(self.element, "usb", {"driver": "usb-storage", **port, **properties, "id": name, "removable": is_removable})
-        return device
+        front = {"driver": "usb-storage", **port, **properties, "id": name, "removable": is_removable}
+        return Device(self.element, "usb", front)
 
     def _place(self) -> Place:
         given = read_numbers(self.element, "drive", _DRIVE)
@@ -280,6 +271,10 @@ class _DiskReader:
         if self.bus == "ide":
             if self._plan.board is not Board.I440FX:
                 raise self.element.invalid("machine type q35 has no IDE; use bus sata")
+            if place.bus > 1 or place.unit > 1 or place.controller:
+                raise self.element.invalid(
+                    f"controller {place.controller}, bus {place.bus}, unit {place.unit}: IDE has two buses of two"
+                )
             where: dict[str, object] = {"bus": f"ide.{place.bus}", "unit": place.unit}
         else:
             where = {"bus": f"{need(self._plan, 'sata', place.controller, self.element)}.{place.unit}"}

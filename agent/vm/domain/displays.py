@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ADDRESS: Final = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
 _FIRST_PORT: Final = 5900
 _AUTO_PORTS: Final = 1000
+_LAST_PORT: Final = 65535
 _YES_NO: Final = {"yes": True, "no": False}
 # Drivers of a first and of a further card.
 _VIDEO: Final = {
@@ -41,6 +42,7 @@ _SOUND: Final = {
 _CODECS: Final = {"duplex": "hda-duplex", "micro": "hda-micro", "output": "hda-output"}
 _INPUTS: Final = {"mouse": "mouse", "tablet": "tablet", "keyboard": "kbd"}
 _VIRTIO_INPUTS: Final = {"mouse": "mouse", "tablet": "tablet", "keyboard": "keyboard"}
+_TOGGLES: Final = ("ctrl-ctrl", "alt-alt", "shift-shift", "meta-meta", "scrolllock", "ctrl-scrolllock")
 _QXL_RAM_KIB: Final = 65536
 _QXL_VGA_KIB: Final = 16384
 _KIB: Final = 1024
@@ -88,9 +90,18 @@ def _read_graphics(element: Element, plan: Plan, audio_ids: list[str]) -> None:
         listen.finish()
     element.ignore("alias")
     element.finish()
-    display: dict[str, object] = {"vnc": _display(element, port, address, socket, is_auto=auto is not False, is_none=is_none)}
-    if display["vnc"] and port in (None, "-1") and not socket and not is_none:
-        display["to"] = _AUTO_PORTS
+    display: dict[str, object] = {}
+    if is_none:
+        display["vnc"] = "none"
+    elif socket is not None:
+        with element.located():
+            if not socket.startswith(RUN_DIR):
+                rules.check_path(socket)
+        display["vnc"] = f"unix:{socket}"
+    else:
+        display["vnc"] = _display(element, port, address, is_auto=auto is not False)
+        if port in (None, "-1"):
+            display["to"] = _AUTO_PORTS
     if policy is not None:
         display["share"] = policy
     if audio_ids:
@@ -98,14 +109,7 @@ def _read_graphics(element: Element, plan: Plan, audio_ids: list[str]) -> None:
     plan.tail.append(keyval("vnc", display))
 
 
-def _display(element: Element, port: str | None, address: str | None, socket: str | None, *, is_auto: bool, is_none: bool) -> str:
-    if is_none:
-        return "none"
-    if socket is not None:
-        with element.located():
-            if not socket.startswith(RUN_DIR):
-                rules.check_path(socket)
-        return f"unix:{socket}"
+def _display(element: Element, port: str | None, address: str | None, *, is_auto: bool) -> str:
     host = address or "127.0.0.1"
     if not _ADDRESS.fullmatch(host):
         raise element.invalid(f"listen address {host[:60]!r}")
@@ -115,8 +119,8 @@ def _display(element: Element, port: str | None, address: str | None, socket: st
             raise element.invalid("without autoport a port is needed")
         return f"{host}:0"
     number = element.number(str(port))
-    if not _FIRST_PORT <= number <= 65535:
-        raise element.invalid(f"port {number}: {_FIRST_PORT} to 65535 is wanted")
+    if not _FIRST_PORT <= number <= _LAST_PORT:
+        raise element.invalid(f"port {number}: {_FIRST_PORT} to {_LAST_PORT} is wanted")
     return f"{host}:{number - _FIRST_PORT}"
 
 
@@ -149,7 +153,7 @@ def _read_video(element: Element, index: int, plan: Plan) -> int:
     if kind == "virtio":
         properties |= read_driver(element)
     properties["id"] = read_alias(element, f"video{index}")
-    properties |= _video_sizes(kind, driver, sizes)
+    properties |= _video_sizes(kind, sizes)
     properties |= {key: value for key, value in x_y.items() if value is not None}
     slot: Slot | None = slot_of(plan, endings["virtio"]) if kind in ("virtio", "bochs") else Slot.PCI
     address = None
@@ -163,9 +167,9 @@ def _read_video(element: Element, index: int, plan: Plan) -> int:
     return 1
 
 
-def _video_sizes(kind: str, driver: str, sizes: dict[str, int | None]) -> dict[str, object]:
+def _video_sizes(kind: str, sizes: dict[str, int | None]) -> dict[str, object]:
     found: dict[str, object] = {}
-    if kind == "virtio" or (kind == "qxl"):
+    if kind in ("virtio", "qxl"):
         found["max_outputs"] = sizes["heads"] or 1
     if kind == "qxl":
         found["ram_size"] = _power_of_two(sizes["ram"] or _QXL_RAM_KIB) * _KIB
@@ -188,9 +192,9 @@ def _read_sound(element: Element, index: int, plan: Plan, audio_ids: list[str]) 
     if model is None:
         raise element.invalid("attribute model is missing")
     codecs = []
-    for codec in element.children("codec"):
-        codecs.append(codec.choice("type", _CODECS) or "hda-duplex")
-        codec.finish()
+    for entry in element.children("codec"):
+        codecs.append(entry.choice("type", _CODECS) or "hda-duplex")
+        entry.finish()
     audio = element.child("audio")
     audiodev = audio_ids[0]
     if audio is not None:
@@ -212,6 +216,26 @@ def _read_sound(element: Element, index: int, plan: Plan, audio_ids: list[str]) 
         device.pci, device.address = Slot.PCI, read_pci_address(element)
     element.finish()
     plan.add(device)
+
+
+def _read_evdev(element: Element, index: int, plan: Plan) -> None:
+    source = element.get_child("source")
+    path = source.get_attribute("dev")
+    with source.located():
+        rules.check_path(path)
+    properties: dict[str, object] = {"qom-type": "input-linux", "id": read_alias(element, f"input{index}"), "evdev": path}
+    repeats = source.switch("repeat")
+    if repeats is not None:
+        properties["repeat"] = repeats
+    if source.choice("grab", {"all": True}):
+        properties["grab_all"] = True
+    toggle = source.choice("grabToggle", {name: name for name in _TOGGLES})
+    if toggle is not None:
+        properties["grab-toggle"] = toggle
+    source.finish()
+    element.finish()
+    plan.blockers.append(f"input device {path} of the host")
+    plan.tail.append(of_json("object", properties))
 
 
 def _read_audio(devices: Element, plan: Plan) -> list[str]:
@@ -271,7 +295,8 @@ def _read_input(element: Element, index: int, plan: Plan) -> int:
     if kind is None:
         raise element.invalid("attribute type is missing")
     if kind == "evdev":
-        raise element.attribute_not_carried("type", "evdev")
+        _read_evdev(element, index, plan)
+        return 1
     bus = element.choice("bus", {name: name for name in ("ps2", "usb", "virtio")})
     bus = bus or ("usb" if kind == "tablet" else "virtio" if kind == "passthrough" else "ps2")
     if bus == "ps2":

@@ -6,24 +6,27 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from agent.vm.domain.plan import Board
-from agent.vm.options import keyval, text
+from agent.vm.options import keyval, of_json, text
 
 if TYPE_CHECKING:
     from agent.vm.domain.plan import Plan
     from agent.vm.domain.reader import Element
+    from agent.vm.options import Option
 
 _YES_NO: Final = {"yes": True, "no": False}
 _POWER_DEVICES: Final = {Board.I440FX: "PIIX4_PM", Board.Q35: "ICH9-LPC"}
 # Hyper-V enlightenments that are plain switches. Source: docs/system/i386/hyperv.rst.
 _HYPERV: Final = {
-    name: f"hv-{name}"
-    for name in ("relaxed", "vapic", "vpindex", "runtime", "synic", "stimer", "reset", "frequencies", "reenlightenment")
-    + ("tlbflush", "ipi", "evmcs", "avic", "emsr_bitmap", "xmm_input")
-} | {"emsr_bitmap": "hv-emsr-bitmap", "xmm_input": "hv-xmm-input"}
+    **{name: f"hv-{name}" for name in ("relaxed", "vapic", "vpindex", "runtime", "synic", "stimer", "reset", "frequencies")},
+    **{name: f"hv-{name}" for name in ("reenlightenment", "tlbflush", "ipi", "evmcs", "avic")},
+    "emsr_bitmap": "hv-emsr-bitmap",
+    "xmm_input": "hv-xmm-input",
+}
+_KVM_ONLY: Final = frozenset({"hv-vpindex", "hv-synic"})  # QEMU does not start with them otherwise
 _KVM: Final = {"hint-dedicated": "kvm-hint-dedicated", "poll-control": "kvm-poll-control"}
 
 
-def read_features(domain: Element, plan: Plan) -> None:
+def read_features(domain: Element, plan: Plan, *, prefers_kvm: bool) -> None:
     """Read `<features>`; without `<acpi/>` the guest has no ACPI, as under libvirt."""
     machine, cpu = plan.machine_properties, plan.cpu_properties
     element = domain.child("features")
@@ -45,14 +48,14 @@ def read_features(domain: Element, plan: Plan) -> None:
     spinlock = _read_switch(element.child("pvspinlock"))
     if spinlock is not None:
         cpu["kvm-pv-unhalt"] = spinlock
-    _read_hyperv(element.child("hyperv"), cpu)
+    _read_hyperv(element.child("hyperv"), cpu, prefers_kvm=prefers_kvm)
     _read_kvm(element.child("kvm"), cpu)
     ioapic = element.child("ioapic")
     if ioapic is not None:
         machine["kernel_irqchip"] = ioapic.choice("driver", {"qemu": "split", "kvm": "on"}) or "on"
         ioapic.finish()
     if _read_switch(element.child("vmcoreinfo")):
-        plan.machine_properties.setdefault("vmcoreinfo", True)
+        plan.tail.append(of_json("device", {"driver": "vmcoreinfo"}))
     element.finish()
 
 
@@ -65,20 +68,15 @@ def _read_apic(features: Element, cpu: dict[str, object]) -> None:
             cpu["kvm-pv-eoi"] = eoi
 
 
-def _read_hyperv(element: Element | None, cpu: dict[str, object]) -> None:
+def _read_hyperv(element: Element | None, cpu: dict[str, object], *, prefers_kvm: bool) -> None:
     if element is None:
         return
     mode = element.choice("mode", {"custom": False, "passthrough": True})
     if mode:
         cpu["hv-passthrough"] = True
-    for name, key in _HYPERV.items():
-        feature = element.child(name)
-        if feature is None:
-            continue
-        if name == "stimer" and _read_switch(feature.child("direct")):
-            cpu["hv-stimer-direct"] = True
-        if _read_switch(feature):
-            cpu[key] = True
+    _read_enlightenments(element, cpu)
+    if not prefers_kvm and cpu.keys() & _KVM_ONLY:
+        raise element.invalid(f"{', '.join(sorted(cpu.keys() & _KVM_ONLY))}: only for a domain of type kvm")
     spinlocks = element.child("spinlocks")
     if spinlocks is not None:
         retries = spinlocks.number_attribute("retries")
@@ -90,6 +88,17 @@ def _read_hyperv(element: Element | None, cpu: dict[str, object]) -> None:
         if _read_switch(vendor) and value is not None:
             cpu["hv-vendor-id"] = value
     element.finish()
+
+
+def _read_enlightenments(element: Element, cpu: dict[str, object]) -> None:
+    for name, key in _HYPERV.items():
+        feature = element.child(name)
+        if feature is None:
+            continue
+        if name == "stimer" and _read_switch(feature.child("direct")):
+            cpu["hv-stimer-direct"] = True
+        if _read_switch(feature):
+            cpu[key] = True
 
 
 def _read_kvm(element: Element | None, cpu: dict[str, object]) -> None:
@@ -161,16 +170,14 @@ def _read_base(element: Element) -> str:
     return offset
 
 
-def _read_timer(timer: Element, rtc: dict[str, object], plan: Plan) -> list[object]:
-    cpu = plan.cpu_properties
+def _read_timer(timer: Element, rtc: dict[str, object], plan: Plan) -> list[Option]:
     name = timer.choice("name", {name: name for name in ("rtc", "pit", "hpet", "kvmclock", "hypervclock", "tsc")})
-    later: list[object] = []
-    policy, present = None, None
+    later: list[Option] = []
     if name == "rtc":
-        policy = timer.choice("tickpolicy", {"catchup": "slew", "delay": "none"})
+        drift = timer.choice("tickpolicy", {"catchup": "slew", "delay": "none"})
         timer.accept("track", "guest")
-        if policy is not None:
-            rtc["driftfix"] = policy
+        if drift is not None:
+            rtc["driftfix"] = drift
     elif name == "pit":
         policy = timer.choice("tickpolicy", {"delay": "delay", "discard": "discard"})
         if policy is not None:
@@ -179,16 +186,21 @@ def _read_timer(timer: Element, rtc: dict[str, object], plan: Plan) -> list[obje
         frequency = timer.number_attribute("frequency")
         timer.accept("mode", "auto", "native")
         if frequency is not None:
-            cpu["tsc-frequency"] = frequency
-    if name in ("hpet", "kvmclock", "hypervclock"):
-        present = timer.choice("present", _YES_NO)
+            plan.cpu_properties["tsc-frequency"] = frequency
     else:
-        timer.accept("present", "yes")
+        _read_presence(timer, name, plan)
+    timer.accept("present", "yes")
     timer.finish()
-    if name == "hpet" and present is not None:
-        plan.machine_properties["hpet"] = present
-    if name == "kvmclock" and present is not None:
-        cpu["kvmclock"] = present
-    if name == "hypervclock" and present:
-        cpu["hv-time"] = True
     return later
+
+
+def _read_presence(timer: Element, name: str | None, plan: Plan) -> None:
+    present = timer.choice("present", _YES_NO)
+    if present is None:
+        return
+    if name == "hpet":
+        plan.machine_properties["hpet"] = present
+    elif name == "kvmclock":
+        plan.cpu_properties["kvmclock"] = present
+    elif present:
+        plan.cpu_properties["hv-time"] = True

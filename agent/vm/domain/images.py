@@ -78,7 +78,7 @@ def read_storage(source: Element, kind: str, *, is_cdrom: bool = False) -> dict[
     """
     source.ignore("seclabel")  # labels of the host; the guest cannot tell
     source.accept("index")  # libvirt's own number
-    source.accept("startupPolicy", "mandatory")
+    source.accept("startupPolicy", "mandatory", "requisite", "optional")  # Ferry always wants the file
     storage: dict[str, object] | None
     if kind == "network":
         storage = _read_network(source)

@@ -32,9 +32,11 @@ _CARDS: Final = {
     "i82559er": ("i82559er", Slot.PCI),
 }
 _DEFAULT_CARD: Final = "rtl8139"
+_PREFIXES: Final = {"ipv4": 24, "ipv6": 64}
 _KINDS: Final = ("user", "bridge", "ethernet", "server", "client", "udp", "mcast")
+_SWITCHES: Final = {"event_idx": "event_idx", "ioeventfd": "ioeventfd", "rss": "rss", "rss_hash_report": "hash"}
 _OFFLOADS: Final = {
-    "host": {"csum": "csum", "gso": "gso", "mrg_rxbuf": "mrg_rxbuf"}
+    "host": {name: name for name in ("csum", "gso", "mrg_rxbuf")}
     | {name: f"host_{name}" for name in ("tso4", "tso6", "ecn", "ufo")},
     "guest": {name: f"guest_{name}" for name in ("csum", "tso4", "tso6", "ecn", "ufo")},
 }
@@ -70,21 +72,14 @@ class _Reader:
         backend = self._read_backend(kind, netdev, queues, has_vhost=wants_vhost and is_virtio and kind in ("bridge", "ethernet"))
         mac = self._read_mac()
         self._accept_host_side()
-        card_driver, slot = (
-            (f"virtio-net-pci{endings[card]}", slot_of(plan, endings[card])) if card in endings else _CARDS[card or _DEFAULT_CARD]
-        )
+        front, slot = _CARDS[card or _DEFAULT_CARD] if card not in endings else ("virtio-net-pci", slot_of(plan, endings[card]))
+        driver = f"{front}{endings.get(card or '', '')}"
         if queues > 1:
             properties |= {"mq": True, "vectors": 2 * queues + 2}
         order = read_boot_order(element)
         address = read_pci_address(element)
-        device = Device(
-            element,
-            "interface",
-            {"driver": card_driver, **properties, "netdev": netdev, "id": name, "mac": mac},
-            slot,
-            address,
-            before=[backend],
-        )
+        properties = {"driver": driver, **properties, "netdev": netdev, "id": name, "mac": mac}
+        device = Device(element, "interface", properties, slot, address, before=[backend])
         device.boots_as, device.boot_index = "network", order
         element.finish()
         plan.add(device)
@@ -108,12 +103,7 @@ class _Reader:
             wants_vhost = driver.choice("name", {"qemu": False, "vhost": True}) or False
             properties |= read_switches(driver)
             queues = driver.number_attribute("queues") or 1
-            for attribute, key in (
-                ("event_idx", "event_idx"),
-                ("ioeventfd", "ioeventfd"),
-                ("rss", "rss"),
-                ("rss_hash_report", "hash"),
-            ):
+            for attribute, key in _SWITCHES.items():
                 state = driver.switch(attribute)
                 if state is not None:
                     properties[key] = state
@@ -178,9 +168,7 @@ class _Reader:
             prefix = address.number_attribute("prefix")
             address.finish()
             try:
-                network = ipaddress.ip_interface(
-                    f"{text}/{prefix if prefix is not None else (24 if family == 'ipv4' else 64)}"
-                ).network
+                network = ipaddress.ip_interface(f"{text}/{_PREFIXES[family] if prefix is None else prefix}").network
             except ValueError as error:
                 raise address.invalid(f"{text[:60]!r} is no address") from error
             if family == "ipv4":

@@ -6,10 +6,10 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from agent.vm import rules
-from agent.vm.domain.addresses import read_alias, read_boot_order, read_pci_address
-from agent.vm.domain.controllers import read_usb
+from agent.vm.domain.addresses import read_alias, read_pci_address
+from agent.vm.domain.hostdevs import read_hostdevs
 from agent.vm.domain.plan import Board, Device, Slot
-from agent.vm.domain.virtio import models, read_driver, slot_of
+from agent.vm.domain.virtio import models, read_driver, read_switches, slot_of
 from agent.vm.host_files import RANDOM_SOURCES
 from agent.vm.options import RUN_DIR, keyval, of_json, text
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from agent.vm.domain.reader import Element
 
 _YES_NO: Final = {"yes": True, "no": False}
-_WATCHDOG_ACTIONS: Final = {name: name for name in ("reset", "shutdown", "poweroff", "pause", "none", "inject-nmi")} | {
-    "dump": "pause"
-}
+_WATCHDOG_ACTIONS: Final = {name: name for name in ("reset", "shutdown", "poweroff", "pause", "none", "inject-nmi")}
 _TAG: Final = re.compile(r"[A-Za-z0-9_./-]{1,31}")
 _FIRST_CID: Final = 3
 _MAX_CID: Final = 0xFFFF_FFFE
@@ -34,8 +32,7 @@ def read_others(devices: Element, plan: Plan, uuid: UUID) -> None:
         _read_filesystem(element, index, plan)
     _read_tpm(devices, plan)
     _read_watchdogs(devices, plan)
-    for index, element in enumerate(devices.children("hostdev")):
-        _read_hostdev(element, index, plan)
+    read_hostdevs(devices, plan)
     _read_balloon(devices, plan)
     for index, element in enumerate(devices.children("rng")):
         _read_rng(element, index, plan)
@@ -79,8 +76,6 @@ def _read_filesystem(element: Element, index: int, plan: Plan) -> None:
 
 
 def _switches_of(driver: Element | None) -> dict[str, object]:
-    from agent.vm.domain.virtio import read_switches
-
     found = read_switches(driver)
     if driver is not None:
         driver.finish()
@@ -128,87 +123,6 @@ def _read_watchdogs(devices: Element, plan: Plan) -> None:
         raise devices.invalid("watchdogs with different actions: QEMU has one for all")
     for action in actions:
         plan.tail.append(text("watchdog-action", action))
-
-
-def _read_hostdev(element: Element, index: int, plan: Plan) -> None:
-    element.choice("mode", {"subsystem": None})
-    kind = element.choice("type", {"pci": "pci", "usb": "usb"})
-    element.accept("managed", "yes", "no")
-    source = element.get_child("source")
-    name = read_alias(element, f"hostdev{index}")
-    order = read_boot_order(element)
-    if kind == "pci":
-        properties = {"driver": "vfio-pci", "host": _read_host_address(source), "id": name}
-        rom = element.child("rom")
-        if rom is not None:
-            properties |= _read_rom(rom)
-        source.accept("writeFiltering", "yes")
-        source.finish()
-        driver = element.child("driver")
-        if driver is not None:
-            driver.choice("name", {"vfio": None})
-            driver.finish()
-        slot = Slot.EXPRESS if plan.board is Board.Q35 else Slot.PCI
-        device = Device(element, "hostdev", properties, slot, read_pci_address(element))
-        what = f"PCI device {properties['host']} of the host"
-    else:
-        found = _read_usb_source(source)
-        guest_reset = source.choice(
-            "guestReset",
-            {
-                "off": {"guest-reset": False},
-                "uninitialized": {"guest-reset": True, "guest-resets-all": False},
-                "on": {"guest-reset": True, "guest-resets-all": True},
-            },
-        )
-        source.accept("startupPolicy", "mandatory")
-        source.finish()
-        device = Device(
-            element, "usb-hostdev", {"driver": "usb-host", **found, **(guest_reset or {}), "id": name, **read_usb(element)}
-        )
-        what = "a USB device of the host"
-    device.boot_index = order
-    element.finish()
-    plan.blockers.append(what)
-    plan.add(device)
-
-
-def _read_host_address(source: Element) -> str:
-    address = source.get_child("address")
-    numbers = [address.number_attribute(name) or 0 for name in ("domain", "bus", "slot", "function")]
-    address.finish()
-    if any(number > most for number, most in zip(numbers, (0xFFFF, 0xFF, 0x1F, 7), strict=True)):
-        raise address.invalid("there is no such PCI address")
-    return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
-
-
-def _read_rom(rom: Element) -> dict[str, object]:
-    found: dict[str, object] = {}
-    bar = rom.switch("bar")
-    path = rom.attribute("file")
-    rom.accept("enabled", "yes")
-    rom.finish()
-    if bar is not None:
-        found["rombar"] = int(bar)
-    if path is not None:
-        with rom.located():
-            rules.check_path(path)
-        found["romfile"] = path
-    return found
-
-
-def _read_usb_source(source: Element) -> dict[str, object]:
-    address = source.child("address")
-    if address is not None:
-        bus, device = (address.number(address.get_attribute(name)) for name in ("bus", "device"))
-        address.finish()
-        return {"hostdevice": f"/dev/bus/usb/{bus:03}/{device:03}"}
-    found: dict[str, object] = {}
-    for tag in ("vendor", "product"):
-        part = source.get_child(tag)
-        found[f"{tag}id"] = part.number(part.get_attribute("id"))
-        part.finish()
-    return found
 
 
 def _read_balloon(devices: Element, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4, uuid5
 
 from agent.vm import rules
 from agent.vm.definition import Definition
+from agent.vm.domain.backing import read_backing
 from agent.vm.domain.boot import ends_at_reboot, give_boot_order, read_machine, read_os
 from agent.vm.domain.chardevs import number_ports, read_lines
 from agent.vm.domain.controllers import plug_usb, read_controllers
@@ -23,21 +24,24 @@ from agent.vm.domain.disks import read_disks
 from agent.vm.domain.displays import read_displays
 from agent.vm.domain.features import read_clock, read_features, read_power
 from agent.vm.domain.interfaces import read_interfaces
-from agent.vm.domain.memory import read_backing, read_memory, read_modules
+from agent.vm.domain.memory import read_memory
+from agent.vm.domain.modules import read_modules
 from agent.vm.domain.others import read_others
 from agent.vm.domain.pci import assign
 from agent.vm.domain.plan import Plan
 from agent.vm.domain.reader import parse_xml
+from agent.vm.domain.virtio import check_iommu
 from agent.vm.options import Option, flag, of_json, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.vm.domain.memory import Backing
+    from agent.vm.domain.backing import Backing
     from agent.vm.domain.reader import Element
 
 # Names and places in management tools; the guest sees none of them.
 IRRELEVANT: Final = ("metadata", "title", "description", "seclabel", "resource", "idmap")
+_MAX_THREADS: Final = 1024
 # The order of kinds on the command line: what others sit on comes first.
 _RANKS: Final = {"pci": 0, "iommu": 1, "controller": 2, "memory": 3, "disk": 4, "usb": 4}
 
@@ -85,7 +89,7 @@ def _read_domain(domain: Element, new_uuid: Callable[[], UUID]) -> Definition:
     read_clock(domain, plan)
     read_power(domain, plan)
     order = read_os(os, plan)
-    read_features(domain, plan)
+    read_features(domain, plan, prefers_kvm=prefers_kvm)
     shares = _read_shares(domain)
     devices = domain.child("devices")
     emulator = None
@@ -96,6 +100,7 @@ def _read_domain(domain: Element, new_uuid: Callable[[], UUID]) -> Definition:
     else:
         read_controllers(domain, plan)
         read_displays(domain, plan)
+    check_iommu(plan)
     give_boot_order(plan, os, order)
     plug_usb(plan)
     number_ports(plan)
@@ -188,15 +193,15 @@ def _read_iothreads(domain: Element, plan: Plan) -> None:
     if listed is not None:
         for element in listed.children("iothread"):
             number = element.number(element.get_attribute("id"))
-            limits = {f"thread-pool-{end}": element.number_attribute(f"thread_pool_{end}") for end in ("min", "max")}
+            ends = {f"thread-pool-{end}": element.number_attribute(f"thread_pool_{end}") for end in ("min", "max")}
             element.finish()
-            found[number] = {key: value for key, value in limits.items() if value is not None}
+            found[number] = {key: value for key, value in ends.items() if value is not None}
         listed.finish()
     if count is not None:
         wanted = count.number(count.text())
         count.finish()
-        if wanted > 1024:
-            raise count.invalid(f"{wanted} iothreads: 1024 is the most")
+        if wanted > _MAX_THREADS:
+            raise count.invalid(f"{wanted} iothreads: {_MAX_THREADS} is the most")
         number = 1
         while len(found) < wanted:
             found.setdefault(number, {})
@@ -208,8 +213,8 @@ def _read_iothreads(domain: Element, plan: Plan) -> None:
     if main is not None:
         pool = {f"thread-pool-{end}": main.number_attribute(f"thread_pool_{end}") for end in ("min", "max")}
         main.finish()
-        given = {key: value for key, value in pool.items() if value is not None}
-        plan.head.append(of_json("object", {"qom-type": "main-loop", "id": "main-loop", **given}))
+        words = {key: value for key, value in pool.items() if value is not None}
+        plan.head.append(of_json("object", {"qom-type": "main-loop", "id": "main-loop", **words}))
 
 
 def _read_shares(domain: Element) -> int | None:

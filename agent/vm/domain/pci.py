@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from agent.vm.domain.plan import Board, Device, PciAddress, PciController, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from agent.vm.domain.plan import Plan
     from agent.vm.domain.reader import Element
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SLOTS: Final = 32
 _FUNCTIONS: Final = 8
 # Slots of bus 0 that the boards fill themselves. Source: hw/i386/pc_piix.c, hw/i386/pc_q35.c.
-_TAKEN: Final = {
+_TAKEN: Final[dict[Board, dict[int, Iterable[int]]]] = {
     Board.I440FX: {0: range(8), 1: (0, 1, 3)},  # host bridge; ISA, IDE and power management beside a USB controller
     Board.Q35: {0: range(8), 31: range(8)},
 }
@@ -201,14 +201,14 @@ class _Assigning:
 
     def _take(self, device: Device, address: PciAddress) -> None:
         if address.bus not in self._plan.pci:
-            self._need_bus(device, address.bus)
+            self._need_bus(address.bus)
         functions = self._taken.setdefault((address.bus, address.slot), {})
         driver = str(device.properties.get("driver", device.kind))
         if address.function in functions:
             raise device.element.invalid(f"PCI address {address} is taken already")
         functions[address.function] = driver
 
-    def _need_bus(self, device: Device, bus: int) -> None:
+    def _need_bus(self, bus: int) -> None:
         """A bus that a device names without a controller for it: bridges on the older board, ports on the other."""
         if self._is_express:
             while self._next_index() <= bus:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from agent.vm.domain.reader import Element
 
 _SUFFIXES: Final = {"": "", "-transitional": "-transitional", "-non-transitional": "-non-transitional"}
+_MODERN_ONLY: Final = ("virtio-keyboard", "virtio-mouse", "virtio-tablet", "virtio-input", "virtio-gpu", "virtio-vga")
 _SWITCHES: Final = {"iommu": "iommu_platform", "ats": "ats", "packed": "packed", "page_per_vq": "page-per-vq"}
 
 
@@ -39,3 +40,16 @@ def read_driver(element: Element) -> dict[str, object]:
     if driver is not None:
         driver.finish()
     return switches
+
+
+def check_iommu(plan: Plan) -> None:
+    """Refuse `iommu='on'` where the device would be transitional: QEMU does not start with it.
+
+    Raises:
+        InvalidRequest: there is such a device.
+    """
+    for device in plan.devices:
+        is_modern = device.pci is not Slot.PCI or str(device.properties["driver"]).endswith("-non-transitional")
+        has_modern_only = str(device.properties["driver"]).startswith(_MODERN_ONLY)
+        if device.properties.get("iommu_platform") and not is_modern and not has_modern_only:
+            raise device.element.invalid("iommu needs a model that ends in -non-transitional, or machine type q35")
