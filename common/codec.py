@@ -67,8 +67,6 @@ def decode(wanted: type[_T], value: object, *, where: str = "") -> _T:
 
 
 def _decode(wanted: typing.Any, value: object, where: str) -> typing.Any:  # the types are data here
-    if wanted is object:
-        return value
     origin = typing.get_origin(wanted)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in typing.get_args(wanted):
@@ -108,6 +106,8 @@ def _decode_dataclass(wanted: typing.Any, value: object, where: str) -> typing.A
 
 
 def _decode_scalar(wanted: typing.Any, value: object, where: str) -> typing.Any:
+    if wanted is object:
+        return value
     if wanted in _SCALARS:
         if type(value) is wanted:
             return value
