@@ -40,6 +40,7 @@ class VmDirectory:
     def __init__(self, path: Path, socket_path: Path) -> None:
         self.path = path
         self.qmp_path = socket_path
+        self.run_dir = socket_path.with_suffix(".d")
         self.log_path = path / "qemu.log"
         self._definition_path = path / "definition.json"
         self._running_path = path / "running.json"
@@ -70,6 +71,7 @@ class VmDirectory:
         """Ensure that the VM is not on record as running."""
         remove_record(self._running_path)
         self.qmp_path.unlink(missing_ok=True)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def remove(self) -> None:
         """Ensure that nothing of the VM is left, its log included."""

@@ -2,8 +2,8 @@
 
 The types are the schema: every field is written, every field must be there when read, and nothing else may be. A
 dataclass may add rules of its own in `__post_init__`; they hold for decoded values as for all others. Carried types:
-str, int, bool, float, None, Enum (by value), UUID, Path, tuple[X, ...], dict[str, X], dataclasses, and each of them
-or None.
+str, int, bool, float, None, Enum (by value), UUID, Path, tuple[X, ...], dict[str, X], dataclasses, each of them or None,
+and object for any JSON value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def encode(value: object) -> object:
             return value
         case UUID() | Path():
             return str(value)
-        case tuple():
+        case tuple() | list():
             return [encode(item) for item in value]
         case dict():
             return {str(key): encode(item) for key, item in value.items()}
@@ -106,6 +106,8 @@ def _decode_dataclass(wanted: typing.Any, value: object, where: str) -> typing.A
 
 
 def _decode_scalar(wanted: typing.Any, value: object, where: str) -> typing.Any:
+    if wanted is object:
+        return value
     if wanted in _SCALARS:
         if type(value) is wanted:
             return value

@@ -17,6 +17,7 @@ from agent.migration.order import Begun, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
+from agent.qemu.commands import Qemu
 from agent.qemu.status import RunState
 from agent.vm.jobs import Job, JobLock
 from agent.vm.vm import Vm
@@ -56,6 +57,7 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
     if state not in _MOVABLE:
         raise WrongState(f"VM {vm.name} is {state.value}: it cannot be moved", reason="VM_NOT_MOVABLE", vm=vm.name)
     running = vm.get_running()
+    await _check_blockers(vm, qemu)
     version = await qemu.query_version()
     facts = SourceFacts(
         host=around.identity,
@@ -86,6 +88,14 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
     session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
     definition = json.dumps(running.definition.to_record()).encode()
     return session, Begun(definition, hashlib.sha256(token).digest(), facts)
+
+
+async def _check_blockers(vm: Vm, qemu: Qemu) -> None:
+    """Refuse a guest with what cannot migrate: by its definition, and by QEMU's own word."""
+    blocked = (await qemu.query_migrate()).blocked_reasons
+    reasons = [*vm.get_running().definition.blockers, *(reason.strip() for reason in blocked)]
+    if reasons:
+        raise WrongState(f"VM {vm.name} cannot migrate: {'; '.join(reasons)}", reason="VM_CANNOT_MIGRATE", vm=vm.name)
 
 
 def current_traceparent() -> str:

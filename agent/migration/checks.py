@@ -12,6 +12,7 @@ from agent.migration.order import CpuWord, DiskMarker, SourceFacts
 from agent.qemu.commands import Qemu
 from agent.qemu.machine import FeatureWord, QemuVersion
 from agent.vm.definition import Accelerator, Definition
+from agent.vm.host_files import written_images
 from common.errors import WrongState
 
 FIRST_SOUND_TCG_VERSION: Final = 9
@@ -59,7 +60,7 @@ def check_cpu(source: SourceFacts, here: tuple[CpuWord, ...], definition: Defini
     key = next(key for key in sorted({*wanted, *found}) if wanted.get(key, 0) != found.get(key, 0))
     missing = wanted.get(key, 0) & ~found.get(key, 0)
     added = found.get(key, 0) & ~wanted.get(key, 0)
-    model = definition.cpu.model or definition.cpu.mode.value
+    model = definition.cpu.name
     raise WrongState(
         f"CPU {model}: the guest's CPU on {source.host.name} and the one that this host would give it differ "
         f"(CPUID leaf {key[0]:#x}, sub-leaf {key[1]}, {key[2]}: missing here {missing:#010x}, added here {added:#010x}); "
@@ -79,22 +80,20 @@ def write_markers(definition: Definition) -> tuple[DiskMarker, ...]:
         WrongState: the directory of an image cannot be written to.
     """
     markers: list[DiskMarker] = []
-    for disk in definition.disks:
-        if disk.is_read_only:
-            continue
+    for image in written_images(definition):
+        disk = image.what.removeprefix("disk ")
         nonce = secrets.token_hex(16)
-        path = Path(disk.path).parent / f".ferry-{nonce[:12]}"
+        path = Path(image.path).parent / f".ferry-{nonce[:12]}"
         try:
             path.write_text(nonce, encoding="ascii")
         except OSError as error:
             remove_markers(tuple(marker.marker_path for marker in markers))
             raise WrongState(
-                f"disk {disk.target}: whether the destination sees the same file cannot be checked: "
-                f"{path.parent}: {error.strerror}",
+                f"disk {disk}: whether the destination sees the same file cannot be checked: {path.parent}: {error.strerror}",
                 reason="DISK_NOT_CHECKABLE",
-                disk=disk.target,
+                disk=disk,
             ) from error
-        markers.append(DiskMarker(disk.target, disk.path, str(path), nonce))
+        markers.append(DiskMarker(disk, image.path, str(path), nonce))
     return tuple(markers)
 
 

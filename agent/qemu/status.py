@@ -114,6 +114,7 @@ class MigrationReport:
         status_text: QEMU's own word, which an unknown status keeps.
         downtime_ms: how long the guest stood still, once `completed`, by the source.
         listening: the sockets of a destination that waits for its source.
+        blocked_reasons: what in this guest QEMU cannot migrate, in its own sentences.
     """
 
     status: MigrationStatus
@@ -126,6 +127,7 @@ class MigrationReport:
     cpu_throttle_percentage: int | None
     error_desc: str | None
     listening: tuple[SocketAddress, ...]
+    blocked_reasons: tuple[str, ...]
 
     @property
     def port(self) -> int | None:
@@ -172,6 +174,7 @@ def decode_migration(reply: object) -> MigrationReport:
         cpu_throttle_percentage=find_int(mapping, "cpu-throttle-percentage"),
         error_desc=find_str(mapping, "error-desc"),
         listening=_listening(mapping.get("socket-address", [])),
+        blocked_reasons=tuple(str(reason) for reason in as_list(mapping.get("blocked-reasons", []), "blocked-reasons")),
     )
 
 

@@ -1,7 +1,7 @@
 """A definition and a host's side of it to QEMU's command line.
 
 Pure and deterministic. What came from a definition appears only as a whole argument, inside JSON, or with its commas
-doubled, and passed `rules` before: it cannot become an option.
+doubled, and passed `options` before: it cannot become an option.
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.vm.addresses import board_of
 from agent.vm.definition import Accelerator, CpuMode
-from agent.vm.device_argv import device_options, double_commas
+from agent.vm.options import RUN_DIR, RUN_DIR_OPTIONS, double_commas, to_json, write_keyval
 from common.errors import Bug
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from agent.vm.definition import Definition
+    from agent.vm.definition import Definition, Tap
+    from agent.vm.options import Option
 
 QMP_CHARDEV = "qmp0"
-_ON_OFF = {True: "on", False: "off"}
+
+
+@dataclass(frozen=True, slots=True)
+class TapFds:
+    """The open descriptors behind one netdev, one of each for a queue; none of `vhost` without vhost."""
+
+    tap: Sequence[int]
+    vhost: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +37,20 @@ class HostSide:
     Attributes:
         binary: absolute path of QEMU.
         accelerator: how the guest's code is run.
-        qmp_fd: bound UNIX socket that QEMU will listen on.
+        qmp_fd: bound UNIX socket that QEMU will listen on; None for one that it makes itself in `run_dir`.
         is_incoming: wait for a migration.
+        run_dir: directory for sockets of this VM; stands where the definition says `options.RUN_DIR`.
         starts_paused: leave the vCPUs stopped; always so when incoming.
-        tap_fds: open tap devices by the MAC address of their card.
+        tap_fds: open tap devices by the id of their netdev; QEMU opens one that is not there by itself.
     """
 
     binary: str
     accelerator: Accelerator
-    qmp_fd: int
+    qmp_fd: int | None
+    run_dir: str = "/run/ferry"
     is_incoming: bool = False
     starts_paused: bool = False
-    tap_fds: Mapping[str, int] = field(default_factory=dict)
+    tap_fds: Mapping[str, TapFds] = field(default_factory=dict)
 
 
 def build(definition: Definition, host: HostSide) -> tuple[str, ...]:
@@ -50,9 +59,7 @@ def build(definition: Definition, host: HostSide) -> tuple[str, ...]:
         host.binary,
         *_process(definition, host),
         *_machine(definition, host),
-        *_clocks(definition),
-        *_boot(definition),
-        *device_options(definition, board_of(definition.machine), host.tap_fds),
+        *_options(definition, host),
         *_start(host),
     )
 
@@ -60,42 +67,24 @@ def build(definition: Definition, host: HostSide) -> tuple[str, ...]:
 def _process(definition: Definition, host: HostSide) -> Iterator[str]:
     # fmt: off
     yield from ("-name", f"guest={double_commas(definition.name)},debug-threads=on")
-    yield from ("-uuid", str(definition.uuid))
-    yield "-nodefaults"
     yield "-no-user-config"
-    yield from ("-display", "none")
     yield from ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-    yield from ("-chardev", f"socket,id={QMP_CHARDEV},fd={host.qmp_fd},server=on,wait=off")
+    place = f"path={host.run_dir}/qmp" if host.qmp_fd is None else f"fd={host.qmp_fd}"
+    yield from ("-chardev", f"socket,id={QMP_CHARDEV},{place},server=on,wait=off")
     yield from ("-mon", f"chardev={QMP_CHARDEV},mode=control")
     # fmt: on
 
 
 def _machine(definition: Definition, host: HostSide) -> Iterator[str]:
-    topology = definition.topology
-    count = definition.vcpu_count
-    sockets = f"sockets={count},cores=1,threads=1"
-    if topology is not None:
-        inside = f"dies={topology.die_count},cores={topology.core_count},threads={topology.thread_count}"
-        sockets = f"sockets={topology.socket_count},{inside}"
+    slots = definition.memory_slots
+    room = "" if slots is None else f",slots={slots.count},maxmem={slots.max_kib}k"
     # fmt: off
-    yield from ("-machine", ",".join((definition.machine, "usb=off", *_board_switches(definition))))
+    yield from ("-machine", _with_properties(definition.machine, definition.machine_properties))
     yield from ("-accel", host.accelerator.value)
-    yield from ("-cpu", ",".join(cpu_words(definition, host.accelerator)))
-    yield from ("-m", f"{definition.memory_kib}k")
-    yield from ("-smp", f"{count},{sockets}")
+    yield from ("-cpu", cpu_words(definition, host.accelerator))
+    yield from ("-m", f"size={definition.memory_kib}k{room}")
+    yield from ("-smp", _with_properties(str(definition.vcpu_count), definition.smp))
     # fmt: on
-
-
-def _board_switches(definition: Definition) -> Iterator[str]:
-    features = definition.features
-    for name, state in (
-        ("acpi", features.acpi),
-        ("hpet", features.hpet),
-        ("smm", features.smm),
-        ("vmport", features.vmport),
-    ):
-        if state is not None:
-            yield f"{name}={_ON_OFF[state]}"
 
 
 def cpu_model(definition: Definition, accelerator: Accelerator) -> str:
@@ -115,50 +104,42 @@ def cpu_model(definition: Definition, accelerator: Accelerator) -> str:
             return "host" if accelerator is Accelerator.KVM else "max"
 
 
-def cpu_words(definition: Definition, accelerator: Accelerator) -> Iterator[str]:
-    """Write the parts of `-cpu`: the model, then the switches."""
-    cpu = definition.cpu
-    yield cpu_model(definition, accelerator)
-    if cpu.is_migratable is not None:
-        yield f"migratable={_ON_OFF[cpu.is_migratable]}"
-    for feature in cpu.features:
-        yield f"{feature.name}={_ON_OFF[feature.is_on]}"
-    if definition.features.pmu is not None:
-        yield f"pmu={_ON_OFF[definition.features.pmu]}"
-    if cpu.is_enforced:
-        yield "enforce=on"
+def cpu_words(definition: Definition, accelerator: Accelerator) -> str:
+    """Write the argument of `-cpu`: the model, then its properties."""
+    return _with_properties(cpu_model(definition, accelerator), definition.cpu.properties)
 
 
-def _clocks(definition: Definition) -> Iterator[str]:
-    clock, features = definition.clock, definition.features
-    power_device = board_of(definition.machine).power_device
-    drift = "" if clock.rtc_catches_up is None else f",driftfix={'slew' if clock.rtc_catches_up else 'none'}"
-    # fmt: off
-    yield from ("-rtc", f"base={clock.base.value}{drift}")
-    if clock.pit_delays_ticks is not None:
-        yield from ("-global", f"kvm-pit.lost_tick_policy={'delay' if clock.pit_delays_ticks else 'discard'}")
-    if features.suspend_to_memory is not None:
-        yield from ("-global", f"{power_device}.disable_s3={int(not features.suspend_to_memory)}")
-    if features.suspend_to_disk is not None:
-        yield from ("-global", f"{power_device}.disable_s4={int(not features.suspend_to_disk)}")
-    # fmt: on
+def _options(definition: Definition, host: HostSide) -> Iterator[str]:
+    taps = {tap.netdev: tap for tap in definition.taps}
+    for option in definition.options:
+        tap = taps.get(option.get("id")) if option.name == "netdev" else None
+        if tap is not None:
+            yield from _with_descriptors(option, tap, host)
+        elif option.name in RUN_DIR_OPTIONS:
+            yield from (word.replace(RUN_DIR, host.run_dir) for word in option.write())
+        else:
+            yield from option.write()
 
 
-def _boot(definition: Definition) -> Iterator[str]:
-    boot = definition.boot
-    # fmt: off
-    yield from ("-boot", "strict=on")
-    if boot.ends_at_reboot:
-        yield from ("-action", "reboot=shutdown")
-    if boot.firmware is not None:
-        yield from ("-bios", boot.firmware)
-    if boot.kernel is not None:
-        yield from ("-kernel", boot.kernel)
-    if boot.initrd is not None:
-        yield from ("-initrd", boot.initrd)
-    if boot.cmdline is not None:
-        yield from ("-append", boot.cmdline)
-    # fmt: on
+def _with_descriptors(option: Option, tap: Tap, host: HostSide) -> tuple[str, str]:
+    given = host.tap_fds.get(tap.netdev)
+    if given is None:
+        return ("-netdev", to_json({**option.properties, **_opened_by_qemu(tap)}))
+    fds: dict[str, object] = {"fd": str(given.tap[0])} if tap.queue_count == 1 else {"fds": ":".join(map(str, given.tap))}
+    vhost: dict[str, object] = {}
+    if tap.has_vhost:
+        vhost = {"vhost": True}
+        vhost |= {"vhostfd": str(given.vhost[0])} if tap.queue_count == 1 else {"vhostfds": ":".join(map(str, given.vhost))}
+    return ("-netdev", to_json({**option.properties, **fds, **vhost}))
+
+
+def _opened_by_qemu(tap: Tap) -> dict[str, object]:
+    wanted = {"ifname": tap.device, "vhost": tap.has_vhost or None, "queues": tap.queue_count if tap.queue_count > 1 else None}
+    return {"script": "no", "downscript": "no", **{key: value for key, value in wanted.items() if value is not None}}
+
+
+def _with_properties(word: str, properties: Mapping[str, object]) -> str:
+    return ",".join(filter(None, (word, write_keyval(properties))))
 
 
 def _start(host: HostSide) -> Iterator[str]:

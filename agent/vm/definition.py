@@ -1,24 +1,27 @@
-"""What a guest is to see and which files of the host stand behind it.
+"""What a guest is to see and what stands behind it on the host.
 
-A definition is made by the XML front end, travels to other hosts and rests in records, always with the same rules:
-each type refuses in `__post_init__` what cannot be. `pin` in `addresses` completes it (versioned machine type, PCI
-addresses); from a pinned definition every host builds a QEMU that the guest cannot tell from the first.
+A definition is a QEMU command line as data: the parts that every VM has by name, the rest as options in their order. It
+is made by one of two front ends, libvirt domain XML and a running QEMU's own command line, travels to other hosts and
+rests in records, always with the same rules. Once `pin` has fixed the machine type, every host builds a QEMU of it that the
+guest cannot tell from the first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from uuid import UUID
 
 from agent.vm import rules
-from agent.vm.devices import Balloon, Chardev, Console, Disk, Interface, PciAddress, Rng, Serial
+from agent.vm.options import Option, Properties, check_properties
 from common.codec import BadRecord, decode, encode_fields
 from common.errors import InvalidRequest
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 MAX_MEMORY_KIB = 1 << 40
-MAX_VCPU_COUNT = 1024
+MAX_VCPU_COUNT = 4096
+MIN_SHARES, MAX_SHARES = 1, 262144
 
 
 class Accelerator(Enum):
@@ -37,38 +40,13 @@ class CpuMode(Enum):
     MAXIMUM = "maximum"
 
 
-class ClockBase(Enum):
-    """What the guest's hardware clock shows when it starts."""
-
-    UTC = "utc"
-    LOCALTIME = "localtime"
-
-
-@dataclass(frozen=True, slots=True)
-class CpuFeature:
-    """One CPU feature, by QEMU's name, switched on or off against the model."""
-
-    name: str
-    is_on: bool
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a word."""
-        rules.check_word(self.name, "CPU feature")
-
-
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The CPU that the guest sees.
-
-    `model` is set in mode CUSTOM and in no other. With `is_enforced` QEMU does not start when the host lacks a
-    feature of the model. `is_migratable` is QEMU's switch of that name, None for its default.
-    """
+    """The CPU that the guest sees: `model` in mode CUSTOM and in no other, and QEMU's properties of it."""
 
     mode: CpuMode
     model: str | None
-    features: tuple[CpuFeature, ...]
-    is_enforced: bool
-    is_migratable: bool | None
+    properties: dict[str, object]
 
     def __post_init__(self) -> None:
         """Refuse a mode with the wrong parts."""
@@ -76,85 +54,68 @@ class Cpu:
             raise InvalidRequest(f"CPU mode {self.mode.value} with model {self.model}", reason="VALUE_INVALID")
         if self.model is not None:
             rules.check_word(self.model, "CPU model")
-        names = [feature.name for feature in self.features]
-        if len(set(names)) != len(names):
-            raise InvalidRequest("a CPU feature is given twice", reason="VALUE_INVALID")
+        check_properties(self.properties, "-cpu")
+
+    @property
+    def name(self) -> str:
+        """Name it in a sentence."""
+        return self.model or self.mode.value
 
 
 # The default of the pc and q35 machines. Source: hw/i386/x86.c, x86_machine_class_init.
-DEFAULT_CPU = Cpu(mode=CpuMode.CUSTOM, model="qemu64", features=(), is_enforced=False, is_migratable=None)
+DEFAULT_CPU = Cpu(mode=CpuMode.CUSTOM, model="qemu64", properties={})
 
 
 @dataclass(frozen=True, slots=True)
-class Topology:
-    """How the vCPUs are arranged; the product is their number."""
+class MemorySlots:
+    """Room for memory that is plugged in later."""
 
-    socket_count: int
-    die_count: int
-    core_count: int
-    thread_count: int
+    count: int
+    max_kib: int
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be."""
-        for count in (self.socket_count, self.die_count, self.core_count, self.thread_count):
-            rules.check_range(count, 1, MAX_VCPU_COUNT, "CPU topology")
-
-    @property
-    def vcpu_count(self) -> int:
-        """Multiply the levels."""
-        return self.socket_count * self.die_count * self.core_count * self.thread_count
+        """Refuse what QEMU refuses."""
+        rules.check_range(self.count, 1, 256, "memory slots")
+        rules.check_range(self.max_kib, 1024, MAX_MEMORY_KIB, "maximum memory in KiB")
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
-    """Switches of the board; None leaves QEMU's default for the machine type."""
+class Disk:
+    """A disk by the name that people use: its top node, and the device in front of it.
 
-    acpi: bool
-    hpet: bool | None
-    pmu: bool | None
-    smm: bool | None
-    vmport: bool | None
-    suspend_to_memory: bool | None
-    suspend_to_disk: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """The guest's clocks.
-
-    `rtc_catches_up` and `pit_delays_ticks` say what happens to missed ticks; None is QEMU's default.
+    `target` is libvirt's target (`vda`), or the device's id when the VM was adopted.
     """
 
-    base: ClockBase
-    rtc_catches_up: bool | None
-    pit_delays_ticks: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """What the guest starts from; paths are of the host.
-
-    `firmware` is a ROM image instead of QEMU's BIOS. `ends_at_reboot` makes a guest's reboot end its QEMU.
-    """
-
-    kernel: str | None
-    initrd: str | None
-    cmdline: str | None
-    firmware: str | None
-    ends_at_reboot: bool
+    target: str
+    node: str
+    device: str
+    is_shareable: bool
 
     def __post_init__(self) -> None:
-        """Refuse bad paths, and parts of a kernel without the kernel."""
-        for path in (self.kernel, self.initrd, self.firmware):
-            if path is not None:
-                rules.check_path(path)
-        if self.cmdline is not None:
-            rules.check_command_line(self.cmdline)
-        if self.kernel is None and (self.initrd is not None or self.cmdline is not None):
-            raise InvalidRequest("an initrd or a command line needs a kernel", reason="VALUE_INVALID")
-        if self.initrd is not None and "," in self.initrd:
-            # A multiboot kernel's `-initrd` is a list with commas: the rest of the path would be another file.
-            raise InvalidRequest(f"initrd {self.initrd!r}: commas are refused", reason="VALUE_INVALID")
+        """Refuse names that are no names."""
+        rules.check_name(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """The tap device behind the netdev `netdev`: opened by the agent and handed over as descriptors.
+
+    `device` is None where the kernel may choose the name; a `bridge` gets the tap as a port. `queue_count` above 1 is
+    a multiqueue device; with `has_vhost` each queue gets a /dev/vhost-net.
+    """
+
+    netdev: str
+    device: str | None
+    bridge: str | None
+    queue_count: int
+    has_vhost: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what the kernel would refuse."""
+        for name in (self.device, self.bridge):
+            if name is not None:
+                rules.check_device_name(name)
+        rules.check_range(self.queue_count, 1, 256, "network queues")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,30 +123,29 @@ class Definition:
     """One VM.
 
     `prefers_kvm` is the wish; `accelerator` is what a running guest was started with, so that its destination uses
-    the same, and is None in the definition of a stopped VM. `emulator` is None for the host's own QEMU.
+    the same, and is None in the definition of a stopped VM. `emulator` is None for the host's own QEMU. `memory_kib` is what
+    the guest boots with, plugged memory apart. `vcpu_count` are the CPUs that are there at boot, `smp` the words of QEMU's
+    option for all of them. `blockers` say why the VM cannot migrate, each in a sentence.
     """
 
     name: str
     uuid: UUID
-    memory_kib: int
-    current_memory_kib: int
-    vcpu_count: int
-    topology: Topology | None
-    cpu: Cpu
-    machine: str
+    emulator: str | None
     prefers_kvm: bool
     accelerator: Accelerator | None
-    emulator: str | None
-    boot: Boot
-    features: Features
-    clock: Clock
+    machine: str
+    machine_properties: dict[str, object]
+    cpu: Cpu
+    memory_kib: int
+    current_memory_kib: int
+    memory_slots: MemorySlots | None
+    vcpu_count: int
+    smp: dict[str, object]
+    cpu_shares: int | None
+    options: tuple[Option, ...]
     disks: tuple[Disk, ...]
-    interfaces: tuple[Interface, ...]
-    serials: tuple[Serial, ...]
-    consoles: tuple[Console, ...]
-    virtio_serial_address: PciAddress | None
-    rngs: tuple[Rng, ...]
-    balloon: Balloon | None
+    taps: tuple[Tap, ...]
+    blockers: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range and devices that collide."""
@@ -196,45 +156,29 @@ class Definition:
         rules.check_range(self.memory_kib, 1024, MAX_MEMORY_KIB, "memory in KiB")
         rules.check_range(self.current_memory_kib, 1024, self.memory_kib, "current memory in KiB")
         rules.check_range(self.vcpu_count, 1, MAX_VCPU_COUNT, "vCPU count")
-        if self.topology is not None and self.topology.vcpu_count != self.vcpu_count:
-            raise InvalidRequest(
-                f"the CPU topology has {self.topology.vcpu_count} CPUs, the VM {self.vcpu_count}",
-                reason="VALUE_INVALID",
-            )
-        if self.balloon is None and self.current_memory_kib != self.memory_kib:
-            raise InvalidRequest("current memory below memory needs a balloon", reason="VALUE_INVALID")
+        if self.cpu_shares is not None:
+            rules.check_range(self.cpu_shares, MIN_SHARES, MAX_SHARES, "CPU shares")
+        check_properties(self.machine_properties, "-machine")
+        check_properties(self.smp, "-smp")
         self._refuse_doubles()
 
     def _refuse_doubles(self) -> None:
-        boot_indexes = [*(disk.boot_index for disk in self.disks), *(card.boot_index for card in self.interfaces)]
+        devices = list(self.find("device"))
+        _refuse_double("device", [device.get("id") for device in devices])
+        _refuse_double("block node", [node.get("node-name") for node in self.find("blockdev")])
+        _refuse_double("boot order", [device.get("bootindex") for device in devices])
+        _refuse_double("MAC address", [device.get("mac").lower() for device in devices])
+        _refuse_double("address", [f"{device.get('bus')} {device.get('addr')}" for device in devices if device.get("addr")])
         _refuse_double("disk target", [disk.target for disk in self.disks])
-        _refuse_double("MAC address", [interface.mac for interface in self.interfaces])
-        _refuse_double("serial port", [str(serial.port) for serial in self.serials])
-        _refuse_double("boot order", [str(index) for index in boot_indexes if index is not None])
-        _refuse_double("PCI address", [str(address) for address in self.pci_addresses() if address is not None])
 
-    def pci_addresses(self) -> list[PciAddress | None]:
-        """List the address of each PCI device; None where it has none yet."""
-        return [
-            *(interface.address for interface in self.interfaces),
-            *([self.virtio_serial_address] if self.consoles else []),
-            *(disk.address for disk in self.disks),
-            *([self.balloon.address] if self.balloon is not None else []),
-            *(rng.address for rng in self.rngs),
-        ]
+    def find(self, name: str) -> Iterator[Option]:
+        """List the options of one name."""
+        return (option for option in self.options if option.name == name)
 
-    def chardevs(self) -> dict[str, Chardev]:
-        """Name the host's ends of serial lines and consoles."""
-        serials = {f"serial{serial.port}": serial.chardev for serial in self.serials}
-        return serials | {f"console{index}": console.chardev for index, console in enumerate(self.consoles)}
-
-    def files(self) -> tuple[tuple[str, str, bool], ...]:
-        """List the files that must be there before a start: what for, path, whether it is written."""
-        boot = (("kernel", self.boot.kernel), ("initrd", self.boot.initrd), ("firmware", self.boot.firmware))
-        return (
-            *((what, path, False) for what, path in boot if path is not None),
-            *((f"disk {disk.target}", disk.path, not disk.is_read_only) for disk in self.disks),
-        )
+    @property
+    def has_acpi(self) -> bool:
+        """Whether the guest can hear a power button."""
+        return self.machine_properties.get("acpi") not in (False, "off")
 
     def to_record(self) -> dict[str, object]:
         """Turn into a JSON object that `from_record` takes."""
@@ -255,7 +199,14 @@ class Definition:
         return decode(cls, fields, where="definition")
 
 
+def plain_properties(properties: Properties) -> Properties:
+    """Leave out what has no value."""
+    return {key: value for key, value in properties.items() if value is not None}
+
+
 def _refuse_double(what: str, values: list[str]) -> None:
+    seen: set[str] = set()
     for value in values:
-        if values.count(value) > 1:
+        if value and value in seen:
             raise InvalidRequest(f"{what} {value} is given twice", reason="VALUE_INVALID")
+        seen.add(value)

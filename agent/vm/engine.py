@@ -115,13 +115,15 @@ class Engine:
 
     def _launch(self, vm: Vm, running: Running, binary: Path, *, starts_paused: bool) -> Running:
         definition = running.definition
-        with open_taps(definition.interfaces) as taps:
+        vm.directory.run_dir.mkdir(mode=0o700, exist_ok=True)
+        with open_taps(definition.taps) as taps:
 
             def build(qmp_fd: int) -> tuple[str, ...]:
                 host = argv.HostSide(
                     binary=str(binary),
                     accelerator=running.accelerator,
                     qmp_fd=qmp_fd,
+                    run_dir=str(vm.directory.run_dir),
                     is_incoming=running.migration_id is not None,
                     starts_paused=starts_paused,
                     tap_fds=taps,
@@ -133,7 +135,7 @@ class Engine:
                 qmp_path=vm.directory.qmp_path,
                 log_path=vm.directory.log_path,
                 token=running.token,
-                passed_fds=taps.values(),
+                passed_fds=[fd for fds in taps.values() for fd in (*fds.tap, *fds.vhost)],
             )
         _log.debug("qemu launched", vm=vm.name, pid=launched.identity.pid, argv=list(launched.argv))
         return replace(

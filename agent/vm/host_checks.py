@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.vm.devices import ChardevKind
+from agent.vm.host_files import Use, host_files
 from agent.vm.paths import confine
 from common.errors import InvalidRequest, WrongState
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agent.vm.definition import Definition
+    from agent.vm.host_files import HostFile
     from agent.vm.settings import VmSettings
 
 _MEMINFO = Path("/proc/meminfo")
@@ -51,9 +52,8 @@ def check_paths(definition: Definition, roots: Sequence[Path]) -> None:
     Raises:
         InvalidRequest: a path lies outside.
     """
-    lines = [chardev.path for chardev in definition.chardevs().values() if chardev.path is not None]
-    for path in (*(path for _, path, _ in definition.files()), *lines):
-        confine(path, roots)
+    for file in host_files(definition):
+        confine(file.path, roots)
 
 
 def check_files(definition: Definition, roots: Sequence[Path]) -> None:
@@ -64,24 +64,37 @@ def check_files(definition: Definition, roots: Sequence[Path]) -> None:
         WrongState: a file is missing, not a file, or may not be read or written.
     """
     check_paths(definition, roots)
-    for what, path, is_written in definition.files():
-        if not os.path.lexists(path):
-            raise WrongState(f"{what}: {path} does not exist on this host", reason="FILE_MISSING", what=what, path=path)
-        if not Path(path).is_file():
-            raise WrongState(f"{what}: {path} is not a regular file", reason="FILE_MISSING", what=what, path=path)
-        if not os.access(path, os.R_OK | (os.W_OK if is_written else 0)):
-            wish = "read and written" if is_written else "read"
-            raise WrongState(f"{what}: {path} cannot be {wish}", reason="FILE_NOT_ACCESSIBLE", what=what, path=path)
-    for line, chardev in definition.chardevs().items():
-        if chardev.path is not None and chardev.kind is not ChardevKind.UNIX_CONNECT:
-            directory = Path(chardev.path).parent
-            if not directory.is_dir():
-                raise WrongState(
-                    f"{line}: directory {directory} does not exist on this host",
-                    reason="FILE_MISSING",
-                    what=line,
-                    path=directory,
-                )
+    for file in host_files(definition):
+        match file.use:
+            case Use.READ | Use.WRITE:
+                _check_there(file)
+            case Use.MAKE:
+                _check_directory(file)
+            case Use.CONNECT:
+                pass
+
+
+def _check_there(file: HostFile) -> None:
+    what, path = file.what, file.path
+    if not os.path.lexists(path):
+        raise WrongState(f"{what}: {path} does not exist on this host", reason="FILE_MISSING", what=what, path=path)
+    if file.is_image and not (Path(path).is_file() or Path(path).is_block_device()):
+        raise WrongState(f"{what}: {path} is not a regular file or block device", reason="FILE_MISSING", what=what, path=path)
+    is_written = file.use is Use.WRITE
+    if not os.access(path, os.R_OK | (os.W_OK if is_written else 0)):
+        wish = "read and written" if is_written else "read"
+        raise WrongState(f"{what}: {path} cannot be {wish}", reason="FILE_NOT_ACCESSIBLE", what=what, path=path)
+
+
+def _check_directory(file: HostFile) -> None:
+    directory = Path(file.path).parent
+    if not directory.is_dir():
+        raise WrongState(
+            f"{file.what}: directory {directory} does not exist on this host",
+            reason="FILE_MISSING",
+            what=file.what,
+            path=directory,
+        )
 
 
 def check_memory(definition: Definition, margin_kib: int) -> None:

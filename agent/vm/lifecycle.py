@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Self
 import structlog
 from opentelemetry import trace
 
-from agent.vm.addresses import pin
-from agent.vm.domain_xml import parse_domain
+from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
 from agent.vm.host_checks import check_files, check_memory, check_paths, find_emulator
 from agent.vm.jobs import Job, JobLock, Jobs
+from agent.vm.pinning import pin
 from agent.vm.probes import check_cpu_model, choose_accelerator
 from agent.vm.registry import Registry
 from agent.vm.stopping import power_off, quit_qemu

@@ -31,7 +31,7 @@ def check_name(name: str) -> None:
 
 def check_path(path: str) -> None:
     """Refuse what is not a plain absolute path."""
-    _check_text(path, "path")
+    check_text(path, "path")
     if not path.startswith("/") or path.startswith("//"):
         raise _invalid(f"path {path!r}: an absolute path is wanted")
     if ".." in PurePosixPath(path).parts:
@@ -42,7 +42,7 @@ def check_path(path: str) -> None:
 
 def check_command_line(text: str) -> None:
     """Refuse what cannot be a kernel command line."""
-    _check_text(text, "kernel command line")
+    check_text(text, "kernel command line")
 
 
 def check_word(word: str, what: str) -> None:
@@ -83,7 +83,8 @@ def check_range(value: int, lowest: int, highest: int, what: str) -> None:
         raise _invalid(f"{what} {value}: {lowest} to {highest} is wanted")
 
 
-def _check_text(text: str, what: str) -> None:
+def check_text(text: str, what: str) -> None:
+    """Refuse what is too long or has control characters."""
     if len(text) > MAX_TEXT_LENGTH:
         raise _invalid(f"{what}: {len(text)} characters, {MAX_TEXT_LENGTH} is the most")
     if not text.isprintable():

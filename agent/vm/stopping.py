@@ -26,7 +26,7 @@ async def power_off(vm: Vm, timeout_s: float) -> None:
         Expired: it has not powered off in time; it may yet.
     """
     keeper = vm.get_keeper()
-    if not vm.definition.features.acpi:
+    if not vm.definition.has_acpi:
         raise _deaf(vm, "has no ACPI")
     try:
         async with asyncio.timeout(timeout_s):

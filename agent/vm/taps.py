@@ -15,13 +15,13 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from agent.vm.devices import InterfaceKind
+from agent.vm.argv import TapFds
 from common.errors import WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from agent.vm.devices import Interface
+    from agent.vm.definition import Tap
 
 _TUNSETIFF = 0x400454CA
 _SIOCGIFFLAGS = 0x8913
@@ -31,47 +31,54 @@ _IFF_UP = 0x1
 _IFF_TAP = 0x2
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
+_IFF_MULTI_QUEUE = 0x0100
+_VHOST = "/dev/vhost-net"
 _NAME_AND_FLAGS = struct.Struct("16sH22x")  # struct ifreq with ifr_flags
 _NAME_AND_INDEX = struct.Struct("16si20x")  # struct ifreq with ifr_ifindex
 
 
 @contextlib.contextmanager
-def open_taps(interfaces: Sequence[Interface]) -> Iterator[Mapping[str, int]]:
-    """Open the tap device of each card that wants one, by its MAC address; the descriptors close with the block.
+def open_taps(taps: Sequence[Tap]) -> Iterator[Mapping[str, TapFds]]:
+    """Open the tap devices, by the netdev that each is for; the descriptors close with the block.
 
     Raises:
         WrongState: the host refused; the text names the device.
     """
     with contextlib.ExitStack() as descriptors:
-        opened: dict[str, int] = {}
-        for interface in interfaces:
-            if interface.kind is InterfaceKind.USER:
-                continue
-            descriptor = _open_tap(interface)
-            descriptors.callback(os.close, descriptor)
-            opened[interface.mac] = descriptor
+        opened: dict[str, TapFds] = {}
+        for tap in taps:
+            fds = _open_queues(tap, descriptors)
+            vhost = [_open(_VHOST, _VHOST, descriptors) for _ in fds] if tap.has_vhost else []
+            opened[tap.netdev] = TapFds(fds, vhost)
         yield opened
 
 
-def _open_tap(interface: Interface) -> int:
-    what = f"network device {interface.tap or 'vnet%d'}"
+def _open_queues(tap: Tap, descriptors: contextlib.ExitStack) -> list[int]:
+    what = f"network device {tap.device or 'vnet%d'}"
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if tap.queue_count > 1 else 0)
+    name = (tap.device or "vnet%d").encode()
+    queues = []
     try:
-        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _refused(what, error) from error
-    try:
-        name = (interface.tap or "vnet%d").encode()
-        request = _NAME_AND_FLAGS.pack(name, _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
-        (given, _) = _NAME_AND_FLAGS.unpack(fcntl.ioctl(descriptor, _TUNSETIFF, request))
+        for _ in range(tap.queue_count):
+            queues.append(_open("/dev/net/tun", what, descriptors))
+            (name, _) = _NAME_AND_FLAGS.unpack(fcntl.ioctl(queues[-1], _TUNSETIFF, _NAME_AND_FLAGS.pack(name, flags)))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            if interface.bridge is not None:
-                what = f"bridge {interface.bridge}"
-                index = socket.if_nametoindex(given.rstrip(b"\0").decode())
-                fcntl.ioctl(control, _SIOCBRADDIF, _NAME_AND_INDEX.pack(interface.bridge.encode(), index))
-            _set_up(control, given)
+            if tap.bridge is not None:
+                what = f"bridge {tap.bridge}"
+                index = socket.if_nametoindex(name.rstrip(b"\0").decode())
+                fcntl.ioctl(control, _SIOCBRADDIF, _NAME_AND_INDEX.pack(tap.bridge.encode(), index))
+            _set_up(control, name)
     except OSError as error:
-        os.close(descriptor)
         raise _refused(what, error) from error
+    return queues
+
+
+def _open(path: str, what: str, descriptors: contextlib.ExitStack) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _refused(what, error) from error
+    descriptors.callback(os.close, descriptor)
     return descriptor
 
 

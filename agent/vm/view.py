@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent.qemu.status import RunState
 from agent.vm.events import Reason
+from agent.vm.host_files import lines
 from agent.vm.vm import VmState, VmView
 from common.errors import FerryError
 
@@ -53,6 +54,4 @@ async def _find_state(vm: Vm) -> VmState:
 
 
 def _files(vm: Vm) -> dict[str, str]:
-    chardevs = vm.definition.chardevs().items()
-    lines = {name: chardev.path for name, chardev in chardevs if chardev.path is not None}
-    return {"log": str(vm.directory.log_path), **lines}
+    return {"log": str(vm.directory.log_path), **lines(vm.definition, vm.directory.run_dir)}

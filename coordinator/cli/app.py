@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from common.errors import Bug, FerryError
-from coordinator.cli import hosts, migrations, pki, vms
+from coordinator.cli import hosts, migrations, pki, vm_argv, vms
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.link import Undecided
 from coordinator.cli.migrate import Misused, migrate
@@ -45,6 +45,7 @@ app = App(
 app.command(migrate)
 app.command(migrations.app)
 app.command(vms.app)
+vms.app.command(vm_argv.argv)
 app.command(hosts.app)
 app.command(pki.app)
 

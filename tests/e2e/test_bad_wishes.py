@@ -54,6 +54,15 @@ async def test_a_vm_that_does_not_run_is_refused(lab: Lab):
     await assert_refused(lab, guest, "VM_NOT_RUNNING", "web", "--offline", state=STOPPED)
 
 
+async def test_a_guest_with_a_device_of_the_host_is_refused(lab: Lab):
+    shared = lab.directory / "shared"
+    shared.mkdir()
+    mount = f"<filesystem type='mount'><source dir='{shared}'/><target dir='tag'/></filesystem>"
+    guest = await lab.start_guest(plan=Plan(inside=mount))
+
+    await assert_refused(lab, guest, "VM_CANNOT_MIGRATE", "web", str(shared))
+
+
 async def test_a_second_job_on_a_busy_vm_is_refused_and_the_first_goes_on(lab: Lab):
     guest = await lab.start_guest(plan=BUSY)
     move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))

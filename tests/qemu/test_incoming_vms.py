@@ -75,9 +75,10 @@ async def test_a_failed_incoming_start_leaves_nothing(place: Path) -> None:
         with pytest.raises(WrongState, match=r"disk vda: .* does not exist"):
             await vms.start_incoming(definition, "m-1")
         with pytest.raises(WrongState, match=r"CPU model Nope is unknown"):
-            await vms.start_incoming(replace(definition, disks=(), cpu=replace(definition.cpu, model="Nope")), "m-1")
+            await vms.start_incoming(replace(definition, disks=(), options=(), cpu=replace(definition.cpu, model="Nope")), "m-1")
+        huge = replace(definition, disks=(), options=(), memory_kib=1 << 39, current_memory_kib=1 << 39)
         with pytest.raises(WrongState, match="KiB of memory"):
-            await vms.start_incoming(replace(definition, disks=(), memory_kib=1 << 39, current_memory_kib=1 << 39), "m-1")
+            await vms.start_incoming(huge, "m-1")
 
         assert vms.all() == []
         assert list((place / "d" / "vms").iterdir()) == []

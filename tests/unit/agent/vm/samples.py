@@ -8,8 +8,8 @@ from uuid import UUID
 
 from agent.qemu.binary import BinaryFacts
 from agent.qemu.machine import CpuModel, MachineType, QemuVersion
-from agent.vm.addresses import pin
-from agent.vm.domain_xml import parse_domain
+from agent.vm.domain.parse import parse_domain
+from agent.vm.pinning import pin
 
 if TYPE_CHECKING:
     from agent.vm.definition import Definition
@@ -84,10 +84,13 @@ FULL = """\
 """
 
 
+NOTHING = "<controller type='usb' model='none'/><memballoon model='none'/>"
+
+
 def domain(  # noqa: PLR0913 - one argument for each place where tests put something
     *,
     inside: str = "",
-    devices: str = "<memballoon model='none'/>",
+    devices: str = NOTHING,
     name: str = "web",
     kind: str = "qemu",
     machine: str = "q35",

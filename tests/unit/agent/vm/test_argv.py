@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from agent.vm import argv
 from agent.vm.definition import Accelerator, CpuMode
-from agent.vm.devices import Chardev, ChardevKind, Serial
-from tests.unit.agent.vm.samples import FULL, domain, pinned
+from agent.vm.options import keyval, of_json, text
+from tests.unit.agent.vm.samples import FULL, NOTHING, domain, pinned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from agent.vm.definition import Definition
 
-TAPS = {"52:54:00:aa:bb:cc": 0}
 BARE = frozenset({"-nodefaults", "-no-user-config", "-S"})
 WITH_VALUE = frozenset(
     [
@@ -48,13 +47,14 @@ WITH_VALUE = frozenset(
         "-blockdev",
         "-object",
         "-incoming",
+        "-audiodev",
     ]
 )
 
 
 def build(definition: Definition, **changes: object) -> tuple[str, ...]:
     """Build a command line for a host like any other."""
-    taps = {interface.mac: 20 + index for index, interface in enumerate(definition.interfaces)}
+    taps = {tap.netdev: argv.TapFds([20 + index], [30 + index]) for index, tap in enumerate(definition.taps)}
     host = argv.HostSide(binary="/usr/bin/qemu", accelerator=Accelerator.TCG, qmp_fd=9, tap_fds=taps)
     return argv.build(definition, replace(host, **changes))  # type: ignore[arg-type]
 
@@ -100,55 +100,30 @@ def undouble(value: str) -> Mapping[str, str]:
 def test_the_full_sample_becomes_this_command_line() -> None:
     command_line = build(pinned(FULL))
 
-    assert options(command_line)[:23] == [
+    assert options(command_line)[:22] == [
         ("-name", "guest=web,debug-threads=on"),
-        ("-uuid", "6f8d3a52-3f0b-4b43-9a5e-2f3c56a1b7d0"),
-        ("-nodefaults", ""),
         ("-no-user-config", ""),
-        ("-display", "none"),
         ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         ("-chardev", "socket,id=qmp0,fd=9,server=on,wait=off"),
         ("-mon", "chardev=qmp0,mode=control"),
-        ("-machine", "pc-q35-7.2,usb=off,acpi=on,hpet=off,smm=off,vmport=off"),
+        ("-machine", "pc-q35-7.2,usb=off,dump-guest-core=off,hpet=off,smm=off,vmport=off"),
         ("-accel", "tcg"),
-        ("-cpu", "Nehalem,lahf-lm=on,pclmulqdq=off,pmu=off,enforce=on"),
-        ("-m", "524288k"),
+        ("-cpu", "Nehalem,lahf-lm=on,pclmulqdq=off,enforce=on,pmu=off"),
+        ("-m", "size=524288k"),
         ("-smp", "4,sockets=2,dies=1,cores=2,threads=1"),
+        ("-uuid", "6f8d3a52-3f0b-4b43-9a5e-2f3c56a1b7d0"),
+        ("-nodefaults", ""),
+        ("-action", "reboot=shutdown"),
         ("-rtc", "base=utc,driftfix=slew"),
         ("-global", "kvm-pit.lost_tick_policy=delay"),
         ("-global", "ICH9-LPC.disable_s3=1"),
         ("-global", "ICH9-LPC.disable_s4=0"),
         ("-boot", "strict=on"),
-        ("-action", "reboot=shutdown"),
         ("-kernel", "/boot/vmlinuz"),
         ("-initrd", "/boot/initrd"),
         ("-append", "console=ttyS0 a,b=c"),
-        ("-netdev", '{"type":"user","id":"host-net0"}'),
+        ("-audiodev", '{"id":"audio1","driver":"none"}'),
     ]
-
-
-def test_devices_of_the_full_sample_have_names_and_addresses() -> None:
-    command_line = build(pinned(FULL))
-
-    found = devices(command_line)
-
-    assert {name: entry.get("addr") for name, entry in found.items()} == {
-        "net0": "0x1.0x0",
-        "net1": "0x2.0x0",
-        "net2": "0x3.0x0",
-        "virtio-serial0": "0x4.0x0",
-        "console0": None,
-        "disk-vda": "0x5.0x0",
-        "disk-vdb": "0x8.0x0",
-        "serial0": None,
-        "serial1": None,
-        "balloon0": "0x6.0x0",
-        "rng0": "0x7.0x0",
-        "rng1": "0x9.0x0",
-    }
-    assert found["disk-vda"]["bootindex"] == 2
-    assert found["disk-vda"]["serial"] == "WD-1 2"
-    assert found["console0"]["bus"] == "virtio-serial0.0"
 
 
 def test_each_disk_has_a_file_node_and_a_format_node() -> None:
@@ -171,7 +146,27 @@ def test_each_disk_has_a_file_node_and_a_format_node() -> None:
 def test_taps_are_descriptors() -> None:
     backends = devices(build(pinned(FULL)), "-netdev")
 
-    assert backends["host-net1"] == {"type": "tap", "id": "host-net1", "fd": "21"}
+    assert backends["hostnet1"] == {"type": "tap", "id": "hostnet1", "fd": "20"}
+
+
+def test_queues_and_vhost_are_descriptors_too() -> None:
+    card = "<interface type='bridge'><source bridge='b'/><model type='virtio'/><driver name='vhost' queues='2'/></interface>"
+    definition = pinned(domain(devices=NOTHING + card))
+
+    command_line = build(definition, tap_fds={"hostnet0": argv.TapFds([5, 6], [7, 8])})
+
+    assert devices(command_line, "-netdev")["hostnet0"] == {
+        "type": "tap", "id": "hostnet0", "fds": "5:6", "vhost": True, "vhostfds": "7:8",
+    }  # fmt: skip
+    assert devices(command_line)["net0"]["mq"] is True
+
+
+def test_sockets_of_the_vm_lie_in_its_own_directory() -> None:
+    channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+
+    command_line = build(pinned(domain(devices=channel)), run_dir="/run/x")
+
+    assert values(command_line, "-chardev")[1] == "socket,id=charchannel0,path=/run/x/channel0.sock,server=on,wait=off"
 
 
 def test_the_same_definition_gives_the_same_command_line() -> None:
@@ -192,7 +187,7 @@ def test_a_paused_start_only_adds_the_switch() -> None:
 
 @pytest.mark.parametrize("kib", [16392, 262152, 524296])
 def test_memory_is_given_to_the_kib(kib: int) -> None:
-    assert values(build(pinned(domain(memory=f"<memory>{kib}</memory>"))), "-m") == [f"{kib}k"]
+    assert values(build(pinned(domain(memory=f"<memory>{kib}</memory>"))), "-m") == [f"size={kib}k"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +224,7 @@ def test_cache_modes_are_spelt_out(cache: str, direct: bool, no_flush: bool, wri
     command_line = build(pinned(domain(devices=disk)))
 
     assert devices(command_line, "-blockdev")["vda"]["cache"] == {"direct": direct, "no-flush": no_flush}
-    assert devices(command_line)["disk-vda"]["write-cache"] == write_cache
+    assert devices(command_line)["virtio-disk0"]["write-cache"] == write_cache
 
 
 def test_a_bios_image_takes_the_place_of_qemus() -> None:
@@ -256,8 +251,7 @@ def test_no_name_becomes_an_option(name: str) -> None:
 
 @given(_TEXT)
 def test_no_kernel_command_line_becomes_an_option(cmdline: str) -> None:
-    definition = pinned(FULL)
-    definition = replace(definition, boot=replace(definition.boot, cmdline=cmdline))
+    definition = replace(pinned(domain()), options=(text("append", cmdline),))
 
     assert values(build(definition), "-append") == [cmdline]
 
@@ -271,18 +265,15 @@ _PATHS = (
 
 @given(_PATHS)
 def test_no_path_of_a_disk_becomes_an_option(path: str) -> None:
-    definition = pinned(FULL)
-    definition = replace(definition, disks=(replace(definition.disks[0], path=path),))
+    node = of_json("blockdev", {"driver": "file", "node-name": "n", "filename": path})
 
-    assert devices(build(definition), "-blockdev")["vda-file"]["filename"] == path
+    assert devices(build(replace(pinned(domain()), options=(node,))), "-blockdev")["n"]["filename"] == path
 
 
-@given(_PATHS, st.sampled_from([ChardevKind.FILE, ChardevKind.UNIX_LISTEN, ChardevKind.UNIX_CONNECT]))
-def test_no_path_of_a_serial_line_becomes_an_option(path: str, kind: ChardevKind) -> None:
-    definition = replace(pinned(domain()), serials=(Serial(0, Chardev(kind, path, appends=False)),))
+@given(_PATHS, st.sampled_from(["file", "socket"]))
+def test_no_path_of_a_serial_line_becomes_an_option(path: str, backend: str) -> None:
+    line = keyval("chardev", {"backend": backend, "id": "charserial0", "path": path})
 
-    value = values(build(definition), "-chardev")[1]
+    value = values(build(replace(pinned(domain()), options=(line,))), "-chardev")[1]
 
-    expected = {"id": "char-serial0", "path": path}
-    assert {key: word for key, word in undouble(value).items() if key in expected} == expected
-    assert set(undouble(value)) <= {"file", "socket", "id", "path", "append", "server", "wait"}
+    assert undouble(value) == {backend: "", "id": "charserial0", "path": path}

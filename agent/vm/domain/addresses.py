@@ -1,0 +1,65 @@
+"""Reading `<address>`, `<alias>` and `<boot>`, which many elements have."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from agent.vm.domain.plan import PciAddress
+
+if TYPE_CHECKING:
+    from agent.vm.domain.reader import Element
+
+_USER_ALIAS: Final = re.compile(r"ua-[A-Za-z0-9_-]{1,120}")
+
+
+def read_alias(element: Element, default: str) -> str:
+    """Read what QEMU shall call a device: the user's own alias, or libvirt's name for it."""
+    alias = element.child("alias")
+    if alias is None:
+        return default
+    name = alias.get_attribute("name")
+    alias.finish()
+    return name if _USER_ALIAS.fullmatch(name) else default
+
+
+def read_pci_address(element: Element) -> PciAddress | None:
+    """Read where a PCI device sits; None leaves it to `pci.assign`."""
+    address = element.child("address")
+    if address is None:
+        return None
+    address.choice("type", {"pci": None})
+    if address.number_attribute("domain"):
+        raise address.invalid("PCI domains other than 0 are not carried")
+    numbers = {name: address.number_attribute(name) for name in ("bus", "slot", "function")}
+    is_multifunction = address.switch("multifunction")
+    address.finish()
+    if all(number is None for number in numbers.values()):
+        return None
+    for name, most in (("bus", 255), ("slot", 31), ("function", 7)):
+        if (numbers[name] or 0) > most:
+            raise address.invalid(f"{name} {numbers[name]}: {most} is the most")
+    return PciAddress(numbers["bus"] or 0, numbers["slot"] or 0, numbers["function"] or 0, is_multifunction)
+
+
+def read_numbers(element: Element, kind: str, names: tuple[str, ...]) -> dict[str, int] | None:
+    """Read an address of numbers, such as those of drives and ports; what is not given is 0."""
+    address = element.child("address")
+    if address is None:
+        return None
+    address.choice("type", {kind: None})
+    numbers = {name: address.number_attribute(name) or 0 for name in names}
+    address.finish()
+    return numbers
+
+
+def read_boot_order(element: Element) -> int | None:
+    """Read the device's own place in the boot order, from 1."""
+    boot = element.child("boot")
+    if boot is None:
+        return None
+    order = boot.number(boot.get_attribute("order"))
+    boot.finish()
+    if order < 1:
+        raise boot.invalid("the boot order begins at 1")
+    return order

@@ -1,0 +1,133 @@
+"""Which files of the host a definition uses, and how: read from its options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from agent.vm.options import RUN_DIR, strings_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.vm.definition import Definition
+    from agent.vm.options import Option
+
+# What a guest may get random bytes from without being in the operator's directories.
+RANDOM_SOURCES: Final = frozenset({"/dev/random", "/dev/urandom", "/dev/hwrng"})
+_TEXTS: Final = frozenset({"kernel", "initrd", "bios", "dtb"})
+# Keys whose value may begin with a slash and is a word for the guest, no path.
+_WORDS: Final = frozenset({"mount_tag", "name", "serial", "tag", "vendor", "product", "export"})
+_FILE_DRIVERS: Final = frozenset({"file", "host_device", "host_cdrom"})
+
+
+class Use(Enum):
+    """What a file has to be: there and readable, there and writable, a place in a directory, or there at last."""
+
+    READ = "read"
+    WRITE = "write"
+    MAKE = "make"
+    CONNECT = "connect"
+
+
+@dataclass(frozen=True, slots=True)
+class HostFile:
+    """One file; `what` names its use in errors, such as `disk vda`. A shareable image may be open elsewhere."""
+
+    what: str
+    path: str
+    use: Use
+    is_shareable: bool = False
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it holds a disk."""
+        return self.what.startswith("disk ")
+
+
+def host_files(definition: Definition) -> tuple[HostFile, ...]:
+    """List every file that the definition names."""
+    return tuple(_files(definition))
+
+
+def written_images(definition: Definition) -> tuple[HostFile, ...]:
+    """List the images that the guest writes to."""
+    return tuple(file for file in host_files(definition) if file.is_image and file.use is Use.WRITE)
+
+
+def lines(definition: Definition, run_dir: Path) -> dict[str, str]:
+    """Name the files behind serial lines, consoles and channels, by the id of their chardev without `char`."""
+    found = {}
+    for option in definition.find("chardev"):
+        path = option.get("path")
+        if path:
+            found[option.get("id").removeprefix("char")] = path.replace(RUN_DIR, str(run_dir))
+    return found
+
+
+def _files(definition: Definition) -> Iterator[HostFile]:
+    disks = _nodes_of_disks(definition)
+    for option in definition.options:
+        match option.name:
+            case name if name in _TEXTS and option.text is not None:
+                yield HostFile(name, option.text, Use.READ)
+            case "append" | "uuid":
+                pass
+            case "vnc" if option.get("vnc").startswith("unix:/"):
+                yield HostFile("vnc", option.get("vnc").removeprefix("unix:"), Use.MAKE)
+            case "audiodev" if option.get("path").startswith("/"):
+                yield HostFile(option.get("id"), option.get("path"), Use.MAKE)
+            case "blockdev" if option.get("driver") in _FILE_DRIVERS:
+                target, is_shareable = disks.get(option.get("node-name"), ("", False))
+                what = f"disk {target}" if target else f"block node {option.get('node-name')}"
+                use = Use.READ if option.properties.get("read-only") in (True, "on") else Use.WRITE
+                yield HostFile(what, option.get("filename"), use, is_shareable)
+            case "drive":
+                use = Use.READ if option.get("readonly") == "on" or option.get("media") == "cdrom" else Use.WRITE
+                if option.get("file").startswith("/"):
+                    yield HostFile(f"disk {option.get('id') or option.get('file')}", option.get("file"), use)
+            case "chardev":
+                yield from _of_chardev(option)
+            case name:
+                yield from _of_others(option, name)
+
+
+def _of_chardev(option: Option) -> Iterator[HostFile]:
+    if option.get("logfile"):
+        yield HostFile(option.get("id").removeprefix("char"), option.get("logfile"), Use.MAKE)
+    path = option.get("path")
+    if not path.startswith("/"):
+        return
+    is_socket = option.get("backend") == "socket"
+    use = Use.CONNECT if is_socket and option.properties.get("server") not in (True, "on") else Use.MAKE
+    if option.get("backend") in ("serial", "parallel", "pipe"):
+        use = Use.READ
+    yield HostFile(option.get("id").removeprefix("char"), path, use)
+
+
+def _of_others(option: Option, name: str) -> Iterator[HostFile]:
+    for key, value in strings_of(option.properties):
+        if not value.startswith("/") or key in _WORDS:
+            continue
+        if name == "object" and option.get("qom-type") == "rng-random" and value in RANDOM_SOURCES:
+            continue
+        yield HostFile(f"{name} {option.get('id') or option.get('node-name')} ({key})", value, Use.READ)
+
+
+def _nodes_of_disks(definition: Definition) -> dict[str, tuple[str, bool]]:
+    """Find the disk that each block node belongs to, through filters and backing chains."""
+    nodes = {option.get("node-name"): option for option in definition.find("blockdev")}
+    owners: dict[str, tuple[str, bool]] = {}
+    for disk in definition.disks:
+        waiting = [disk.node]
+        while waiting:
+            node = waiting.pop()
+            if node in owners or node not in nodes:
+                continue
+            owners[node] = (disk.target, disk.is_shareable)
+            waiting += [
+                value for key, value in nodes[node].properties.items() if key in ("file", "backing") and isinstance(value, str)
+            ]
+    return owners
