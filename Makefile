@@ -75,8 +75,9 @@ bench: setup ## Measure Ferry against QEMU alone, and write docs/benchmarks.md.
 	$(RUN) tests.bench
 
 .PHONY: docs
-docs: $(PROTOS) ## Write docs/states.md from the state machines.
+docs: $(PROTOS) ## Write docs/states.md and docs/domain-xml.md from the code.
 	$(RUN) tests.tools.states
+	$(RUN) tests.tools.domain_table
 
 .PHONY: lock
 lock: $(VENV) ## Choose the newest packages that fit, and write requirements.lock.
