@@ -7,7 +7,7 @@ from uuid import UUID
 
 from agent.vm.domain.parse import parse_domain
 from common.errors import InvalidRequest
-from tests.tools.domain_samples import NO_DEVICES, SECTIONS, Sample
+from tests.tools.domain_samples import CARD, NO_DEVICES, SECTIONS, Sample
 
 TARGET = Path(__file__).parents[2] / "docs" / "domain-xml.md"
 _HEAD = """\
@@ -19,8 +19,8 @@ Generated from the samples in tests/tools/domain_samples.py by `make docs`, by r
 - **irrelevant**: accepted; it confirms what is so anyway, or only the host's management can tell.
 - **refused**: an error names the element with its path and line, and nothing is stored.
 
-What is in no row is refused too: an element or attribute that no reader asks for is an error. `ferry vm argv FILE.xml` prints the command
-line that a definition becomes.
+What is in no row is refused too: an element or attribute that no reader asks for is an error. `ferry vm argv FILE.xml` prints the
+command line that a definition becomes.
 """
 _UUID = UUID(int=1)
 
@@ -51,7 +51,7 @@ def _read(place: str, xml: str) -> object:
             base = "".join(f"<{piece}" for piece in base.split("<") if piece and not piece.startswith(tag))
     domain = (
         f"<domain type='qemu'><name>n</name><memory>16384</memory>{parts['domain']}"
-        f"<os><type machine='q35'>hvm</type>{parts['os']}</os><devices>{base}{parts['devices']}</devices></domain>"
+        f"<os><type machine='q35'>hvm</type>{parts['os']}</os><devices>{base}{CARD.format(inside='')}{parts['devices']}</devices></domain>"
     )
     return parse_domain(domain.encode(), "sample", new_uuid=lambda: _UUID)
 
