@@ -51,7 +51,8 @@ def _read(place: str, xml: str) -> object:
             base = "".join(f"<{piece}" for piece in base.split("<") if piece and not piece.startswith(tag))
     domain = (
         f"<domain type='qemu'><name>n</name><memory>16384</memory>{parts['domain']}"
-        f"<os><type machine='q35'>hvm</type>{parts['os']}</os><devices>{base}{CARD.format(inside='')}{parts['devices']}</devices></domain>"
+        f"<os><type machine='q35'>hvm</type>{parts['os']}</os>"
+        f"<devices>{base}{CARD.format(inside='')}{parts['devices']}</devices></domain>"
     )
     return parse_domain(domain.encode(), "sample", new_uuid=lambda: _UUID)
 
