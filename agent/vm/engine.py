@@ -19,6 +19,7 @@ from agent.vm.jobs import MIGRATIONS
 from agent.vm.keeper import End, Keeper
 from agent.vm.running import Running, read_boot_id
 from agent.vm.taps import open_taps
+from agent.vm.tpm import end_tpm, start_tpm
 from agent.vm.vm import Ended, Vm
 from common.errors import FerryError
 
@@ -116,6 +117,7 @@ class Engine:
     def _launch(self, vm: Vm, running: Running, binary: Path, *, starts_paused: bool) -> Running:
         definition = running.definition
         vm.directory.run_dir.mkdir(mode=0o700, exist_ok=True)
+        start_tpm(definition, vm.directory)
         with open_taps(definition.taps) as taps:
 
             def build(qmp_fd: int) -> tuple[str, ...]:
@@ -223,6 +225,7 @@ class Engine:
         words = "" if running is None else process.last_words(vm.directory.log_path, running.log_offset_bytes)
         vm.last_end = Ended(reason, detail, words)
         vm.running, vm.keeper, vm.expected_end = None, None, None
+        end_tpm(vm.directory)
         vm.directory.remove_running()
         said = f"{detail}: {words}" if words and reason in (Reason.CRASHED, Reason.FAILED) else detail
         self._events.emit(vm.uuid, name, Happening.STOPPED, reason, said)

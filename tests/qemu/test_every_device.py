@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -50,6 +51,20 @@ def devices(place: Path) -> str:
         <rng model='virtio'><backend model='random'>/dev/urandom</backend><rate bytes='1024'/></rng>
         <rng model='virtio'><backend model='builtin'/></rng>
         <memballoon model='virtio' autodeflate='on' freePageReporting='on'/>
+        <disk type='file'><driver type='qcow2'/><source file='{place}/s.qcow2'/><target dev='sda' bus='sata'/>
+          <iotune><total_iops_sec>1000</total_iops_sec></iotune></disk>
+        <disk type='file' device='cdrom'><source file='{place}/ro.img'/><target dev='sdb' bus='scsi'/></disk>
+        <controller type='scsi' model='virtio-scsi'/>
+        <controller type='usb' model='qemu-xhci'/>
+        <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+        <graphics type='vnc'><listen type='socket'/></graphics>
+        <video><model type='virtio'/></video>
+        <input type='tablet' bus='usb'/>
+        <input type='keyboard' bus='virtio'/>
+        <sound model='ich9'/>
+        <watchdog model='i6300esb' action='reset'/>
+        <panic model='isa'/>
+        <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>
     """
 
 
@@ -57,6 +72,7 @@ def full_xml(place: Path, machine: str) -> bytes:
     """Write a domain with everything that is carried."""
     for name in ("a, b=c.img", "ro.img"):
         (place / name).write_bytes(b"\0" * 65536)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(place / "s.qcow2"), "8M"], check=True)
     xml = guest_xml(place, UUID_1, name="a=1,b=2 ü", inside=devices(place), machine=machine)
     return xml.replace(b"<features><acpi/></features>", CLOCKS.encode())
 
@@ -72,7 +88,7 @@ async def move(source: Vms, vm: Vm, destination: Vms, place: Path) -> Vm:
         await source.qemu(vm).migrate(f"unix:{place}/m")
         async for notice in notices:
             if isinstance(notice, Event) and notice.name == "MIGRATION":
-                assert notice.data["status"] != "failed", destination.last_words(arrived)
+                assert notice.data["status"] != "failed", arrived.directory.log_path.read_text()
                 if notice.data["status"] == "completed":
                     break
     await destination.qemu(arrived).cont()
