@@ -41,6 +41,7 @@ PROBE_INTERVAL_S: Final = 0.1
 _EXIT_GRACE_S: Final = 0.1
 _DRAIN_S: Final = 1.0
 _FIRST_DELAY_S: Final = 0.005
+_EAGER_S: Final = 0.2  # a QEMU that is being started listens after some 40 ms
 _LAST_DELAY_S: Final = 0.5
 
 _log = structlog.get_logger()
@@ -275,7 +276,8 @@ class Monitor:
                         raise
                 _log.debug("qmp dial failed", vm=self._vm, pid=self._process.pid, error=error.text)
             await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, _LAST_DELAY_S)
+            if time.monotonic() > started_s + _EAGER_S:
+                delay_s = min(2 * delay_s, _LAST_DELAY_S)
 
     async def _watch_exit(self) -> None:
         await self._process.wait_exit()
