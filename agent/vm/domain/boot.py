@@ -138,6 +138,8 @@ def _read_nvram(nvram: Element) -> tuple[str, str]:
     path = nvram.text()
     source = nvram.child("source")
     if source is not None:
+        if path:
+            raise nvram.invalid("a path and a source")
         path = source.get_attribute("file")
         source.finish()
     nvram.finish()

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from agent.vm.domain.addresses import read_alias, read_pci_address
-from agent.vm.domain.plan import Board, Device, PciController, Slot
+from agent.vm.domain.plan import Board, Device, PciAddress, PciController, Slot
 from agent.vm.domain.virtio import models, read_switches, slot_of
 from agent.vm.options import text
 
@@ -47,6 +47,9 @@ _USB_PORTS: Final = {
 }
 _XHCI_PORTS: Final = 4
 _MAX_INDEX: Final = 255
+# Source: hw/isa/piix3.c, hw/i386/pc_q35.c.
+_OWN_IDE: Final = PciAddress(0, 1, 1)
+_OWN_SATA: Final = PciAddress(0, 31, 2)
 _PCI: Final = {
     "pci-bridge": ("pci-bridge", Slot.PCI),
     "dmi-to-pci-bridge": ("i82801b11-bridge", Slot.ROOT),
@@ -94,14 +97,21 @@ def _read_controller(element: Element, kind: str, index: int, plan: Plan) -> Non
         element.accept("model", "piix3", "piix4")
         if kind == "ide" and plan.board is not Board.I440FX:
             raise element.attribute_not_carried("type", "ide, which machine type q35 has not")
-        element.ignore("address")  # the board's own, always there
-        element.ignore("alias")
+        _accept_own(element, _OWN_IDE if kind == "ide" else None)
     elif kind == "ccid":
         name = read_alias(element, f"ccid{index}")
         _add(plan, element, (kind, index), {"driver": "usb-ccid", **read_usb(element), "id": name}, None)
     else:
         raise element.attribute_not_carried("type", f"{kind}, index {index}")
     element.finish()
+
+
+def _accept_own(element: Element, place: PciAddress | None) -> None:
+    """Take a controller that the board itself has, at the one place where it is."""
+    read_alias(element, "")
+    given = read_pci_address(element)
+    if given is not None and (place is None or str(given) != str(place)):
+        raise element.invalid(f"PCI address {given}: the board has this controller at {place or 'none'}")
 
 
 def _read_pci(element: Element, index: int, plan: Plan) -> None:
@@ -244,8 +254,7 @@ def _read_virtio_serial(element: Element, index: int, plan: Plan) -> None:
 
 def _read_sata(element: Element, index: int, plan: Plan) -> None:
     if index == 0 and plan.board is Board.Q35:
-        element.ignore("address")  # the board's own
-        element.ignore("alias")
+        _accept_own(element, _OWN_SATA)
         plan.controllers["sata", 0] = Device(element, "builtin", {"driver": "ahci", "id": "ide"})
         return
     _add(plan, element, ("sata", index), {"driver": "ahci", "id": read_alias(element, f"sata{index}")}, Slot.PCI)
