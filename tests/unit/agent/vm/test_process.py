@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -90,13 +91,14 @@ async def test_kill_ends_a_stopped_process(tmp_path: Path) -> None:
 
 
 async def test_a_process_is_found_by_its_token_while_it_lives(tmp_path: Path) -> None:
-    launched = start(tmp_path, sys.executable, "-c", "import signal; signal.pause()", token="abc123")
+    token = secrets.token_hex(8)
+    launched = start(tmp_path, sys.executable, "-c", "import signal; signal.pause()", token=token)
 
-    assert find_launched("abc123") == launched.identity
-    assert find_launched("abc12") is None
+    assert find_launched(token) == launched.identity
+    assert find_launched(token[:-1]) is None
     await kill(launched.identity)
     reap(launched.identity)
-    assert find_launched("abc123") is None
+    assert find_launched(token) is None
 
 
 def test_nothing_can_be_learnt_of_a_process_that_is_not_ours() -> None:
