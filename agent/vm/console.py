@@ -47,20 +47,15 @@ class Session:
         Raises:
             Busy: another client took the line over.
         """
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._fd, self._readable.set)
-        try:
-            while not self._over.is_set():
-                data = self._read()
-                if data == b"":
-                    return
-                if data is not None:
-                    yield data
-                    continue
-                self._readable.clear()
+        while not self._over.is_set():
+            self._readable.clear()
+            data = self._read()
+            if data == b"":
+                return
+            if data is not None:
+                yield data
+            else:
                 await self._readable.wait()
-        finally:
-            loop.remove_reader(self._fd)
         if self.taken_by:
             raise Busy(f"{self.place.device} was taken over by {self.taken_by}", reason="CONSOLE_TAKEN_OVER", holder=self.taken_by)
 
@@ -71,6 +66,10 @@ class Session:
                 data = data[os.write(self._fd, data) :]
                 continue
             await asyncio.sleep(_POLL_S)
+
+    def wake(self) -> None:
+        """Look at the line again: it has something to say."""
+        self._readable.set()
 
     def end(self, taken_by: str = "") -> None:
         """End the session; its descriptor is closed by `Consoles`."""
@@ -135,12 +134,15 @@ class Consoles:
             raise _taken(vm, place, self._sessions[key].who)
         fd = _open(vm, place)
         session = self._sessions[key] = Session(place, who, fd)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, session.wake)
         _log.info("console attached", vm=vm.name, device=place.device, who=who)
         try:
             yield session
         finally:
             session.end(session.taken_by)
             del self._sessions[key]
+            loop.remove_reader(fd)
             os.close(fd)
             _log.info("console left", vm=vm.name, device=place.device, who=who)
 

@@ -18,7 +18,7 @@ import grpc
 
 from common.errors import FerryError
 from common.rpc.status import error_of
-from coordinator.cli.screen import Screen
+from coordinator.cli.screen import Screen, printable
 from ferry.agent.v1 import console_pb2 as pb
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ async def attach(agent: Agent, opening: pb.ConsoleOpening) -> str:
     try:
         with _errors_of(agent):
             first = await anext(aiter(call))
-        Screen().note(f"attached to {first.device} of {opening.vm}{'; Ctrl-] leaves' if is_terminal else ''}")
         for number in _ENDINGS:
             loop.add_signal_handler(number, typed.left.set)
         with _raw(fd, is_terminal=is_terminal), _reading(fd, typed), _errors_of(agent):
+            _tell(f"attached to {first.device} of {opening.vm}", is_terminal=is_terminal)
             async with asyncio.TaskGroup() as tasks:
                 printing = tasks.create_task(_print(call))
                 leaving = tasks.create_task(typed.left.wait())
@@ -113,6 +113,14 @@ async def _print(call: grpc.aio.StreamStreamCall[pb.AttachConsoleRequest, pb.Att
             data = data[os.write(sys.stdout.fileno(), data) :]
 
 
+def _tell(text: str, *, is_terminal: bool) -> None:
+    """Say that keys are the guest's from now on; a raw terminal begins no line by itself."""
+    if is_terminal:
+        os.write(sys.stderr.fileno(), f"{printable(text)}; Ctrl-] leaves\r\n".encode())
+    else:
+        Screen().note(text)
+
+
 @contextmanager
 def _errors_of(agent: Agent) -> Iterator[None]:
     """Turn the end of a stream into our errors, out of the task group that it ends too."""
@@ -134,7 +142,7 @@ def _raw(fd: int, *, is_terminal: bool) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)
     try:
         yield
     finally:

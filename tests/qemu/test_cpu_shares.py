@@ -20,6 +20,7 @@ from agent.vm.vm import Vm
 from agent.vm.wishes import Tunables, Wishes
 from common.errors import InvalidRequest, WrongState
 from tests.contract.real import BINARIES
+from tests.e2e.waiting import until
 from tests.qemu.vms import agent, guest_xml, running_definition, stop_all
 
 UUID_1 = UUID("31111111-0000-0000-0000-000000000001")
@@ -74,9 +75,7 @@ async def test_a_vm_starts_with_its_shares_all_threads_in_the_group_until_it_end
 
 
 async def wait_gone(group: Path) -> None:
-    async with asyncio.timeout(2):
-        while group.exists():
-            await asyncio.sleep(0.01)
+    await until(lambda: not group.exists(), f"no cgroup {group}")
 
 
 async def test_what_the_kernel_clamped_is_told_and_kept(place: Path, root: Path) -> None:
@@ -165,9 +164,7 @@ async def test_a_start_that_fails_leaves_no_group(place: Path, root: Path) -> No
         ask(vm, 512)
         with pytest.raises(WrongState, match="not in qcow2 format"):
             await vms.start(vm)
-        async with asyncio.timeout(2):
-            while list((root / "ferry").glob(f"{UUID_1}*")):
-                await asyncio.sleep(0.01)
+        await until(lambda: not list((root / "ferry").glob(f"{UUID_1}*")), "no cgroup of the VM")
 
 
 @pytest.mark.parametrize("shares", [0, -5, 2**31])

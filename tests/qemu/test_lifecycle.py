@@ -212,7 +212,7 @@ async def test_a_transient_vm_cannot_start_with_its_host(place: Path) -> None:
 
 @pytest.mark.parametrize("way", ["same path", "hard link", "symlink", "renamed since"])
 @pytest.mark.parametrize("is_reader", [False, True], ids=["writer", "reader"])
-async def test_an_image_that_a_running_vm_writes_is_refused_under_any_name(place: Path, way: str, is_reader: bool) -> None:
+async def test_an_image_that_a_running_vm_writes_is_refused_under_any_name(place: Path, way: str, *, is_reader: bool) -> None:
     async with agent(place / "s") as vms:
         first = await vms.define(guest_xml(place, UUID_1), "web.xml")
         xml = guest_xml(place, UUID_2, name="db")
