@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -74,9 +73,9 @@ class VmServicer(rpc.AgentServiceServicer):
         """List the events that are still held."""
         return pb.ListEventsResponse(events=[wire.vm_event(event) for event in self._vms.events.after(request.after_sequence)])
 
-    async def AttachConsole(
+    async def AttachConsole(  # type: ignore[override]  # the reader and writer form: a client that leaves cancels it where it waits
         self, request_iterator: AsyncIterator[console_pb2.AttachConsoleRequest], context: Context
-    ) -> AsyncIterator[console_pb2.AttachConsoleResponse]:
+    ) -> None:
         """Carry bytes between a client and a line."""
         first = await anext(aiter(request_iterator), console_pb2.AttachConsoleRequest())
         if not first.HasField("opening"):
@@ -87,9 +86,9 @@ class VmServicer(rpc.AgentServiceServicer):
         with self._consoles.attach(vm, place, who) as session:
             async with OwnedTasks() as tasks:
                 tasks.start(_type(session, request_iterator))
-                yield console_pb2.AttachConsoleResponse(device=place.device)
+                await context.write(console_pb2.AttachConsoleResponse(device=place.device))
                 async for data in session.output():
-                    yield console_pb2.AttachConsoleResponse(data=data)
+                    await context.write(console_pb2.AttachConsoleResponse(data=data))
 
     async def _once(self, method: str, request: Any, change: Callable[[Vm], Awaitable[None]]) -> vm_pb2.Vm:  # noqa: ANN401 -- any with request_id and vm
         async def work() -> vm_pb2.Vm:
@@ -105,7 +104,7 @@ class VmServicer(rpc.AgentServiceServicer):
 
 async def _type(session: Session, requests: AsyncIterator[console_pb2.AttachConsoleRequest]) -> None:
     """Type what the client sends; the session ends when it sends no more."""
-    with suppress(grpc.aio.AioRpcError, OSError, asyncio.InvalidStateError):
+    with suppress(grpc.RpcError, OSError):
         async for request in requests:
             await session.write(request.data)
     session.end()

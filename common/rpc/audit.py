@@ -5,6 +5,7 @@ An interceptor outside of the one that checks roles, so that it sees what was re
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Audit(grpc.aio.ServerInterceptor):
         async def single(request: Any, context: Any) -> Any:
             seen = _Seen(request)
             try:
-                seen.answer = await work(request, context)
+                seen.answer = await work(seen.requests(), context)
                 return seen.answer
             finally:
                 self._note(name, seen, context)
@@ -79,7 +80,7 @@ class Audit(grpc.aio.ServerInterceptor):
             finally:
                 self._note(name, seen, context)
 
-        return handler._replace(**{kind: stream if handler.response_streaming else single})
+        return handler._replace(**{kind: stream if inspect.isasyncgenfunction(work) else single})
 
     def _note(self, name: str, seen: _Seen, context: Any) -> None:
         result = _code(context)

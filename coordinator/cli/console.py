@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
-from common.errors import FerryError
 from common.rpc.status import error_of
 from coordinator.cli.screen import Screen, printable
 from ferry.agent.v1 import console_pb2 as pb
@@ -126,13 +125,13 @@ def _errors_of(agent: Agent) -> Iterator[None]:
     """Turn the end of a stream into our errors, out of the task group that it ends too."""
     try:
         yield
-    except* grpc.aio.AioRpcError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        if isinstance(error, grpc.aio.AioRpcError):
-            raised: FerryError = error_of(error, agent.peer.title)
-            raise raised from None
+    except grpc.aio.AioRpcError as error:
+        raise error_of(error, agent.peer.title) from error
+    except BaseExceptionGroup as group:
+        ended = group.exceptions[0]
+        if isinstance(ended, grpc.aio.AioRpcError):
+            raise error_of(ended, agent.peer.title) from ended
+        raise
 
 
 @contextmanager

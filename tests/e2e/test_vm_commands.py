@@ -59,8 +59,10 @@ class Terminal:
         while not re.search(pattern, self.said):
             ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))
             assert ready, f"no {pattern!r} in {self.said!r}"
-            with suppress(OSError):
+            try:
                 self.said += os.read(self.fd, 4096)
+            except OSError as error:  # the command has ended
+                raise AssertionError(f"no {pattern!r} in {self.said!r}") from error
 
     def type(self, text: bytes) -> None:
         os.write(self.fd, text)
