@@ -10,6 +10,8 @@ from typing import Final
 import grpc
 import structlog
 
+from agent.audit_log import AuditLog
+from agent.auditing import Auditing
 from agent.config import AgentConfig
 from agent.host import Host
 from agent.migration.migrations import Migrations
@@ -18,6 +20,7 @@ from agent.peers import RemotePeers
 from agent.servicer import AgentServicer
 from agent.store import Store
 from agent.tunnel.client import TunnelClient
+from agent.vm.autostart import start_marked
 from agent.vm.lifecycle import Vms
 from agent.vm.probes import HostProbes
 from common.pki import Role
@@ -36,7 +39,18 @@ ALLOWED: Final = Allowed(
         "ReportChannels": frozenset({Role.AGENT}),
         "WatchMigration": frozenset(Role),
         **dict.fromkeys(
-            ("GetHost", "GetVm", "ListVms", "WatchEvents", "GetMigration", "ListMigrations", "WaitMigration", "ListSpans"), _READERS
+            (
+                "GetHost",
+                "GetVm",
+                "ListVms",
+                "WatchEvents",
+                "ListEvents",
+                "GetMigration",
+                "ListMigrations",
+                "WaitMigration",
+                "ListSpans",
+            ),
+            _READERS,
         ),
     },
 )
@@ -76,8 +90,12 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         def add(server: grpc.aio.Server) -> None:
             agent_service_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
 
-        name = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
-        await stack.enter_async_context(serve(config.listen, config.identity, [Service(name, add)], allowed=ALLOWED))
+        auditing = Auditing(AuditLog(store.audit_path))
+        description = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"]
+        audit = auditing.interceptor(frozenset(description.methods_by_name))
+        service = Service(description.full_name, add, audit)
+        await stack.enter_async_context(serve(config.listen, config.identity, [service], allowed=ALLOWED))
+        sessions.start(start_marked(vms, store, auditing.tell_autostart))
         gc.collect()
         gc.freeze()  # a collection of all that was loaded would stand in the way of a hand-over
         _log.info("ready", host=config.name, listen=config.listen, state_dir=str(config.state_dir))

@@ -39,6 +39,7 @@ class AgentConfig(BaseModel):
     port_max: int = Field(default=49215, ge=1, le=MAX_PORT, description="last port for incoming migrations")
     tunnel_address: str = Field(default="", description="address of the tunnel for other tunnels; empty: port 7702 of advertise")
     tunnel_control: Path | None = Field(default=None, description="control socket of the tunnel; default: tunnel.sock in state_dir")
+    cgroup_root: Path | None = Field(default=None, description="cgroup in which guests with CPU shares get theirs; default: found")
     otlp_endpoint: str = Field(default="", description="OTLP/gRPC collector for spans, as http://host:4317")
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
@@ -80,7 +81,7 @@ class AgentConfig(BaseModel):
 
     def vm_settings(self) -> VmSettings:
         """Return what concerns VMs."""
-        return VmSettings(qemu=self.qemu, emulators=self.emulators, roots=self.roots)
+        return VmSettings(qemu=self.qemu, emulators=self.emulators, roots=self.roots, cgroup_root=self.cgroup_root)
 
 
 def load(path: Path | None) -> AgentConfig:

@@ -9,17 +9,16 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from agent import wire
-from agent.answers import Answers
 from agent.host import Host
 from agent.migration import outgoing as out
 from agent.migration.machine import Cause
 from agent.migration.migrations import Migrations
 from agent.migration.order import Wish
 from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
+from agent.vm_servicer import VmServicer
 from common.pki import Role
 from common.rpc.peer import peer
 from common.rpc.tracing import server_span
-from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
 
@@ -30,7 +29,7 @@ _MAY_HAVE_TOKEN: Final = (None, Role.COORDINATOR, Role.OPERATOR)  # None is plai
 _PERFORMED = (out.HandedOver, out.Retiring)
 
 
-class AgentServicer(rpc.AgentServiceServicer):
+class AgentServicer(VmServicer):
     """Answers the coordinator, the command line and other agents."""
 
     def __init__(
@@ -42,12 +41,11 @@ class AgentServicer(rpc.AgentServiceServicer):
         advertised_address: str,
         spans_of: Callable[[str], bytes],
     ) -> None:
+        super().__init__(vms)
         self._host = host
-        self._vms = vms
         self._migrations = migrations
         self._advertised_address = advertised_address
         self._spans_of = spans_of
-        self._answers = Answers()
 
     # the host
 
@@ -72,7 +70,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         return await self._answers.once("DefineVm", request.request_id, work)
 
     async def UndefineVm(self, request: vm_pb2.UndefineVmRequest, context: Context) -> vm_pb2.UndefineVmResponse:
-        """Remove the definition of a stopped VM."""
+        """Remove the definition of a VM."""
 
         async def work() -> vm_pb2.UndefineVmResponse:
             await self._vms.undefine(self._vms.get(request.vm))
@@ -96,7 +94,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         async def work() -> vm_pb2.StopVmResponse:
             vm = self._vms.get(request.vm)
             timeout_s = wire.seconds(request.timeout) if request.HasField("timeout") else DEFAULT_STOP_TIMEOUT_S
-            await self._vms.stop(vm, force=request.force, timeout_s=timeout_s)
+            await self._vms.stop(vm, force=request.force, timeout_s=timeout_s, kill=request.kill)
             return vm_pb2.StopVmResponse(vm=wire.vm(await self._vms.view(vm)))
 
         return await self._answers.once("StopVm", request.request_id, work)

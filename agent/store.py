@@ -3,8 +3,12 @@
     state_dir/
       vms/<uuid>/definition.json    what is to be started; only of persistent VMs
       vms/<uuid>/running.json       what runs: the running definition and its process
+      vms/<uuid>/wishes.json        what was set beside the definition: autostart, tunables
+      vms/<uuid>/live.json          what holds while it runs: its cgroup, whether the guest ran when last looked at
       vms/<uuid>/qemu.log           what QEMU said on stderr
       sessions/<migration id>.json  one half of a migration
+      autostarted.json              the boot of the host in which marked VMs were started
+      audit.jsonl                   who asked for what; see `agent.audit_log`
       cache/                        what was probed; may be deleted
       keys/                         one-time keys of transfers
       run/                          sockets, with short names for AF_UNIX
@@ -44,6 +48,8 @@ class VmDirectory:
         self.log_path = path / "qemu.log"
         self._definition_path = path / "definition.json"
         self._running_path = path / "running.json"
+        self._wishes_path = path / "wishes.json"
+        self._live_path = path / "live.json"
 
     def find_definition(self) -> dict[str, object] | None:
         """Read the persistent definition, if there is one."""
@@ -55,8 +61,9 @@ class VmDirectory:
         write_record(self._definition_path, kind="definition", version=RECORD_VERSION, body=body)
 
     def remove_definition(self) -> None:
-        """Ensure that the VM has no persistent definition."""
+        """Ensure that the VM has no persistent definition, nor what goes with it."""
         remove_record(self._definition_path)
+        remove_record(self._wishes_path)
 
     def find_running(self) -> dict[str, object] | None:
         """Read what the VM runs as, if it ran when that was written."""
@@ -70,8 +77,27 @@ class VmDirectory:
     def remove_running(self) -> None:
         """Ensure that the VM is not on record as running."""
         remove_record(self._running_path)
+        remove_record(self._live_path)
         self.qmp_path.unlink(missing_ok=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    def find_wishes(self) -> dict[str, object] | None:
+        """Read what was set beside the definition."""
+        return find_record(self._wishes_path, kind="wishes", version=RECORD_VERSION)
+
+    def save_wishes(self, body: Mapping[str, object]) -> None:
+        """Write what was set beside the definition."""
+        self._ensure()
+        write_record(self._wishes_path, kind="wishes", version=RECORD_VERSION, body=body)
+
+    def find_live(self) -> dict[str, object] | None:
+        """Read what holds while the VM runs."""
+        return find_record(self._live_path, kind="live", version=RECORD_VERSION)
+
+    def save_live(self, body: Mapping[str, object]) -> None:
+        """Write what holds while the VM runs."""
+        self._ensure()
+        write_record(self._live_path, kind="live", version=RECORD_VERSION, body=body)
 
     def remove(self) -> None:
         """Ensure that nothing of the VM is left, its log included."""
@@ -101,6 +127,8 @@ class Store:
         self.keys_dir = self.state_dir / "keys"
         self._vms_dir = self.state_dir / "vms"
         self._sessions_dir = self.state_dir / "sessions"
+        self.audit_path = self.state_dir / "audit.jsonl"
+        self._autostarted_path = self.state_dir / "autostarted.json"
         _check_socket_path(self.run_dir / _LONGEST_SOCKET_NAME)
         for directory in (
             self.state_dir,
@@ -140,6 +168,15 @@ class Store:
     def session_socket_path(self, session_id: str, purpose: str) -> Path:
         """Name a socket of one half of a migration; of a digest, since callers choose ids with equal beginnings."""
         return self.run_dir / f"{hashlib.sha256(session_id.encode()).hexdigest()[:12]}.{purpose}"
+
+    def find_autostarted_boot(self) -> str | None:
+        """Read in which boot of the host marked VMs were last started."""
+        record = find_record(self._autostarted_path, kind="autostarted", version=RECORD_VERSION)
+        return None if record is None else str(record.get("boot_id"))
+
+    def save_autostarted_boot(self, boot_id: str) -> None:
+        """Write in which boot of the host marked VMs were started."""
+        write_record(self._autostarted_path, kind="autostarted", version=RECORD_VERSION, body={"boot_id": boot_id})
 
     def find_session(self, session_id: str) -> dict[str, object] | None:
         """Read one half of a migration."""

@@ -125,6 +125,8 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         disk_markers=tuple(
             DiskMarker(marker.disk, marker.image_path, marker.marker_path, marker.nonce) for marker in message.disk_markers
         ),
+        cpu_shares=message.cpu_shares if message.HasField("cpu_shares") else None,
+        cgroup_version=message.cgroup_version,
     )
 
 
@@ -197,6 +199,8 @@ def begun(session: SourceSession, answer: Begun) -> migration_pb2.BeginMigration
                 )
                 for marker in facts.disk_markers
             ],
+            cpu_shares=facts.cpu_shares,
+            cgroup_version=facts.cgroup_version,
         ),
     )
 
@@ -328,6 +332,10 @@ def vm(view: VmView, *, is_full: bool = False) -> vm_pb2.Vm:
         accelerator="" if accelerator is None or view.pid is None else accelerator.value,
         argv=view.argv if is_full else (),
         files=dict(view.files) if is_full else {},
+        autostart=view.wishes.autostart,
+        definition_differs=view.differs,
+        cpu_shares=view.cpu_shares,
+        next_cpu_shares=view.wishes.tunables.cpu_shares,
     )
 
 
@@ -341,6 +349,7 @@ def vm_event(event: VmEvent) -> vm_pb2.VmEvent:
         event=event.happening.value,
         reason=event.reason.value,
         detail=event.detail,
+        tunables=dict(event.tunables),
     )
 
 

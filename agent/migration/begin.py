@@ -65,6 +65,8 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
         machine=await qemu.machine_type(),
         cpu_words=await guest_cpu(qemu),
         disk_markers=write_markers(running.definition),
+        cpu_shares=vm.live.cpu_shares,
+        cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
     )
     token = secrets.token_bytes(TOKEN_BYTES)
     record = Record[out.Phase](

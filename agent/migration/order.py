@@ -135,13 +135,20 @@ class DiskMarker:
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """What the destination has to know of the source."""
+    """What the destination has to know of the source.
+
+    Attributes:
+        cpu_shares: of the guest, as the source's kernel has them; None without.
+        cgroup_version: the interface that they are of, `v1` or `v2`; empty without.
+    """
 
     host: HostIdentity
     qemu_version: str
     machine: str
     cpu_words: tuple[CpuWord, ...]
     disk_markers: tuple[DiskMarker, ...]
+    cpu_shares: int | None = None
+    cgroup_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

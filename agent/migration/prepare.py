@@ -26,6 +26,7 @@ from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuRefused
 from agent.qemu.machine import Endpoint as TlsEndpoint
+from agent.vm.cpu_shares import read_shares
 from agent.vm.definition import Definition
 from common.errors import InvalidRequest, WrongState
 
@@ -82,7 +83,8 @@ class Preparation:
     async def start(self) -> Endpoint:
         """Start QEMU and let it listen; the caller undoes it when this raises."""
         session, around = self.session, self._around
-        vm, lock = await around.vms.start_incoming(self._definition, session.facts.migration_id)
+        shares = read_shares(self._source.cpu_shares, self._source.cgroup_version)
+        vm, lock = await around.vms.start_incoming(self._definition, session.facts.migration_id, shares)
         session.take(vm, lock)
         qemu = around.vms.qemu(vm)
         check_cpu(self._source, await guest_cpu(qemu), self._definition)

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Self
 import structlog
 
 from agent.vm import argv, process
+from agent.vm.cpu_shares import CpuShares
 from agent.vm.events import Happening, Reason, VmEvents
+from agent.vm.image_locks import refuse_used_images
 from agent.vm.jobs import MIGRATIONS
 from agent.vm.keeper import End, Keeper
 from agent.vm.running import Running, read_boot_id
+from agent.vm.sights import Sights
 from agent.vm.taps import open_taps
 from agent.vm.tpm import end_tpm, start_tpm
 from agent.vm.vm import Ended, Vm
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from agent.vm.definition import Definition
     from agent.vm.jobs import Job
+    from agent.vm.sights import Sight
 
 _log = structlog.get_logger()
 # QEMU's reasons of SHUTDOWN. Source: qapi/run-state.json, ShutdownCause.
@@ -47,14 +51,15 @@ class Engine:
     def __init__(
         self,
         events: VmEvents,
+        cpu_shares: CpuShares,
         *,
-        wall_clock: Callable[[], float],
         start_timeout_s: float,
         find_job: Callable[[UUID], Job | None],
         on_end: Callable[[Vm], None],
     ) -> None:
         self._events = events
-        self._wall_clock = wall_clock
+        self._cpu_shares = cpu_shares
+        self._running: dict[UUID, Vm] = {}
         self._start_timeout_s = start_timeout_s
         self._find_job = find_job
         self._on_end = on_end
@@ -83,8 +88,9 @@ class Engine:
 
         Raises:
             QemuNotStarted: it ended or did not answer; the text is its own last word. Nothing is left of it.
-            WrongState: a network device of the host was refused.
+            WrongState: a network device of the host was refused, or another VM uses an image, or CPU shares cannot be had.
         """
+        refuse_used_images(definition, self._running.values())
         running = Running(
             definition=definition,
             argv=(),
@@ -93,15 +99,16 @@ class Engine:
             process=None,
             log_offset_bytes=0,
             migration_id=migration_id,
-            started_at_s=self._wall_clock(),
+            started_at_s=self._events.wall_clock(),
         )
         vm.directory.save_running(running.to_record())
         try:
             running = self._launch(vm, running, binary, starts_paused=starts_paused)
         except BaseException:
+            self._end_shares(vm)
             vm.directory.remove_running()
             raise
-        vm.running = running
+        vm.running, self._running[vm.uuid] = running, vm
         vm.last_end, vm.expected_end = None, Reason.FAILED
         keeper = self._keep(vm, running)
         try:
@@ -118,6 +125,7 @@ class Engine:
         definition = running.definition
         vm.directory.run_dir.mkdir(mode=0o700, exist_ok=True)
         start_tpm(definition, vm.directory)
+        entering = self._cpu_shares.begin(vm, running.token)
         with open_taps(definition.taps) as taps:
 
             def build(qmp_fd: int) -> tuple[str, ...]:
@@ -130,7 +138,7 @@ class Engine:
                     starts_paused=starts_paused,
                     tap_fds=taps,
                 )
-                return argv.build(definition, host)
+                return (*entering, *argv.build(definition, host))
 
             launched = process.launch(
                 build,
@@ -143,7 +151,7 @@ class Engine:
         return replace(
             running,
             process=launched.identity,
-            argv=launched.argv,
+            argv=launched.argv[len(entering) :],
             log_offset_bytes=launched.log_offset_bytes,
         )
 
@@ -162,7 +170,7 @@ class Engine:
 
     def attach(self, vm: Vm, running: Running) -> None:
         """Take up a VM that ran when an earlier agent wrote `running`; one that is gone is noted as crashed."""
-        vm.running = running
+        vm.running, self._running[vm.uuid] = running, vm
         if running.process is None:
             found = process.find_launched(running.token) if running.boot_id == self._boot_id else None
             running = vm.running = replace(running, process=found)
@@ -196,7 +204,8 @@ class Engine:
             vm.name,
             running.process,
             vm.directory.qmp_path,
-            on_run_change=lambda is_running: self._note_run_change(vm, is_running=is_running),
+            sights=Sights(is_running=vm.live.is_running),
+            on_sight=lambda sight: self._note_sight(vm, sight),
         )
         task = self._tasks.create_task(self._run_keeper(vm, keeper))
         self._keepers.add(task)
@@ -212,12 +221,23 @@ class Engine:
         finally:
             keeper.ended.set()
 
-    def _note_run_change(self, vm: Vm, *, is_running: bool) -> None:
-        happening = Happening.RESUMED if is_running else Happening.SUSPENDED
-        reason = Reason.UNPAUSED if is_running else Reason.PAUSED
-        if self._find_job(vm.uuid) in MIGRATIONS:
-            reason = Reason.MIGRATED
-        self._events.emit(vm.uuid, vm.name, happening, reason)
+    def _note_sight(self, vm: Vm, sight: Sight | None) -> None:
+        is_moving = self._find_job(vm.uuid) in MIGRATIONS
+        if sight is not None:
+            by_move = is_moving and sight.reason in (Reason.PAUSED, Reason.UNPAUSED)
+            self._events.emit(vm.uuid, vm.name, sight.happening, Reason.MIGRATED if by_move else sight.reason, sight.detail)
+        if not is_moving:
+            self.note_run_state(vm)
+
+    def note_run_state(self, vm: Vm) -> None:
+        """Write down whether the guest runs, so that the next agent can tell what changed; not while a guest changes hands."""
+        if vm.keeper is not None and vm.live.is_running is not vm.keeper.sights.is_running:
+            vm.save_live(replace(vm.live, is_running=vm.keeper.sights.is_running))
+
+    def _end_shares(self, vm: Vm) -> None:
+        group = self._cpu_shares.end(vm)
+        if group is not None:
+            self._tasks.create_task(self._cpu_shares.wait_removed(group))
 
     def _note_end(self, vm: Vm, reason: Reason, detail: str) -> None:
         running, name = vm.running, vm.name
@@ -226,6 +246,8 @@ class Engine:
         vm.last_end = Ended(reason, detail, words)
         vm.running, vm.keeper, vm.expected_end = None, None, None
         end_tpm(vm.directory)
+        self._running.pop(vm.uuid, None)
+        self._end_shares(vm)
         vm.directory.remove_running()
         said = f"{detail}: {words}" if words and reason in (Reason.CRASHED, Reason.FAILED) else detail
         self._events.emit(vm.uuid, name, Happening.STOPPED, reason, said)

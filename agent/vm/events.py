@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 RING_LENGTH = 1000
 
@@ -28,6 +28,10 @@ class Happening(Enum):
     SUSPENDED = "SUSPENDED"
     RESUMED = "RESUMED"
     STOPPED = "STOPPED"
+    RESET = "RESET"
+    CRASHED = "CRASHED"
+    TUNABLE = "TUNABLE"
+    AUTOSTART = "AUTOSTART"
 
 
 class Reason(Enum):
@@ -44,6 +48,13 @@ class Reason(Enum):
     DESTROYED = "DESTROYED"
     CRASHED = "CRASHED"
     FAILED = "FAILED"
+    IO_ERROR = "IO_ERROR"
+    WATCHDOG = "WATCHDOG"
+    PANICKED = "PANICKED"
+    GUEST = "GUEST"
+    HOST = "HOST"
+    CLAMPED = "CLAMPED"
+    CONVERTED = "CONVERTED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,7 @@ class VmEvent:
         sequence: number in this run of the agent, from 1.
         at_s: wall clock of the host.
         detail: a sentence for people; may be empty.
+        tunables: the values that a TUNABLE event tells of.
     """
 
     sequence: int
@@ -63,21 +75,30 @@ class VmEvent:
     happening: Happening
     reason: Reason
     detail: str
+    tunables: Mapping[str, int] = field(default_factory=dict)
 
 
 class VmEvents:
     """The ring of events and its followers."""
 
     def __init__(self, wall_clock: Callable[[], float], *, length: int = RING_LENGTH) -> None:
-        self._wall_clock = wall_clock
+        self.wall_clock = wall_clock
         self._ring: deque[VmEvent] = deque(maxlen=length)
         self._last_sequence = 0
         self._changed = asyncio.Event()
 
     def emit(self, vm_uuid: UUID, vm_name: str, happening: Happening, reason: Reason, detail: str = "") -> VmEvent:
         """Add an event and wake the followers."""
-        self._last_sequence += 1
-        event = VmEvent(self._last_sequence, self._wall_clock(), vm_uuid, vm_name, happening, reason, detail)
+        return self._add(VmEvent(self._last_sequence + 1, self.wall_clock(), vm_uuid, vm_name, happening, reason, detail))
+
+    def emit_tunable(self, vm_uuid: UUID, vm_name: str, reason: Reason, tunables: Mapping[str, int]) -> VmEvent:
+        """Add an event that tells values which hold from now on."""
+        said = ", ".join(f"{name} {value}" for name, value in tunables.items())
+        sequence, at_s = self._last_sequence + 1, self.wall_clock()
+        return self._add(VmEvent(sequence, at_s, vm_uuid, vm_name, Happening.TUNABLE, reason, said, tunables))
+
+    def _add(self, event: VmEvent) -> VmEvent:
+        self._last_sequence = event.sequence
         self._ring.append(event)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

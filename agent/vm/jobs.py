@@ -24,6 +24,10 @@ class Job(Enum):
     START = "start"
     STOP = "stop"
     UNDEFINE = "undefine"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RESET = "reset"
+    SET = "set"
     MIGRATION_OUT = "migration-out"
     MIGRATION_IN = "migration-in"
 

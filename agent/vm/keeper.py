@@ -11,9 +11,9 @@ import structlog
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuGone, QemuInUse, QemuSilent
 from agent.qemu.monitor import Monitor
-from agent.qemu.status import RunState
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.process import Exit, reap
+from agent.vm.sights import Sights
 from common.errors import FerryError, WrongState
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.qemu.identity import ProcessIdentity
+    from agent.qemu.status import RunState
+    from agent.vm.sights import Sight
 
 QUERY_TIMEOUT_S = 2.0
 RETRY_DELAY_S = 1.0
-_RUN_EVENTS = {"STOP": False, "RESUME": True}
 
 _log = structlog.get_logger()
 
@@ -44,15 +45,17 @@ class End:
 class Keeper:
     """Keeps the monitor of one QEMU open until the process ends; `run` does the work and owns the rest."""
 
-    def __init__(self, vm_name: str, identity: ProcessIdentity, qmp_path: Path, *, on_run_change: Callable[[bool], None]) -> None:
+    def __init__(
+        self, vm_name: str, identity: ProcessIdentity, qmp_path: Path, *, sights: Sights, on_sight: Callable[[Sight | None], None]
+    ) -> None:
         self.identity = identity
+        self.sights = sights
         self.ended = asyncio.Event()
         self._vm_name = vm_name
         self._qmp_path = qmp_path
-        self._on_run_change = on_run_change
+        self._on_sight = on_sight
         self._monitor: Monitor | None = None
         self._answered_or_over = asyncio.Event()
-        self._is_running: bool | None = None
         self._shutdown: str | None = None
 
     @property
@@ -119,8 +122,9 @@ class Keeper:
     def _observe(self, event: Event) -> None:
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
-        elif event.name in _RUN_EVENTS:
-            self._note_run_state(is_running=_RUN_EVENTS[event.name])
+        sight = self.sights.see(event)
+        if sight is not None:
+            self._on_sight(sight)
 
     async def _ask_run_state(self) -> None:
         """Catch up after events may have been lost; a QEMU that does not answer is asked again at the next loss."""
@@ -129,9 +133,4 @@ class Keeper:
                 state = await self.qemu.query_status()
         except (FerryError, TimeoutError):
             return
-        self._note_run_state(is_running=state is RunState.RUNNING)
-
-    def _note_run_state(self, *, is_running: bool) -> None:
-        was_running, self._is_running = self._is_running, is_running
-        if was_running is not None and was_running is not is_running:
-            self._on_run_change(is_running)
+        self._on_sight(self.sights.see_state(state))

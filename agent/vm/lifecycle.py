@@ -3,6 +3,8 @@
     (nothing) --define--> stopped --start--> running --stop--> stopped --undefine--> (nothing)
     (nothing) --start_incoming--> incoming --adopt_running, persist--> running
     running --drop--> (nothing)               incoming --forget--> (nothing)
+    (nothing) --create--> running, transient --stop--> (nothing)
+    running --undefine--> running, transient --define--> running
 
 Who changes a VM holds its job lock. Leaving `Vms` leaves every QEMU running; the next agent attaches to them.
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 from opentelemetry import trace
 
+from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
@@ -28,7 +31,8 @@ from agent.vm.probes import check_cpu_model, choose_accelerator
 from agent.vm.registry import Registry
 from agent.vm.stopping import power_off, quit_qemu
 from agent.vm.view import view_vm
-from common.errors import Bug, WrongState
+from agent.vm.wishes import Tunables, Wishes
+from common.errors import Bug, Expired, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,13 +58,14 @@ class Vms:
 
     def __init__(self, store: Store, settings: VmSettings, probes: Probes, *, wall_clock: Callable[[], float] = time.time) -> None:
         self.events = VmEvents(wall_clock)
+        self.cpu_shares = CpuShares(self.events, settings.cgroup_root)
         self._settings = settings
         self._probes = probes
         self._registry = Registry(store)
         self._jobs = Jobs(self._settle)
         self._engine = Engine(
             self.events,
-            wall_clock=wall_clock,
+            self.cpu_shares,
             start_timeout_s=settings.start_timeout_s,
             find_job=self._find_job,
             on_end=lambda vm: self._settle(vm.uuid),
@@ -159,15 +164,29 @@ class Vms:
         return vm
 
     async def undefine(self, vm: Vm) -> None:
-        """Remove the definition of a stopped VM, and with it all that the agent knows of it.
+        """Remove the definition of a VM; a running one is transient from now on, of a stopped one nothing is left.
 
         Raises:
-            WrongState: it runs.
+            WrongState: it has none.
         """
         with self.lock(vm, Job.UNDEFINE, ""):
-            if vm.running is not None:
-                raise WrongState(f"VM {vm.name} is running; stop it first", reason="VM_RUNNING", vm=vm.name)
+            if vm.persistent is None:
+                raise WrongState(f"VM {vm.name} is transient: it has no definition to remove", reason="VM_TRANSIENT", vm=vm.name)
             self._remove_definition(vm, Reason.REMOVED)
+
+    async def create(self, xml: bytes, origin: str, *, paused: bool = False) -> Vm:
+        """Start a VM that is gone when it stops; on failure nothing is left.
+
+        Raises:
+            InvalidRequest: the XML is refused; the text says where.
+            WrongState: name or UUID are taken, or something that it needs is missing here, or QEMU refused.
+        """
+        definition = parse_domain(xml, origin)
+        check_paths(definition, self._settings.roots)
+        vm = self._registry.add(definition)
+        with self.lock(vm, Job.START, ""):
+            await self._boot(vm, definition, paused=paused)
+        return vm
 
     async def start(self, vm: Vm, *, paused: bool = False) -> None:
         """Start a stopped VM; on return QEMU runs it, or holds it with `paused`.
@@ -175,20 +194,26 @@ class Vms:
         Raises:
             WrongState: it runs already, or something that it needs is missing here, or QEMU refused.
         """
-        with self.lock(vm, Job.START, ""), _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
+        with self.lock(vm, Job.START, ""):
             if vm.running is not None or vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
-            check_files(vm.persistent, self._settings.roots)
-            definition, binary = await self._prepare(vm.persistent)
+            await self._boot(vm, vm.persistent, paused=paused)
+
+    async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
+        with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
+            check_files(definition, self._settings.roots)
+            definition, binary = await self._prepare(definition)
+            vm.asked_shares = find_asked(vm, definition)
             await self._engine.start(vm, definition, binary, starts_paused=paused, migration_id=None)
             self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.BOOTED)
             if definition.current_memory_kib != definition.memory_kib:
                 await self.qemu(vm).monitor.execute("balloon", {"value": definition.current_memory_kib * _KIB})
 
-    async def stop(self, vm: Vm, *, force: bool = False, timeout_s: float = DEFAULT_STOP_TIMEOUT_S) -> None:
+    async def stop(self, vm: Vm, *, force: bool = False, timeout_s: float = DEFAULT_STOP_TIMEOUT_S, kill: bool = False) -> None:
         """Stop a running VM: ask the guest to power off, or with `force` end its QEMU at once.
 
-        A forced stop also ends the waiting of one that asked.
+        A forced stop also ends the waiting of one that asked. With `kill` a guest that cannot hear the request, or has not powered
+        off in time, loses its QEMU.
 
         Raises:
             WrongState: it does not run, or cannot hear the request.
@@ -205,11 +230,21 @@ class Vms:
                 if force:
                     await quit_qemu(vm, self._engine, Reason.DESTROYED)
                 else:
-                    await power_off(vm, timeout_s)
+                    await self._power_off(vm, timeout_s, kill=kill)
+
+    async def _power_off(self, vm: Vm, timeout_s: float, *, kill: bool) -> None:
+        try:
+            await power_off(vm, timeout_s)
+        except (Expired, WrongState):
+            if not kill:
+                raise
+            await quit_qemu(vm, self._engine, Reason.DESTROYED)
 
     # What migrations do
 
-    async def start_incoming(self, definition: Definition, migration_id: str) -> tuple[Vm, JobLock]:
+    async def start_incoming(
+        self, definition: Definition, migration_id: str, asked_shares: AskedShares | None = None
+    ) -> tuple[Vm, JobLock]:
         """Start QEMU to wait for a guest; the VM is transient, locked as *migration in*, and not here for good.
 
         `definition` is the running definition of the source. On failure nothing is left.
@@ -225,6 +260,7 @@ class Vms:
             check_files(definition, self._settings.roots)
             check_memory(definition, self._settings.memory_margin_kib)
             pinned, binary = await self._prepare(definition)
+            vm.asked_shares = asked_shares
             await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=migration_id)
         except BaseException:
             lock.release()
@@ -248,6 +284,8 @@ class Vms:
             definition = replace(vm.get_running().definition, accelerator=None)
             self._registry.save(definition)
             vm.persistent = definition
+            if vm.live.cpu_shares is not None:
+                vm.save_wishes(Wishes(tunables=Tunables(cpu_shares=vm.live.cpu_shares)))
             self.events.emit(vm.uuid, vm.name, Happening.DEFINED, Reason.MIGRATED)
 
     async def forget(self, lock: JobLock) -> None:
@@ -281,7 +319,7 @@ class Vms:
     def _remove_definition(self, vm: Vm, reason: Reason) -> None:
         if vm.persistent is not None:
             vm.directory.remove_definition()
-            vm.last_definition, vm.persistent = vm.persistent, None
+            vm.last_definition, vm.persistent, vm.wishes = vm.persistent, None, Wishes()
             self.events.emit(vm.uuid, vm.name, Happening.UNDEFINED, reason)
             _log.info("vm undefined", vm=vm.name, uuid=str(vm.uuid))
 
@@ -298,5 +336,7 @@ class Vms:
     def _settle(self, uuid: UUID) -> None:
         """Remove a VM that neither runs nor is defined once nobody holds it: until then its last words are kept."""
         vm = self._registry.find(uuid)
+        if vm is not None:
+            self._engine.note_run_state(vm)
         if vm is not None and vm.running is None and vm.persistent is None and self._jobs.find(uuid) is None:
             self._registry.remove(vm)

@@ -12,6 +12,7 @@ from agent.vm.definition import Definition
 from agent.vm.process import last_words
 from agent.vm.running import Running
 from agent.vm.vm import Vm
+from agent.vm.wishes import Live, Wishes
 from common.errors import FerryError, NotFound, WrongState
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Registry:
                 running = directory.find_running()
                 persistent = None if definition is None else Definition.from_record(definition)
                 ran_as = None if running is None else Running.from_record(running)
+                wishes, live = Wishes.from_record(directory.find_wishes()), Live.from_record(directory.find_live())
                 _check_uuid(uuid, persistent, ran_as)
             except FerryError as error:
                 _log.error("vm cannot be read", uuid=str(uuid), error=error.text)
@@ -50,7 +52,7 @@ class Registry:
                 directory.remove()
                 continue
             vm = self._vms[uuid] = Vm(known, directory)
-            vm.persistent = persistent
+            vm.persistent, vm.wishes, vm.live = persistent, wishes, live
             yield vm, ran_as
 
     def find(self, uuid: UUID) -> Vm | None:

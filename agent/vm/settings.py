@@ -28,6 +28,7 @@ class VmSettings:
         emulators: absolute paths that a definition may name.
         roots: directories that paths of definitions have to lie in; none means anywhere.
         memory_margin_kib: what has to stay free beside a guest that comes in.
+        cgroup_root: directory of the cgroup file system that groups of guests are made in; None finds it.
         start_timeout_s: how long a new QEMU may take to answer.
     """
 
@@ -36,3 +37,4 @@ class VmSettings:
     roots: tuple[Path, ...] = ()
     memory_margin_kib: int = 64 * 1024
     start_timeout_s: float = 15.0
+    cgroup_root: Path | None = None

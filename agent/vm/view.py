@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent.qemu.status import RunState
@@ -34,7 +35,16 @@ async def view_vm(vm: Vm, lock: JobLock | None) -> VmView:
         definition=vm.definition,
         argv=() if running is None else running.argv,
         files=_files(vm),
+        wishes=vm.wishes,
+        differs=_differs(vm),
+        cpu_shares=vm.live.cpu_shares,
     )
+
+
+def _differs(vm: Vm) -> bool:
+    if vm.running is None or vm.persistent is None:
+        return False
+    return replace(vm.running.definition, accelerator=None) != vm.persistent
 
 
 async def _find_state(vm: Vm) -> VmState:

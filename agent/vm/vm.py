@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from agent.vm.wishes import Live, Wishes
 from common.errors import WrongState
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from agent.qemu.monitor import Monitor
     from agent.store import VmDirectory
+    from agent.vm.cpu_shares import AskedShares
     from agent.vm.definition import Definition
     from agent.vm.events import Reason
     from agent.vm.jobs import Job
@@ -57,6 +59,9 @@ class Vm:
         self.keeper: Keeper | None = None
         self.last_end: Ended | None = None
         self.expected_end: Reason | None = None
+        self.wishes = Wishes()
+        self.live = Live()
+        self.asked_shares: AskedShares | None = None
 
     @property
     def name(self) -> str:
@@ -79,6 +84,16 @@ class Vm:
     def is_incoming(self) -> bool:
         """Whether a migration is bringing the guest in."""
         return self.running is not None and self.running.migration_id is not None
+
+    def save_wishes(self, wishes: Wishes) -> None:
+        """Change what is set beside the definition."""
+        self.directory.save_wishes(wishes.to_record())
+        self.wishes = wishes
+
+    def save_live(self, live: Live) -> None:
+        """Change what holds while the VM runs."""
+        self.directory.save_live(live.to_record())
+        self.live = live
 
     def get_running(self) -> Running:
         """Get the record of the running QEMU.
@@ -121,6 +136,8 @@ class VmView:
     Attributes:
         files: the host's ends of serial lines and consoles, and QEMU's log.
         pid: None while stopped.
+        differs: whether the persistent definition is not what runs, so that the next start makes another guest.
+        cpu_shares: as the kernel has them; None without.
     """
 
     name: str
@@ -133,3 +150,6 @@ class VmView:
     definition: Definition
     argv: tuple[str, ...]
     files: Mapping[str, str]
+    wishes: Wishes
+    differs: bool
+    cpu_shares: int | None

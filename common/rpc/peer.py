@@ -28,3 +28,9 @@ def peer(context: Any) -> Peer:
             if role in {one.value for one in Role}:
                 return Peer(Role(role), holder, context.peer())
     return Peer(None, "", context.peer())
+
+
+def title(context: Any) -> str:
+    """Name a caller for people: role and name of its certificate, or `local` on plain text."""
+    caller = peer(context)
+    return "local" if caller.role is None else f"{caller.role.value} {caller.name}"

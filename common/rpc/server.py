@@ -41,10 +41,12 @@ class Service:
     Attributes:
         name: full name, as `ferry.agent.v1.AgentService`.
         add: adds it to a server.
+        interceptor: sees each call before it is checked, and its end.
     """
 
     name: str
     add: Callable[[grpc.aio.Server], None]
+    interceptor: grpc.aio.ServerInterceptor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ async def serve(
     """
     is_plain = identity is None or listen.startswith("unix:")
     everything = (*options, *_OPTIONS)  # gRPC takes the first of two
-    server = grpc.aio.server(interceptors=[_Edge(allowed, is_plain=is_plain)], options=everything)
+    outer = [service.interceptor for service in services if service.interceptor is not None]
+    server = grpc.aio.server(interceptors=[*outer, _Edge(allowed, is_plain=is_plain)], options=everything)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for service in services:

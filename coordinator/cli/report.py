@@ -89,7 +89,11 @@ def vm_details(host: str, vm: vm_pb2.Vm) -> RenderableType:
         ("machine", vm.machine),
         ("accelerator", vm.accelerator or "-"),
         ("pid", str(vm.pid or "-")),
+        ("autostart", "yes" if vm.autostart else "no"),
+        ("cpu shares", _shares(vm)),
     ]
+    if vm.definition_differs:
+        rows.append(("definition", Text("differs from what runs: it holds from the next start on", "yellow")))
     rows += [(f"file {device}", path) for device, path in sorted(vm.files.items())]
     if not vm.argv:
         return pairs(rows)
@@ -186,6 +190,13 @@ def _way(options: common.MigrationOptions) -> str:
 
 def _state(migration: pb.Migration) -> Text:
     return Text(state_word(migration), _STATE_STYLES.get(migration.state, ""))
+
+
+def _shares(vm: vm_pb2.Vm) -> str:
+    now = str(vm.cpu_shares) if vm.HasField("cpu_shares") else "-"
+    if not vm.HasField("next_cpu_shares") or vm.next_cpu_shares == vm.cpu_shares:
+        return now
+    return f"{now}, from the next start on {vm.next_cpu_shares}"
 
 
 def _vm_state(vm: vm_pb2.Vm) -> Text:

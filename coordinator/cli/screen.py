@@ -60,6 +60,19 @@ class Screen:
             self.data.print(renderable)
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
+    def line(self, text: str) -> None:
+        """Write one line of data that goes on."""
+        self.data.print(Text(printable(text)), soft_wrap=True)
+        sys.stdout.flush()
+
+    def show_line(self, plain: object, chosen: Format) -> None:
+        """Write one of many: a JSON document on one line, or a YAML document."""
+        text = json.dumps(plain, ensure_ascii=False) + "\n"
+        if chosen is Format.YAML:
+            text = "---\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def note(self, text: str, style: str = "") -> None:
         """Tell something that is not data."""
         self.notes.print(Text(printable(text), style=style), soft_wrap=True)

@@ -18,12 +18,18 @@ from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Sw
 from coordinator.cli.plain import to_plain
 from coordinator.cli.report import vm_details, vms_table
 from coordinator.cli.screen import Format, Screen
+from coordinator.cli.vm_control import autostart, console, destroy, pause, reset, resume, set_, show_vm
+from coordinator.cli.vm_events import events
+from ferry.agent.v1 import control_pb2
 from ferry.agent.v1 import vm_pb2 as pb
 
 if TYPE_CHECKING:
     from coordinator.cli.link import Agent
 
 app = App(name="vm", help="Define, start, stop and list VMs; the hosts' agents are asked directly.")
+for command in (destroy, pause, resume, reset, autostart, console, events):
+    app.command(command)
+app.command(set_, name="set")
 
 MAX_DEFINITION_BYTES = 1024 * 1024
 DEFAULT_STOP_TIMEOUT_S = Fraction(30)
@@ -60,13 +66,13 @@ async def define(
         agent = await _the_host(link, host)
         request = pb.DefineVmRequest(request_id=new_request_id(), domain_xml=xml)
         vm = (await agent.peer.change(agent.stub.DefineVm, request)).vm
-    _show(Screen(), agent, vm, f"{vm.name} defined on {agent.host}", output)
+    show_vm(agent, vm, f"{vm.name} defined on {agent.host}", output)
     return ExitCode.DONE
 
 
 @app.command
-async def start(
-    vm: Vm,
+async def create(
+    file: Annotated[str, Parameter(help="A libvirt domain XML; '-' reads stdin.")],
     /,
     *,
     paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
@@ -74,12 +80,35 @@ async def start(
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
+    """Start a transient VM: nothing of it is stored, and it is gone when it stops. The same as start --transient."""
+    xml = read_definition(file)
+    async with Link(settings) as link:
+        agent = await _the_host(link, host)
+        request = control_pb2.CreateVmRequest(request_id=new_request_id(), domain_xml=xml, paused=paused)
+        made = (await agent.peer.change(agent.stub.CreateVm, request, timeout_s=START_TIMEOUT_S)).vm
+    show_vm(agent, made, f"{made.name} started on {agent.host}, pid {made.pid}; it is gone when it stops", output)
+    return ExitCode.DONE
+
+
+@app.command
+async def start(  # noqa: PLR0913 -- an option each
+    vm: Vm,
+    /,
+    *,
+    paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
+    transient: Annotated[Switch, Parameter(help="VM is a file of domain XML, as for create.")] = False,
+    host: Host = None,
+    output: Output = Format.TABLE,
+    settings: Settings = DEFAULT_SETTINGS,
+) -> ExitCode:
     """Start a stopped VM."""
+    if transient:
+        return await create(vm, paused=paused, host=host, output=output, settings=settings)
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)
         request = pb.StartVmRequest(request_id=new_request_id(), vm=vm, paused=paused)
         started = (await agent.peer.change(agent.stub.StartVm, request, timeout_s=START_TIMEOUT_S)).vm
-    _show(Screen(), agent, started, f"{started.name} started on {agent.host}, pid {started.pid}", output)
+    show_vm(agent, started, f"{started.name} started on {agent.host}, pid {started.pid}", output)
     return ExitCode.DONE
 
 
@@ -88,25 +117,29 @@ async def stop(  # noqa: PLR0913 -- an option each
     vm: Vm,
     /,
     *,
-    force: Annotated[Switch, Parameter(help="End its QEMU at once instead.")] = False,
+    force: Annotated[Switch, Parameter(help="End its QEMU at once instead, as destroy does.")] = False,
+    kill: Annotated[Switch, Parameter(help="End its QEMU when the time is over, or at once if the guest cannot hear.")] = False,
     patience: StopTimeout = DEFAULT_STOP_TIMEOUT_S,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
-    """Ask a guest to power off and wait until it has."""
+    """Ask a guest to power off (ACPI), and wait until it has.
+
+    If it has not when the time is over it goes on running, and the exit code is 1; with --kill its QEMU is ended then.
+    """
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)
-        request = pb.StopVmRequest(request_id=new_request_id(), vm=vm, force=force, timeout=duration_message(patience))
+        request = pb.StopVmRequest(request_id=new_request_id(), vm=vm, force=force, timeout=duration_message(patience), kill=kill)
         timeout_s = max(CALL_TIMEOUT_S, float(patience) + _STOP_MARGIN_S)
         stopped = (await agent.peer.change(agent.stub.StopVm, request, timeout_s=timeout_s)).vm
-    _show(Screen(), agent, stopped, f"{stopped.name} stopped on {agent.host}", output)
+    show_vm(agent, stopped, f"{stopped.name} stopped on {agent.host}", output)
     return ExitCode.DONE
 
 
 @app.command
 async def undefine(vm: Vm, /, *, host: Host = None, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
-    """Remove the definition of a stopped VM; its disks stay."""
+    """Remove the definition of a VM; its disks stay. One that runs goes on and is gone when it stops."""
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)
         await agent.peer.change(agent.stub.UndefineVm, pb.UndefineVmRequest(request_id=new_request_id(), vm=vm))
@@ -166,10 +199,3 @@ async def _the_host(link: Link, host: str | None) -> Agent:
         names = ", ".join(known.name for known in hosts) or "none"
         raise InvalidRequest(f"say on which host with --host; known hosts: {names}", reason="HOST_AMBIGUOUS")
     return link.agent_at(hosts[0].name, hosts[0].agent_address)
-
-
-def _show(screen: Screen, agent: Agent, vm: pb.Vm, text: str, output: Format) -> None:
-    """Show what became of a VM: words for people, the VM for programs."""
-    screen.note(text)
-    if output is not Format.TABLE:
-        screen.show({"host": agent.host, **to_plain(vm)}, lambda: vms_table([(agent.host, vm)]), output)
