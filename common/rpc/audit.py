@@ -64,7 +64,7 @@ class Audit(grpc.aio.ServerInterceptor):
         work, name = getattr(handler, kind), method.rpartition("/")[2]
 
         async def single(request: Any, context: Any) -> Any:
-            seen = _Seen(request)
+            seen = _Seen(request, title(context))
             try:
                 seen.answer = await work(seen.requests(), context)
                 return seen.answer
@@ -72,7 +72,7 @@ class Audit(grpc.aio.ServerInterceptor):
                 self._note(name, seen, context)
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            seen = _Seen(request)
+            seen = _Seen(request, title(context))
             try:
                 async with aclosing(work(seen.requests(), context)) as answers:
                     async for seen.answer in answers:
@@ -87,13 +87,14 @@ class Audit(grpc.aio.ServerInterceptor):
         is_refusal = result not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
         if name in self._methods or is_refusal:
             reason, text = (_reason(context), str(context.details() or "")) if is_refusal else ("", "")
-            self._tell(Call(name, title(context), seen.vm, seen.migration, result.name, reason, text))
+            self._tell(Call(name, seen.who, seen.vm, seen.migration, result.name, reason, text))
 
 
 class _Seen:
     """What of a call tells what it is about: its first request, and its last answer."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, who: str) -> None:
+        self.who = who  # asked at the beginning: a stream may be found left when its call is freed, and gRPC's core crashes on that
         self._given = request
         self._request = None if hasattr(request, "__aiter__") else request
         self.answer: Any = None

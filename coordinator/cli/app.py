@@ -1,4 +1,7 @@
-"""The `ferry` command: its tree of commands, and how every ending becomes words and an exit code."""
+"""The `ferry` command: its tree of commands, and how every ending becomes words and an exit code.
+
+A group of commands is imported when one of it is used: half of what `ferry vm ls` takes would be imports of others.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from common.errors import Bug, FerryError
-from coordinator.cli import hosts, migrations, pki, vm_argv, vms
 from coordinator.cli.exits import ExitCode
-from coordinator.cli.link import Undecided
-from coordinator.cli.migrate import Misused, migrate
 from coordinator.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ app = App(
     version=version,
     result_action="return_value",
 )
-app.command(migrate)
-app.command(migrations.app)
-app.command(vms.app)
-vms.app.command(vm_argv.argv)
-app.command(hosts.app)
-app.command(pki.app)
+app.command("coordinator.cli.migrate:migrate", help="Move a running VM to another host.")
+app.command(
+    "coordinator.cli.migrations:app", name="migration", help="Look at migrations, past and running, and steer those that run."
+)
+app.command("coordinator.cli.vms:app", name="vm", help="Define, start, stop and list VMs; the hosts' agents are asked directly.")
+app.command("coordinator.cli.hosts:app", name="host", help="Look at the hosts of the fleet.")
+app.command("coordinator.cli.pki:app", name="pki", help="Make the certificates of a fleet.")
 
 
 @app.command(name="version")
@@ -93,6 +94,9 @@ async def run(arguments: Sequence[str]) -> ExitCode:
 
 
 def _tell(error: FerryError) -> ExitCode:
+    from coordinator.cli.link import Undecided  # noqa: PLC0415 -- see the module's docstring
+    from coordinator.cli.migrate import Misused  # noqa: PLC0415
+
     screen = Screen()
     screen.fail(error.text if isinstance(error, Misused) else f"{error.text} [{error.reason}]")
     if error.reason == NOT_CARRIED_REASON:

@@ -30,6 +30,7 @@ app = App(name="vm", help="Define, start, stop and list VMs; the hosts' agents a
 for command in (destroy, pause, resume, reset, autostart, console, events):
     app.command(command)
 app.command(set_, name="set")
+app.command("coordinator.cli.vm_argv:argv", help="Print the QEMU command line that a definition becomes; no agent is asked.")
 
 MAX_DEFINITION_BYTES = 1024 * 1024
 DEFAULT_STOP_TIMEOUT_S = Fraction(30)

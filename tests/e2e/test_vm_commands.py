@@ -157,7 +157,7 @@ async def test_a_line_that_is_a_file_cannot_be_attached(lab: Lab):
 
 
 async def test_the_commands_of_a_vms_life_do_what_they_say_and_are_told_and_audited(lab: Lab):
-    definition = domain(lab.directory)
+    definition = domain(lab.directory, name="life")
 
     def live() -> tuple[list[str], str, list[dict[str, str]]]:
         def ferry(*arguments: str) -> str:
@@ -165,26 +165,26 @@ async def test_the_commands_of_a_vms_life_do_what_they_say_and_are_told_and_audi
             return done.stdout + done.stderr
 
         ferry("define", str(definition), "--host", "host-a")
-        ferry("autostart", "web")
-        marked = json.loads(ferry("show", "web", "-o", "json"))["autostart"]
-        ferry("autostart", "web", "--off")
+        ferry("autostart", "life")
+        marked = json.loads(ferry("show", "life", "-o", "json"))["autostart"]
+        ferry("autostart", "life", "--off")
         assert marked is True
-        ferry("start", "web", "--paused")
-        refused = lab.fleet.ferry("vm", "stop", "web")
+        ferry("start", "life", "--paused")
+        refused = lab.fleet.ferry("vm", "stop", "life")
         assert (refused.returncode, "is paused" in refused.stderr) == (1, True)
-        ferry("resume", "web")
-        ferry("pause", "web")
-        ferry("resume", "web")
-        ferry("reset", "web")
-        ferry("undefine", "web")
-        transient = json.loads(ferry("show", "web", "-o", "json"))
+        ferry("resume", "life")
+        ferry("pause", "life")
+        ferry("resume", "life")
+        ferry("reset", "life")
+        ferry("undefine", "life")
+        transient = json.loads(ferry("show", "life", "-o", "json"))
         assert transient["is_persistent"] is False
-        shown = ferry("show", "web")
-        ferry("stop", "web", "--timeout", "1s", "--kill")
-        listed = json.loads(lab.fleet.ferry("vm", "events", "web", "--host", "host-a", "-o", "json", check=True).stdout)
-        told = [f"{one['event']}/{one['reason']}" for one in listed]
+        shown = ferry("show", "life")
+        ferry("stop", "life", "--timeout", "1s", "--kill")
+        listed = json.loads(lab.fleet.ferry("vm", "events", "life", "--host", "host-a", "-o", "json", check=True).stdout)
+        told = [f"{one['event']}/{one['reason']}" for one in listed if one["reason"] != "GUEST"]  # SeaBIOS may reset once more
         audited = [json.loads(line) for line in (lab.fleet.directory / "host-a/audit.jsonl").read_text().splitlines()]
-        return told, shown, [one for one in audited if one.get("vm") == "web"]
+        return told, shown, [one for one in audited if one.get("vm") == "life"]
 
     told, shown, audited = await asyncio.to_thread(live)
 
