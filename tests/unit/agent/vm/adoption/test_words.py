@@ -10,7 +10,9 @@ from agent.vm.adoption.words import Given, last, parse_argument, parse_words, sp
 from agent.vm.options import Option, Syntax, write_keyval
 from common.errors import InvalidRequest
 
-KEYS = st.from_regex(r"[a-z][a-z0-9_.-]{0,12}", fullmatch=True).filter(lambda key: not key.startswith("no"))
+KEYS = st.from_regex(r"[a-z][a-z0-9_.-]{0,12}", fullmatch=True).filter(
+    lambda key: not key.startswith("no") and key not in ("fd", "fds", "script", "helper")
+)
 VALUES = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=30)
 PRINTABLE = VALUES.filter(str.isprintable)
 
