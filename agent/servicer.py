@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -19,7 +20,7 @@ from agent.vm_servicer import VmServicer
 from common.pki import Role
 from common.rpc.peer import peer
 from common.rpc.tracing import server_span
-from ferry.agent.v1 import host_pb2, vm_pb2
+from ferry.agent.v1 import adoption_pb2, host_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -106,6 +107,29 @@ class AgentServicer(VmServicer):
     async def ListVms(self, request: vm_pb2.ListVmsRequest, context: Context) -> vm_pb2.ListVmsResponse:
         """List the VMs of this host."""
         return vm_pb2.ListVmsResponse(vms=[wire.vm(view) for view in await self._vms.views()])
+
+    async def AdoptVm(self, request: adoption_pb2.AdoptVmRequest, context: Context) -> adoption_pb2.AdoptVmResponse:
+        """Take over a running QEMU, or say what that would mean."""
+
+        async def work() -> adoption_pb2.AdoptVmResponse:
+            qmp_path = Path(request.qmp_path)
+            plan = await self._vms.plan_adoption(qmp_path, request.name)
+            if request.dry_run:
+                return adoption_pb2.AdoptVmResponse(plan=wire.adoption_plan(plan))
+            vm = await self._vms.adopt(qmp_path, plan)
+            view = wire.vm(await self._vms.view(vm), is_full=True)
+            return adoption_pb2.AdoptVmResponse(vm=view, plan=wire.adoption_plan(plan))
+
+        return await self._answers.once("AdoptVm", request.request_id, work)
+
+    async def ReleaseVm(self, request: adoption_pb2.ReleaseVmRequest, context: Context) -> adoption_pb2.ReleaseVmResponse:
+        """Let go of an adopted VM."""
+
+        async def work() -> adoption_pb2.ReleaseVmResponse:
+            ran = await self._vms.release(self._vms.get(request.vm))
+            return adoption_pb2.ReleaseVmResponse(pid=0 if ran.process is None else ran.process.pid, qmp_path=str(ran.qmp_path))
+
+        return await self._answers.once("ReleaseVm", request.request_id, work)
 
     async def WatchEvents(self, request: vm_pb2.WatchEventsRequest, context: Context) -> AsyncIterator[vm_pb2.WatchEventsResponse]:
         """Follow the life of the VMs."""

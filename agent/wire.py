@@ -29,9 +29,10 @@ from agent.migration.order import (
 from agent.migration.progress import Leg, Progress, Timeline
 from agent.migration.record import find_cause
 from agent.migration.source import SourceSession
+from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import VmEvent
 from agent.vm.vm import VmState, VmView
-from ferry.agent.v1 import host_pb2, migration_pb2, vm_pb2
+from ferry.agent.v1 import adoption_pb2, host_pb2, migration_pb2, vm_pb2
 from ferry.common.v1 import migration_pb2 as common_pb2
 
 RESUME_METHOD: Final = "/ferry.agent.v1.AgentService/ResumeMigration"
@@ -336,6 +337,20 @@ def vm(view: VmView, *, is_full: bool = False) -> vm_pb2.Vm:
         definition_differs=view.differs,
         cpu_shares=view.cpu_shares,
         next_cpu_shares=view.wishes.tunables.cpu_shares,
+    )
+
+
+def adoption_plan(plan: AdoptionPlan) -> adoption_pb2.AdoptionPlan:
+    """Encode what adopting a QEMU means."""
+    return adoption_pb2.AdoptionPlan(
+        name=plan.definition.name,
+        uuid=str(plan.definition.uuid),
+        pid=plan.found.identity.pid,
+        given_argv=plan.found.argv,
+        argv=plan.command_line(),
+        dropped=plan.dropped,
+        changed=plan.changed,
+        blockers=plan.definition.blockers,
     )
 
 

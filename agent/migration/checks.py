@@ -18,6 +18,9 @@ from common.errors import WrongState
 FIRST_SOUND_TCG_VERSION: Final = 9
 BITMAP_GRANULE_KIB: Final = 256
 PADDING_KIB: Final = 8
+# HT and CMP_LEGACY follow from the number of cores: the guest sees them alike, QEMU tells them since 10.0 only.
+# Source: target/i386/cpu.c, cpu_x86_cpuid() of 7.2 and x86_cpu_expand_features() of 10.0.
+_TOPOLOGY_BITS: Final[Mapping[FeatureWord, int]] = {(0x1, 0, "EDX"): 1 << 28, (0x80000001, 0, "ECX"): 1 << 1}
 
 
 def memory_warnings(definition: Definition, accelerator: Accelerator, version: QemuVersion) -> tuple[str, ...]:
@@ -44,7 +47,8 @@ async def guest_cpu(qemu: Qemu) -> tuple[CpuWord, ...]:
 
 def cpu_words(words: Mapping[FeatureWord, int]) -> tuple[CpuWord, ...]:
     """Return feature words in a stable order, those without a feature left out."""
-    return tuple(CpuWord(eax, ecx, register, bits) for (eax, ecx, register), bits in sorted(words.items()) if bits)
+    kept = {word: bits & ~_TOPOLOGY_BITS.get(word, 0) for word, bits in words.items()}
+    return tuple(CpuWord(eax, ecx, register, bits) for (eax, ecx, register), bits in sorted(kept.items()) if bits)
 
 
 def check_cpu(source: SourceFacts, here: tuple[CpuWord, ...], definition: Definition) -> None:

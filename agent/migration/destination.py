@@ -279,7 +279,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 f"migration {self.facts.migration_id}: the guest is not here (phase {type(self.phase).__name__})",
                 reason="WRONG_PHASE",
             )
-        self._around.vms.adopt_running(self._lock)
+        self._around.vms.keep_here(self._lock)
         self._around.vms.persist(self._lock)
         await self._drop_credentials()
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")

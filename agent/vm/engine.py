@@ -65,7 +65,7 @@ class Engine:
         self._on_end = on_end
         self._boot_id = read_boot_id()
         self._tasks = asyncio.TaskGroup()
-        self._keepers: set[asyncio.Task[None]] = set()
+        self._keepers: dict[UUID, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         """Be ready to keep QEMUs."""
@@ -74,7 +74,7 @@ class Engine:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Let go of every QEMU; they run on."""
-        for keeper in self._keepers:
+        for keeper in list(self._keepers.values()):
             keeper.cancel()
         if isinstance(error, asyncio.CancelledError):  # the group must know, in case it was the one to cancel
             await self._tasks.__aexit__(kind, error, trace)
@@ -197,20 +197,33 @@ class Engine:
         async with asyncio.timeout(NOTE_END_TIMEOUT_S):
             await keeper.ended.wait()
 
+    async def detach(self, vm: Vm) -> None:
+        """Let go of a VM's QEMU, which runs on; its monitor is closed on return, and its record is gone."""
+        keeper = self._keepers.get(vm.uuid)
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper], timeout=NOTE_END_TIMEOUT_S)
+        vm.running, vm.keeper = None, None
+        vm.directory.remove_running()
+        _log.info("vm let go", vm=vm.name, uuid=str(vm.uuid))
+
     def _keep(self, vm: Vm, running: Running) -> Keeper:
         if running.process is None:
             raise process.QemuNotStarted(f"VM {vm.name} has no process", vm=vm.name)
         keeper = vm.keeper = Keeper(
             vm.name,
             running.process,
-            vm.directory.qmp_path,
+            running.qmp_path or vm.directory.qmp_path,
             sights=Sights(is_running=vm.live.is_running),
             on_sight=lambda sight: self._note_sight(vm, sight),
         )
-        task = self._tasks.create_task(self._run_keeper(vm, keeper))
-        self._keepers.add(task)
-        task.add_done_callback(self._keepers.discard)
+        task = self._keepers[vm.uuid] = self._tasks.create_task(self._run_keeper(vm, keeper))
+        task.add_done_callback(lambda ended: self._forget_keeper(vm.uuid, ended))
         return keeper
+
+    def _forget_keeper(self, uuid: UUID, ended: asyncio.Task[None]) -> None:
+        if self._keepers.get(uuid) is ended:
+            del self._keepers[uuid]
 
     async def _run_keeper(self, vm: Vm, keeper: Keeper) -> None:
         try:

@@ -40,6 +40,8 @@ class Reason(Enum):
     ADDED = "ADDED"
     UPDATED = "UPDATED"
     REMOVED = "REMOVED"
+    ADOPTED = "ADOPTED"
+    RELEASED = "RELEASED"
     BOOTED = "BOOTED"
     MIGRATED = "MIGRATED"
     PAUSED = "PAUSED"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RANDOM_SOURCES: Final = frozenset({"/dev/random", "/dev/urandom", "/dev/hwrng"})
 _TEXTS: Final = frozenset({"kernel", "initrd", "bios", "dtb"})
 # Keys whose value may begin with a slash and is a word for the guest, no path.
-_WORDS: Final = frozenset({"mount_tag", "name", "serial", "tag", "vendor", "product", "export"})
+_WORDS: Final = frozenset({"mount_tag", "name", "serial", "tag", "vendor", "product", "export", "string"})
 _FILE_DRIVERS: Final = frozenset({"file", "host_device", "host_cdrom"})
 
 

@@ -28,6 +28,8 @@ class Job(Enum):
     RESUME = "resume"
     RESET = "reset"
     SET = "set"
+    ADOPT = "adopt"
+    RELEASE = "release"
     MIGRATION_OUT = "migration-out"
     MIGRATION_IN = "migration-in"
 

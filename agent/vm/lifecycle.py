@@ -1,10 +1,11 @@
 """The VMs of one host: defined, started, stopped, moved in and out.
 
     (nothing) --define--> stopped --start--> running --stop--> stopped --undefine--> (nothing)
-    (nothing) --start_incoming--> incoming --adopt_running, persist--> running
+    (nothing) --start_incoming--> incoming --keep_here, persist--> running
     running --drop--> (nothing)               incoming --forget--> (nothing)
     (nothing) --create--> running, transient --stop--> (nothing)
     running --undefine--> running, transient --define--> running
+    (nothing) --adopt--> running --release--> (nothing)
 
 Who changes a VM holds its job lock. Leaving `Vms` leaves every QEMU running; the next agent attaches to them.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 from opentelemetry import trace
 
+from agent.vm.adoption.survey import survey
 from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
@@ -29,6 +31,7 @@ from agent.vm.jobs import Job, JobLock, Jobs
 from agent.vm.pinning import pin
 from agent.vm.probes import check_cpu_model, choose_accelerator
 from agent.vm.registry import Registry
+from agent.vm.running import adopted
 from agent.vm.stopping import power_off, quit_qemu
 from agent.vm.view import view_vm
 from agent.vm.wishes import Tunables, Wishes
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
 
     from agent.qemu.commands import Qemu
     from agent.store import Store
+    from agent.vm.adoption.plan import AdoptionPlan
     from agent.vm.definition import Definition
     from agent.vm.probes import Probes
+    from agent.vm.running import Running
     from agent.vm.settings import VmSettings
     from agent.vm.vm import Vm, VmView
 
@@ -240,6 +245,59 @@ class Vms:
                 raise
             await quit_qemu(vm, self._engine, Reason.DESTROYED)
 
+    # QEMUs that somebody else started
+
+    async def plan_adoption(self, qmp_path: Path, name: str) -> AdoptionPlan:
+        """Look at the QEMU behind a QMP socket and say what adopting it would mean; nothing is changed.
+
+        Raises:
+            FerryError: it cannot be adopted; the text says why.
+        """
+        plan = await survey(qmp_path, name, self.all())
+        check_paths(plan.definition, self._settings.roots)
+        self._registry.check_absent(plan.definition)
+        return plan
+
+    async def adopt(self, qmp_path: Path, plan: AdoptionPlan) -> Vm:
+        """Take over a running QEMU as a transient VM, whose monitor the agent has from now on.
+
+        Raises:
+            WrongState: name or UUID were taken meanwhile, or QEMU does not answer any more.
+        """
+        vm = self._registry.add(plan.definition)
+        with self.lock(vm, Job.ADOPT, ""), _tracer.start_as_current_span("vm.adopt", attributes={"vm": vm.name}):
+            running = adopted(plan.definition, plan.found.argv, plan.found.identity, qmp_path)
+            vm.directory.save_running(running.to_record())
+            self._engine.attach(vm, running)
+            try:
+                async with asyncio.timeout(self._settings.start_timeout_s):
+                    await vm.get_keeper().wait_answering()
+            except BaseException:
+                await asyncio.shield(self._engine.detach(vm))
+                raise
+            self.events.emit(vm.uuid, vm.name, Happening.DEFINED, Reason.ADOPTED)
+        _log.info("vm adopted", vm=vm.name, uuid=str(vm.uuid), pid=plan.found.identity.pid)
+        return vm
+
+    async def release(self, vm: Vm) -> Running:
+        """Let go of an adopted VM: its QEMU runs on, its monitor is free, and the agent knows it no more.
+
+        Returns:
+            What it ran as.
+
+        Raises:
+            WrongState: it does not run, or was not adopted.
+        """
+        with self.lock(vm, Job.RELEASE, ""):
+            running = vm.get_running()
+            if running.qmp_path is None:
+                raise WrongState(
+                    f"VM {vm.name} was started by Ferry; only an adopted VM can be released", reason="VM_NOT_ADOPTED", vm=vm.name
+                )
+            await self._engine.detach(vm)
+            self.events.emit(vm.uuid, vm.name, Happening.UNDEFINED, Reason.RELEASED)
+        return running
+
     # What migrations do
 
     async def start_incoming(
@@ -268,7 +326,7 @@ class Vms:
         self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.MIGRATED)
         return vm, lock
 
-    def adopt_running(self, lock: JobLock) -> None:
+    def keep_here(self, lock: JobLock) -> None:
         """Note durably that an incoming guest is here for good: from now on `forget` refuses. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN)
         running = vm.get_running()

@@ -6,6 +6,8 @@ token by which the next one finds the process.
 
 from __future__ import annotations
 
+import secrets
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ class Running:
         process: None until QEMU was started.
         migration_id: the migration that brings the guest in, until it is here for good; None otherwise.
         started_at_s: wall clock of the host.
+        qmp_path: QMP socket of an adopted QEMU; None for one that the agent started, whose socket is in its directory.
     """
 
     definition: Definition
@@ -38,6 +41,7 @@ class Running:
     log_offset_bytes: int
     migration_id: str | None
     started_at_s: float
+    qmp_path: Path | None = None
 
     @property
     def accelerator(self) -> Accelerator:
@@ -60,9 +64,24 @@ class Running:
         definition = Definition.from_record(record.get("definition"))
         if definition.accelerator is None:
             raise BadRecord("running: a definition without an accelerator")
-        return decode(cls, {**record, "definition": encode_fields(definition)}, where="running")
+        return decode(cls, {"qmp_path": None, **record, "definition": encode_fields(definition)}, where="running")
 
 
 def read_boot_id() -> str:
     """Read what names this boot of the host. Source: random(4)."""
     return _BOOT_ID_PATH.read_text(encoding="ascii").strip()
+
+
+def adopted(definition: Definition, argv: tuple[str, ...], process: ProcessIdentity, qmp_path: Path) -> Running:
+    """Describe a QEMU that somebody else started; when that was does not matter to anyone, so it is now."""
+    return Running(
+        definition=definition,
+        argv=argv,
+        token=secrets.token_hex(16),
+        boot_id=read_boot_id(),
+        process=process,
+        log_offset_bytes=0,
+        migration_id=None,
+        started_at_s=time.time(),
+        qmp_path=qmp_path,
+    )

@@ -65,6 +65,21 @@ async def find_agent(link: Link, vm: str, host: str | None) -> Agent:
     return having[0]
 
 
+async def the_host(link: Link, host: str | None) -> Agent:
+    """Take the named host, or the only one that there is.
+
+    Raises:
+        InvalidRequest: none is named and there are several, or none.
+    """
+    if host is not None:
+        return await link.agent(host)
+    hosts = await link.hosts()
+    if len(hosts) != 1:
+        names = ", ".join(known.name for known in hosts) or "none"
+        raise InvalidRequest(f"say on which host with --host; known hosts: {names}", reason="HOST_AMBIGUOUS")
+    return link.agent_at(hosts[0].name, hosts[0].agent_address)
+
+
 async def _ask(agent: Agent) -> HostVms:
     try:
         response = await agent.peer.read(agent.stub.ListVms, pb.ListVmsRequest(), timeout_s=LIST_TIMEOUT_S)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from common.errors import InvalidRequest
 from coordinator.cli import units
+from coordinator.cli.adopt import adopt, release
 from coordinator.cli.exits import ExitCode
-from coordinator.cli.fleet_vms import find_agent, list_vms
+from coordinator.cli.fleet_vms import find_agent, list_vms, the_host
 from coordinator.cli.link import CALL_TIMEOUT_S, Link, duration_message, new_request_id
 from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Switch, Vm, duration_of
 from coordinator.cli.plain import to_plain
@@ -23,11 +24,8 @@ from coordinator.cli.vm_events import events
 from ferry.agent.v1 import control_pb2
 from ferry.agent.v1 import vm_pb2 as pb
 
-if TYPE_CHECKING:
-    from coordinator.cli.link import Agent
-
 app = App(name="vm", help="Define, start, stop and list VMs; the hosts' agents are asked directly.")
-for command in (destroy, pause, resume, reset, autostart, console, events):
+for command in (destroy, pause, resume, reset, autostart, console, events, adopt, release):
     app.command(command)
 app.command(set_, name="set")
 app.command("coordinator.cli.vm_argv:argv", help="Print the QEMU command line that a definition becomes; no agent is asked.")
@@ -64,7 +62,7 @@ async def define(
     """Store a VM on a host."""
     xml = read_definition(file)
     async with Link(settings) as link:
-        agent = await _the_host(link, host)
+        agent = await the_host(link, host)
         request = pb.DefineVmRequest(request_id=new_request_id(), domain_xml=xml)
         vm = (await agent.peer.change(agent.stub.DefineVm, request)).vm
     show_vm(agent, vm, f"{vm.name} defined on {agent.host}", output)
@@ -84,7 +82,7 @@ async def create(
     """Start a transient VM: nothing of it is stored, and it is gone when it stops. The same as start --transient."""
     xml = read_definition(file)
     async with Link(settings) as link:
-        agent = await _the_host(link, host)
+        agent = await the_host(link, host)
         request = control_pb2.CreateVmRequest(request_id=new_request_id(), domain_xml=xml, paused=paused)
         made = (await agent.peer.change(agent.stub.CreateVm, request, timeout_s=START_TIMEOUT_S)).vm
     show_vm(agent, made, f"{made.name} started on {agent.host}, pid {made.pid}; it is gone when it stops", output)
@@ -189,14 +187,3 @@ def read_definition(file: str) -> bytes:
     if len(xml) > MAX_DEFINITION_BYTES:
         raise InvalidRequest(f"{file}: a definition has at most 1 MiB", reason="DEFINITION_TOO_LARGE", file=file)
     return xml
-
-
-async def _the_host(link: Link, host: str | None) -> Agent:
-    """Take the named host, or the only one that there is."""
-    if host is not None:
-        return await link.agent(host)
-    hosts = await link.hosts()
-    if len(hosts) != 1:
-        names = ", ".join(known.name for known in hosts) or "none"
-        raise InvalidRequest(f"say on which host with --host; known hosts: {names}", reason="HOST_AMBIGUOUS")
-    return link.agent_at(hosts[0].name, hosts[0].agent_address)

@@ -125,7 +125,7 @@ async def test_shares_come_along_converted_between_versions(place: Path, root: P
     definition = await running_definition(place, UUID_1)
     async with agent(place / "t", VmSettings(cgroup_root=root)) as vms:
         vm, lock = await vms.start_incoming(definition, "m-1", AskedShares(200, Version.V2))
-        vms.adopt_running(lock)
+        vms.keep_here(lock)
         vms.persist(lock)
         lock.release()
         group = vm.live.group

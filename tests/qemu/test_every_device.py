@@ -92,7 +92,7 @@ async def move(source: Vms, vm: Vm, destination: Vms, place: Path) -> Vm:
                 if notice.data["status"] == "completed":
                     break
     await destination.qemu(arrived).cont()
-    destination.adopt_running(into)
+    destination.keep_here(into)
     destination.persist(into)
     into.release()
     await source.drop(out)

@@ -104,7 +104,7 @@ async def test_a_guest_moves_from_one_agent_to_another(place: Path) -> None:
         loaded = await destination.view(arrived)
         await destination.qemu(arrived).cont()
 
-        destination.adopt_running(into)
+        destination.keep_here(into)
         destination.persist(into)
         with pytest.raises(WrongState, match="here for good"):
             await destination.forget(into)
