@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 from common.errors import InvalidRequest, WrongState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    OnBlock = Callable[[int, int], None]
 
 MAGIC = b"FERRYSAV"
 VERSION = 1
@@ -33,7 +35,7 @@ StateBefore = Literal["running", "paused"]
 Format = Literal["stream", "mapped-ram"]
 
 _PREFIX = struct.Struct(">8sII")  # magic, version, length of the JSON header in bytes
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 22
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _JSON_OFFSET = _PREFIX.size + _DIGEST_BYTES
 _MAX_JSON_BYTES = CONTENTS_OFFSET - _JSON_OFFSET
@@ -60,12 +62,17 @@ class Header:
     contents_sha256: str
 
 
-def seal(file: BinaryIO, guest: SavedGuest) -> Header:
+def _ignore(_done_bytes: int, _total_bytes: int) -> None:
+    """Nobody wants to know."""
+
+
+def seal(file: BinaryIO, guest: SavedGuest, on_block: OnBlock = _ignore) -> Header:
     """Hash the contents that QEMU wrote and put the header before them; both are durable on return.
 
     Args:
         file: open for reading and writing, contents from `CONTENTS_OFFSET` to its end.
         guest: goes into the header.
+        on_block: called with bytes read and bytes in all; what it raises ends the reading.
 
     Raises:
         InvalidRequest: the definition is too large for the header.
@@ -74,7 +81,7 @@ def seal(file: BinaryIO, guest: SavedGuest) -> Header:
     contents_bytes = file.seek(0, os.SEEK_END) - CONTENTS_OFFSET
     if contents_bytes <= 0:
         raise WrongState("the save has no contents: QEMU wrote nothing", reason="SAVE_EMPTY")
-    header = Header(guest, contents_bytes, _hash_contents(file))
+    header = Header(guest, contents_bytes, _hash_contents(file, contents_bytes, on_block))
     text = json.dumps(asdict(header), sort_keys=True).encode()
     if len(text) > _MAX_JSON_BYTES:
         raise InvalidRequest(
@@ -90,7 +97,7 @@ def seal(file: BinaryIO, guest: SavedGuest) -> Header:
     return header
 
 
-def verify(file: BinaryIO, path: Path) -> Header:
+def verify(file: BinaryIO, path: Path, on_block: OnBlock = _ignore) -> Header:
     """Read a file to its end and return its header, if each byte is the one that was written.
 
     Raises:
@@ -100,7 +107,7 @@ def verify(file: BinaryIO, path: Path) -> Header:
     found_bytes = file.seek(0, os.SEEK_END) - CONTENTS_OFFSET
     if found_bytes != header.contents_bytes:
         raise _damaged(path, f"{found_bytes} bytes of contents, {header.contents_bytes} were saved")
-    if _hash_contents(file) != header.contents_sha256:
+    if _hash_contents(file, found_bytes, on_block) != header.contents_sha256:
         raise _damaged(path, "the checksum of the contents differs")
     return header
 
@@ -154,11 +161,14 @@ def _decode(text: bytes, path: Path) -> Header:
             raise _damaged(path, "the header lacks a field or has an unknown value")
 
 
-def _hash_contents(file: BinaryIO) -> str:
+def _hash_contents(file: BinaryIO, total_bytes: int, on_block: OnBlock) -> str:
     digest = hashlib.sha256()
+    done_bytes = 0
     file.seek(CONTENTS_OFFSET)
     while block := file.read(_BLOCK_BYTES):
         digest.update(block)
+        done_bytes += len(block)
+        on_block(done_bytes, total_bytes)
     return digest.hexdigest()
 
 

@@ -37,6 +37,7 @@ async def view_vm(vm: Vm, lock: JobLock | None) -> VmView:
         files=_files(vm),
         wishes=vm.wishes,
         differs=_differs(vm),
+        has_saved_guest=vm.has_saved_guest,
         cpu_shares=vm.live.cpu_shares,
     )
 
