@@ -195,7 +195,7 @@ class Monitor:
         """Return when the process has ended; has no deadline of its own."""
         await self._exited.wait()
 
-    async def _ask(  # noqa: PLR0913 -- the last is of two commands only
+    async def _ask(
         self,
         command: str,
         arguments: Mapping[str, object] | None,

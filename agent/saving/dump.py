@@ -58,7 +58,7 @@ async def dump(qemu: Qemu, work: Work, path: Path, file_format: str) -> None:
 
 
 async def wait_dumped(qemu: Qemu, work: Work) -> str:
-    """Wait until QEMU is done and has left `save-vm`, which it does a moment after it tells the end; return its word for the end."""
+    """Wait until QEMU is done and has left `save-vm`, a moment after it tells the end; return its word for the end."""
     while True:
         try:
             status, done_bytes, total_bytes = await query_dump(qemu)
@@ -69,7 +69,7 @@ async def wait_dumped(qemu: Qemu, work: Work) -> str:
             break
         await asyncio.sleep(POLL_S)
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
-        while await qemu.query_status() is RunState.SAVE_VM:
+        while await qemu.query_status() is RunState.SAVE_VM:  # noqa: ASYNC110 -- QEMU tells no event
             await asyncio.sleep(SETTLE_POLL_S)
     return status
 

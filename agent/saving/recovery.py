@@ -1,7 +1,7 @@
 """Ending what an agent left half done when it was killed in the middle of a job.
 
-A save whose file is in its place is carried through: its QEMU quits. Any other save, and every dump, is undone: the partial file goes
-and the guest is as it was before. A restore that had its guest complete is carried through, any other one is ended.
+A save or dump whose file is in its place is carried through. Any other one is undone: the partial file goes and the guest is as it
+was before. A restore that had its guest complete is carried through, any other one is ended.
 """
 
 from __future__ import annotations

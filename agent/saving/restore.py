@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from agent.saving.work import Work
     from agent.vm.lifecycle import Vms
-    from agent.vm.vm import Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +46,10 @@ def look(path: Path) -> Saved:
     return Saved(path, header, Definition.from_record(header.guest.definition))
 
 
-async def restore(vms: Vms, vm: Vm, work: Work, saved: Saved, *, on_loaded: Callable[[], None], guest_runs: bool) -> None:
+async def restore(vms: Vms, work: Work, saved: Saved, *, on_loaded: Callable[[], None], guest_runs: bool) -> None:
     """Check the file, start QEMU and load the guest; then it runs, or stands still.
 
-    Args:
-        on_loaded: called once the guest is complete here, before it runs.
+    `on_loaded` is called once the guest is complete here, before it runs.
 
     Raises:
         FerryError, OSError: it failed or was cancelled; the caller ends the QEMU. The file is as it was.
@@ -63,7 +61,7 @@ async def restore(vms: Vms, vm: Vm, work: Work, saved: Saved, *, on_loaded: Call
         await vms.start_restoring(work.lock, saved.definition)
         work.at_step("loading")
         work.progress(0, saved.header.contents_bytes)
-        qemu = vms.qemu(vm)
+        qemu = vms.qemu(vms.get(str(saved.definition.uuid)))
         await read_guest(qemu, work, file, is_mapped_ram=saved.is_mapped_ram)
     on_loaded()
     vms.keep_here(work.lock)

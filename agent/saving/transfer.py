@@ -90,7 +90,7 @@ async def read_guest(qemu: Qemu, work: Work, file: BinaryIO, *, is_mapped_ram: b
         work.progress(os.lseek(file.fileno(), 0, os.SEEK_CUR) - CONTENTS_OFFSET, work.job.total_bytes)
         await work.pause(POLL_S)
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
-        while await qemu.query_status() is RunState.INMIGRATE:
+        while await qemu.query_status() is RunState.INMIGRATE:  # noqa: ASYNC110 -- QEMU tells no event
             await asyncio.sleep(SETTLE_POLL_S)
 
 
@@ -139,7 +139,7 @@ async def stay_stopped(qemu: Qemu) -> None:
     Once QEMU has sent all of it that takes a `cont` and a `stop`: the guest runs for some milliseconds.
     """
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
-        while (state := await qemu.query_status()) is RunState.FINISH_MIGRATE:
+        while (state := await qemu.query_status()) is RunState.FINISH_MIGRATE:  # noqa: ASYNC110 -- QEMU tells no event
             await asyncio.sleep(SETTLE_POLL_S)
     if state is RunState.POSTMIGRATE:
         await run_on(qemu)

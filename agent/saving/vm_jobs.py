@@ -5,6 +5,7 @@ A job holds its VM's lock. It is a task of the agent: if the agent ends, so does
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from dataclasses import replace
@@ -27,11 +28,10 @@ from agent.vm.jobs import Job
 from common.errors import Expired, FerryError, NotFound, WrongState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from agent.store import Store
-    from agent.vm.jobs import JobLock
     from agent.vm.lifecycle import Vms
     from agent.vm.vm import Vm
     from common.tasks import OwnedTasks
@@ -53,7 +53,7 @@ class VmJobs:
         vms.start_saved = self._start_saved
 
     def resume(self) -> None:
-        """Take the VMs again that jobs of an earlier agent held, and undo those jobs in the background; before anything is served."""
+        """Take the VMs again that jobs of an earlier agent held, and end those jobs in the background; before anything is served."""
         for record in self._records.load():
             vm = self._vms.find(record.vm_uuid)
             work = None
@@ -193,7 +193,7 @@ class VmJobs:
             self._records.save(replace(_record(work, guest_runs), is_loaded=True))
 
         async def bring_back() -> None:
-            await restore(self._vms, vm, work, saved, on_loaded=note_loaded, guest_runs=guest_runs)
+            await restore(self._vms, work, saved, on_loaded=note_loaded, guest_runs=guest_runs)
             if saved.path == vm.directory.saved_path:
                 part.discard(saved.path)
 
@@ -216,9 +216,14 @@ class VmJobs:
         lock = self._vms.lock(vm, LOCKS[kind], job_id)
         return Work(VmJob(job_id, kind, vm.uuid, vm.name, path, self._wall_clock()), lock)
 
-    def _start(self, work: Work, guest_runs: bool, doing: Awaitable[None], undo: Callable[[], Awaitable[str]]) -> VmJob:  # noqa: FBT001
+    def _start(self, work: Work, guest_runs: bool, doing: Coroutine[None, None, None], undo: Callable[[], Awaitable[str]]) -> VmJob:  # noqa: FBT001
+        try:
+            self._records.save(_record(work, guest_runs))
+        except OSError as error:
+            doing.close()
+            work.lock.release()
+            raise WrongState(f"the job cannot be noted: {error}", reason="RECORD_NOT_WRITTEN") from error
         self._add(work)
-        self._records.save(_record(work, guest_runs))
         self._tasks.start(self._carry_out(work, doing, undo))
         return work.job
 
@@ -227,6 +232,9 @@ class VmJobs:
         _log.info("vm job began", vm=job.vm_name, kind=job.kind.value, job=job.id, path=str(job.path))
         try:
             await doing
+        except asyncio.CancelledError:
+            work.cancel_wished.set()  # also for a thread that reads a file
+            raise
         except Exception as error:  # noqa: BLE001 -- the driver: whatever it is, the guest must not stay stopped
             await self._fail(work, error, undo)
         else:

@@ -94,9 +94,9 @@ class Work:
 
     async def wait_over(self) -> VmJob:
         """Return the job when it is over; has no deadline of its own."""
-        async for job in self.follow():
-            last = job
-        return last
+        async for _ in self.follow():
+            pass
+        return self.job
 
     def _become(self, job: VmJob) -> None:
         self.job = job
