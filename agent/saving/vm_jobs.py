@@ -53,7 +53,7 @@ class VmJobs:
         vms.start_saved = self._start_saved
 
     def resume(self) -> None:
-        """Take the VMs again that jobs of an earlier agent held, and end those jobs in the background; before anything is served."""
+        """Take the VMs again that jobs of an earlier agent held, before anything is served; end those jobs in the background."""
         for record in self._records.load():
             vm = self._vms.find(record.vm_uuid)
             work = None

@@ -10,7 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from agent.saving.job import State, VmJob
+from agent.saving.job import Kind, State, VmJob
+from agent.saving.record import JobRecord, JobRecords
 from agent.saving.vm_jobs import VmJobs
 from agent.store import Store
 from agent.vm.lifecycle import Vms
@@ -21,6 +22,7 @@ from common.errors import InvalidRequest, WrongState
 from common.tasks import OwnedTasks
 from tests.contract.real import BINARIES
 from tests.e2e.guest import Plan, domain
+from tests.e2e.waiting import until
 from tests.guests.console import Console
 from tests.qemu.vms import stop_all
 
@@ -151,8 +153,7 @@ async def test_a_cancelled_save_leaves_no_file_and_the_guest_runs_on(place: Path
     async with agent(place / "s", version) as one, guest(place, one, megabytes=16) as console:
         job = await one.jobs.save(one.vms.get("web"), str(place / "web.save"), bandwidth_bytes_per_second=MIB)
         work = one.jobs.get(job.id)
-        while not work.job.total_bytes:
-            await asyncio.sleep(0.01)
+        await until(lambda: work.job.total_bytes, "a save under way")
         await one.jobs.set_bandwidth(work, 2 * MIB)
 
         one.jobs.cancel(work)
@@ -213,27 +214,22 @@ async def guest_left_alone(place: Path, one: Agent) -> AsyncIterator[None]:
 
 @versions
 async def test_an_agent_that_ends_in_a_restore_leaves_the_file_and_no_qemu(place: Path, version: str) -> None:
-    async with agent(place / "s", version) as one, guest(place, one):
-        await one.done(await one.jobs.save(one.vms.get("web"), ""))
-        lock = one.vms.reserve(one.vms.get("web").definition, "r-1")[1]
-        saved = one.vms.get("web").directory.saved_path
-        one.jobs._records.save(_restore_record(saved))  # noqa: SLF001 -- as an agent leaves it that dies here
-        await one.vms.start_restoring(lock, one.vms.get("web").last_definition)
-        pid = one.vms.get("web").get_keeper().identity
+    async with agent(place / "s", version) as one, guest_left_alone(place, one):
+        vm = one.vms.get("web")
+        definition = vm.definition
+        await one.done(await one.jobs.save(vm, ""))
+        record = JobRecord("r-1", Kind.RESTORE, UUID_1, "web", str(vm.directory.saved_path), "", guest_runs=True, started_at_s=0.0)
+        JobRecords(place / "s/jobs").save(record)  # as an agent leaves it that is killed now
+        await one.vms.start_restoring(one.vms.reserve(definition, record.id)[1], definition)
+        qemu = vm.get_keeper().identity
 
-        async with agent(place / "s", version) as next_one:
-            ended = await next_one.jobs.get("web").wait_over()
+    async with agent(place / "s", version) as next_one:
+        ended = await next_one.jobs.get("web").wait_over()
 
         assert ended.state is State.FAILED
-        assert not pid.is_alive()
-        assert saved.exists()
-
-
-def _restore_record(saved: Path):  # noqa: ANN202
-    from agent.saving.job import Kind
-    from agent.saving.record import JobRecord
-
-    return JobRecord("r-1", Kind.RESTORE, UUID_1, "web", str(saved), "", guest_runs=True, started_at_s=0.0)
+        assert "its QEMU was ended, the file is as it was" in ended.error
+        assert not qemu.is_alive()
+        assert next_one.vms.get("web").has_saved_guest
 
 
 @versions
