@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -29,7 +30,6 @@ from common.errors import Expired, FerryError, NotFound, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from pathlib import Path
 
     from agent.store import Store
     from agent.vm.lifecycle import Vms
@@ -58,7 +58,7 @@ class VmJobs:
             vm = self._vms.find(record.vm_uuid)
             work = None
             if vm is not None:
-                job = VmJob(record.id, record.kind, vm.uuid, vm.name, self._vms.check_place(record.path), record.started_at_s)
+                job = VmJob(record.id, record.kind, vm.uuid, vm.name, Path(record.path), record.started_at_s)
                 work = self._add(Work(job, self._vms.lock(vm, LOCKS[record.kind], record.id)))
             self._tasks.start(recover(self._vms, vm, work, record, self._records))
 

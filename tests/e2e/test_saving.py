@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from uuid import uuid4
 
-from tests.e2e.guest import Plan
+import pytest
+
+from tests.e2e.guest import Guest, Plan
 from tests.e2e.lab import Lab
+from tests.e2e.test_linux import BOOT_TIMEOUT_S
+from tests.e2e.test_linux import domain as linux_domain
 from tests.e2e.test_vm_commands import terminal
+from tests.guests.console import Console
 
 BOUND = ("--bandwidth", "1MiB/s")
 SWEEPS_TIMEOUT_S = 20.0
@@ -90,6 +96,25 @@ async def test_an_agent_killed_in_a_save_lets_the_guest_run_on_when_it_is_back(l
     told = await ferry(lab, "events", "web", "--host", "host-a")
     assert "the partial file was removed, the guest runs on" in told
     assert _files(lab) == set()
+    guest.assert_whole()
+
+
+@pytest.mark.linux
+@pytest.mark.timeout(150)
+async def test_a_busy_linux_guest_is_saved_on_one_version_restored_by_the_other_and_back(lab: Lab):
+    uuid = uuid4()
+    await lab.define("host-a", linux_domain(lab, uuid))
+    await lab.start_vm("host-a", "linux")
+    guest = await lab.listen(Guest("linux", uuid, Console(lab.directory / "serial.log"), lab.directory), boot_s=BOOT_TIMEOUT_S)
+
+    for number, (here, there) in enumerate((("host-a", "host-b"), ("host-b", "host-a"))):
+        file = str(lab.directory / f"{number}.save")
+        await ferry(lab, "save", "linux", file, "--host", here)
+        await ferry(lab, "restore", file, "--host", there)
+        await guest.console.wait_sweeps(2, timeout_s=BOOT_TIMEOUT_S)
+
+    assert (await lab.vm("host-a", "linux")).is_persistent
+    await lab.wait_empty("host-b")
     guest.assert_whole()
 
 

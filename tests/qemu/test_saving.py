@@ -11,9 +11,11 @@ from uuid import UUID
 import pytest
 
 from agent.saving.job import Kind, State, VmJob
+from agent.saving.part import part_path
 from agent.saving.record import JobRecord, JobRecords
 from agent.saving.vm_jobs import VmJobs
 from agent.store import Store
+from agent.vm import controls
 from agent.vm.lifecycle import Vms
 from agent.vm.probes import HostProbes
 from agent.vm.settings import VmSettings
@@ -149,6 +151,44 @@ async def test_a_paused_guest_stays_paused_when_it_is_restored(place: Path, vers
 
 
 @versions
+async def test_a_guest_that_has_never_run_is_saved_and_restored(place: Path, version: str) -> None:
+    async with agent(place / "s", version) as one:
+        vm = await one.vms.define(domain(Plan(), place, uuid=UUID_1), "web.xml")
+        await one.vms.start(vm, paused=True)
+        with Console(place / "serial.log") as console:
+            try:
+                await one.done(await one.jobs.save(vm, ""))
+                await one.vms.start(vm)
+                restored = await one.state()
+                await controls.resume(one.vms, vm)
+                await console.wait_ticks(3, timeout_s=TIMEOUT_S)
+            finally:
+                await stop_all(one.vms)
+
+        assert restored is VmState.PAUSED
+
+
+@versions
+async def test_a_paused_guest_whose_save_fails_at_the_end_is_paused_and_can_be_resumed(place: Path, version: str) -> None:
+    async with agent(place / "s", version) as one, guest(place, one, megabytes=16) as console:
+        vm = one.vms.get("web")
+        await controls.pause(one.vms, vm)
+        job = await one.jobs.save(vm, str(place / "web.save"), bandwidth_bytes_per_second=16 * MIB)
+        (place / "web.save").write_text("somebody else's")
+
+        ended = await one.over(job)
+        state = await one.state()
+        await controls.resume(one.vms, vm)
+        await console.wait_sweeps(2, timeout_s=TIMEOUT_S)
+
+        assert (ended.reason, state) == ("FILE_EXISTS", VmState.PAUSED)
+        assert "the guest is paused as it was" in ended.error
+        assert (place / "web.save").read_text() == "somebody else's"
+        assert parts(place) == []
+        console.assert_continuous()
+
+
+@versions
 async def test_a_cancelled_save_leaves_no_file_and_the_guest_runs_on(place: Path, version: str) -> None:
     async with agent(place / "s", version) as one, guest(place, one, megabytes=16) as console:
         job = await one.jobs.save(one.vms.get("web"), str(place / "web.save"), bandwidth_bytes_per_second=MIB)
@@ -210,6 +250,56 @@ async def guest_left_alone(place: Path, one: Agent) -> AsyncIterator[None]:
     with Console(place / "serial.log") as console:
         await console.wait_ticks(3, timeout_s=TIMEOUT_S)
     yield
+
+
+@versions
+async def test_a_save_whose_file_was_complete_is_carried_through_by_the_next_agent(place: Path, version: str) -> None:
+    file = place / "web.save"
+    async with agent(place / "s", version) as one, guest_left_alone(place, one):
+        vm = one.vms.get("web")
+        await controls.pause(one.vms, vm)
+        file.write_bytes(b"complete")
+        record = JobRecord(
+            "s-1", Kind.SAVE, UUID_1, "web", str(file), str(part_path(file, "s-1")), guest_runs=True, started_at_s=0.0
+        )
+        JobRecords(place / "s/jobs").save(record)  # as an agent leaves it that is killed between the file and `quit`
+        qemu = vm.get_keeper().identity
+
+    async with agent(place / "s", version) as next_one:
+        ended = await next_one.jobs.get("web").wait_over()
+
+        assert (ended.state, await next_one.state()) == (State.COMPLETED, VmState.STOPPED)
+        assert not qemu.is_alive()
+        assert file.exists()
+
+
+@versions
+async def test_an_agent_that_ends_in_a_dump_leaves_the_guest_running(place: Path, version: str) -> None:
+    async with agent(place / "s", version) as one, guest_left_alone(place, one):
+        await one.jobs.dump(one.vms.get("web"), str(place / "web.kdump"), "kdump-zlib")
+        await asyncio.sleep(0.05)
+    with Console(place / "serial.log") as console:
+        async with agent(place / "s", version) as next_one:
+            try:
+                ended = await next_one.jobs.get("web").wait_over()
+                await console.wait_sweeps(2, timeout_s=TIMEOUT_S)
+            finally:
+                await stop_all(next_one.vms)
+
+        assert ended.reason == "AGENT_RESTARTED"
+        assert "the guest runs on" in ended.error
+        assert [*place.glob("*.kdump"), *parts(place)] == []
+        console.assert_continuous()
+
+
+@versions
+async def test_a_dump_cannot_be_cancelled_which_is_said(place: Path, version: str) -> None:
+    async with agent(place / "s", version) as one, guest(place, one):
+        job = await one.jobs.dump(one.vms.get("web"), str(place / "web.kdump"), "kdump-zlib")
+
+        with pytest.raises(WrongState, match="QEMU carries a dump through"):
+            one.jobs.cancel(one.jobs.get(job.id))
+        await one.done(job)
 
 
 @versions
