@@ -14,7 +14,6 @@ from agent.host import Host
 from agent.migration import outgoing as out
 from agent.migration.machine import Cause
 from agent.migration.migrations import Migrations
-from agent.migration.order import Wish
 from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
 from agent.vm_servicer import VmServicer
 from common.pki import Role
@@ -142,7 +141,7 @@ class AgentServicer(VmServicer):
         """Take a running VM for a migration."""
 
         async def work() -> pb.BeginMigrationResponse:
-            wish = Wish(request.migration_id, request.vm, wire.options(request.options), request.epoch)
+            wish = wire.wish(request)
             session, begun = await self._migrations.begin(wish)
             return wire.begun(session, begun)
 

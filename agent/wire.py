@@ -25,6 +25,7 @@ from agent.migration.order import (
     Role,
     SourceFacts,
     Transport,
+    Wish,
 )
 from agent.migration.progress import Leg, Progress, Timeline
 from agent.migration.record import find_cause
@@ -92,7 +93,18 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         pause=message.pause,
         destination_name=message.destination_name,
         migrate_uri=message.migrate_uri,
+        force=message.force,
     )
+
+
+def wish(request: migration_pb2.BeginMigrationRequest) -> Wish:
+    """Decode what Begin asks for.
+
+    Raises:
+        InvalidRequest: a wish is out of range.
+    """
+    xml = request.options.destination_domain_xml
+    return Wish(request.migration_id, request.vm, options(request.options), request.epoch, xml)
 
 
 def offer(request: migration_pb2.PrepareMigrationRequest) -> Offer:
@@ -124,7 +136,8 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         machine=message.machine,
         cpu_words=tuple(CpuWord(word.eax, word.ecx, word.register, word.features) for word in message.cpu_feature_words),
         disk_markers=tuple(
-            DiskMarker(marker.disk, marker.image_path, marker.marker_path, marker.nonce) for marker in message.disk_markers
+            DiskMarker(marker.disk, marker.image_path, marker.marker_path, marker.nonce, marker.device_number)
+            for marker in message.disk_markers
         ),
         cpu_shares=message.cpu_shares if message.HasField("cpu_shares") else None,
         cgroup_version=message.cgroup_version,
@@ -196,7 +209,11 @@ def begun(session: SourceSession, answer: Begun) -> migration_pb2.BeginMigration
             ],
             disk_markers=[
                 migration_pb2.DiskMarker(
-                    disk=marker.disk, image_path=marker.image_path, marker_path=marker.marker_path, nonce=marker.nonce
+                    disk=marker.disk,
+                    image_path=marker.image_path,
+                    marker_path=marker.marker_path,
+                    nonce=marker.nonce,
+                    device_number=marker.device_number,
                 )
                 for marker in facts.disk_markers
             ],
@@ -279,6 +296,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         pause=value.pause,
         destination_name=value.destination_name,
         migrate_uri=value.migrate_uri,
+        force=value.force,
     )
 
 

@@ -96,7 +96,7 @@ def migration(move: Move) -> pb.Migration:
         status=move.status,
         error=move.error,
         error_reason=move.error_reason,
-        options=common_pb2.MigrationOptions.FromString(move.options),
+        options=_told_options(move.options),
         trace_id=move.trace_id,
         create_time=_timestamp(move.created_at_s),
         phases=[common_pb2.Leg(name=name, duration=_duration(span_s)) for name, span_s in move.phases],
@@ -158,3 +158,10 @@ def _timestamp(at_s: float) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(datetime.fromtimestamp(at_s, UTC))
     return message
+
+
+def _told_options(serialised: bytes) -> common_pb2.MigrationOptions:
+    """Decode the options for clients; domain XML is long, and is told to the source's agent only."""
+    options = common_pb2.MigrationOptions.FromString(serialised)
+    options.ClearField("destination_domain_xml")
+    return options

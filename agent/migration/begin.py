@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -11,10 +12,12 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agent.migration import outgoing as out
-from agent.migration.checks import guest_cpu, memory_warnings, write_markers
+from agent.migration.adaptation import adapt, elsewhere
+from agent.migration.checks import guest_cpu, memory_warnings
 from agent.migration.clocks import now_s
 from agent.migration.order import Begun, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
+from agent.migration.shared_disks import write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
@@ -59,13 +62,18 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
     running = vm.get_running()
     await _check_blockers(vm, qemu)
     version = await qemu.query_version()
+    definition = running.definition
+    if wish.destination_xml:
+        definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
+    machine, cpu_words = await qemu.machine_type(), await guest_cpu(qemu)
+    markers, risks = write_markers(running.definition, force=wish.options.force)
     facts = SourceFacts(
         host=around.identity,
         qemu_version=str(version),
-        machine=await qemu.machine_type(),
-        cpu_words=await guest_cpu(qemu),
-        disk_markers=write_markers(running.definition),
-        cpu_shares=vm.live.cpu_shares,
+        machine=machine,
+        cpu_words=cpu_words,
+        disk_markers=elsewhere(markers, running.definition, definition),
+        cpu_shares=definition.cpu_shares if wish.destination_xml else vm.live.cpu_shares,
         cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
     )
     token = secrets.token_bytes(TOKEN_BYTES)
@@ -82,14 +90,13 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
             token_sha256=hashlib.sha256(token).hexdigest(),
             guest_was_paused=state is not RunState.RUNNING,
             traceparent=current_traceparent(),
-            warnings=memory_warnings(running.definition, running.accelerator, version),
-            made_files=tuple(marker.marker_path for marker in facts.disk_markers),
+            warnings=(*memory_warnings(running.definition, running.accelerator, version), *risks),
+            made_files=tuple(marker.marker_path for marker in markers if marker.marker_path),
         ),
         out.Begun(),
     )
     session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
-    definition = json.dumps(running.definition.to_record()).encode()
-    return session, Begun(definition, hashlib.sha256(token).digest(), facts)
+    return session, Begun(json.dumps(definition.to_record()).encode(), hashlib.sha256(token).digest(), facts)
 
 
 async def _check_blockers(vm: Vm, qemu: Qemu) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
-from agent.migration.order import CpuWord, DiskMarker, SourceFacts
+from agent.migration.order import CpuWord, SourceFacts
 from agent.qemu.commands import Qemu
 from agent.qemu.machine import FeatureWord, QemuVersion
 from agent.vm.definition import Accelerator, Definition
-from agent.vm.host_files import written_images
 from common.errors import WrongState
 
 FIRST_SOUND_TCG_VERSION: Final = 9
@@ -75,58 +72,6 @@ def check_cpu(source: SourceFacts, here: tuple[CpuWord, ...], definition: Defini
         missing=missing,
         added=added,
     )
-
-
-def write_markers(definition: Definition) -> tuple[DiskMarker, ...]:
-    """Put a marker beside each image that the guest writes to.
-
-    Raises:
-        WrongState: the directory of an image cannot be written to.
-    """
-    markers: list[DiskMarker] = []
-    for image in written_images(definition):
-        disk = image.what.removeprefix("disk ")
-        nonce = secrets.token_hex(16)
-        path = Path(image.path).parent / f".ferry-{nonce[:12]}"
-        try:
-            path.write_text(nonce, encoding="ascii")
-        except OSError as error:
-            remove_markers(tuple(marker.marker_path for marker in markers))
-            raise WrongState(
-                f"disk {disk}: whether the destination sees the same file cannot be checked: {path.parent}: {error.strerror}",
-                reason="DISK_NOT_CHECKABLE",
-                disk=disk,
-            ) from error
-        markers.append(DiskMarker(disk, image.path, str(path), nonce))
-    return tuple(markers)
-
-
-def check_markers(markers: tuple[DiskMarker, ...], source_name: str) -> None:
-    """Refuse images that are not the very files of the source: the guest would go on with another disk.
-
-    Raises:
-        WrongState: a disk is not on storage that both hosts share.
-    """
-    for marker in markers:
-        path = Path(marker.image_path).parent / Path(marker.marker_path).name
-        try:
-            found = path.read_text(encoding="ascii", errors="replace")
-        except OSError:
-            found = ""
-        if found != marker.nonce:
-            raise WrongState(
-                f"disk {marker.disk}: {marker.image_path} on this host is not the file that {source_name} uses; "
-                "put the image on storage that both hosts share (copying disks comes later)",
-                reason="DISK_NOT_SHARED",
-                disk=marker.disk,
-                path=marker.image_path,
-            )
-
-
-def remove_markers(paths: tuple[str, ...]) -> None:
-    """Ensure that the markers are gone."""
-    for path in paths:
-        Path(path).unlink(missing_ok=True)
 
 
 def rename(definition: Definition, name: str) -> Definition:

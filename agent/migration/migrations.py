@@ -12,12 +12,12 @@ import structlog
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration.begin import begin, context_of
-from agent.migration.checks import remove_markers
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.prepare import Preparation
 from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
+from agent.migration.shared_disks import remove_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.vm.jobs import Job, JobLock

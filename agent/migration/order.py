@@ -41,6 +41,7 @@ class Options:
         pause: stop the vCPUs for the whole transfer.
         destination_name: empty keeps the name.
         migrate_uri: empty lets the destination choose.
+        force: go on where Ferry cannot prove that it is safe.
     """
 
     transport: Transport = Transport.DIRECT
@@ -51,6 +52,7 @@ class Options:
     pause: bool = False
     destination_name: str = ""
     migrate_uri: str = ""
+    force: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -125,12 +127,21 @@ class CpuWord:
 
 @dataclass(frozen=True, slots=True)
 class DiskMarker:
-    """A file beside an image; reading it on the other host proves that both see one directory."""
+    """A file beside an image; reading it on the other host proves that both see one directory.
+
+    A block device has none; `device_number` is its number in the kernel, which names it on the same boot of one host only.
+
+    Attributes:
+        image_path: on the destination.
+        marker_path: on the source; empty without a marker.
+        device_number: of a block device; 0 for a file.
+    """
 
     disk: str
     image_path: str
     marker_path: str
     nonce: str
+    device_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +196,13 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What Begin asks for."""
+    """What Begin asks for; `destination_xml` is domain XML of the user's own for the destination, empty without."""
 
     migration_id: str
     vm: str
     options: Options
     epoch: int
+    destination_xml: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

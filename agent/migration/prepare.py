@@ -15,13 +15,14 @@ from opentelemetry import context as otel_context
 
 from agent.migration import incoming as inc
 from agent.migration.begin import current_traceparent
-from agent.migration.checks import check_cpu, check_markers, guest_cpu, rename
+from agent.migration.checks import check_cpu, guest_cpu, rename
 from agent.migration.clocks import now_s
 from agent.migration.destination import DestinationSession
 from agent.migration.migrate_uri import Target, check_port_free, listen_uri, parse_migrate_uri, refuse_loopback, resolve
 from agent.migration.order import Endpoint, Offer, Role, Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID, PSK_IDENTITY, apply_settings, psk_priority, write_key
 from agent.migration.record import Facts, Record
+from agent.migration.shared_disks import check_caches, check_markers
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuRefused
@@ -78,7 +79,9 @@ class Preparation:
         """
         if self._options.transport is Transport.DIRECT:
             await self._listen_address()
-        await asyncio.to_thread(check_markers, self._source.disk_markers, self._source.host.name)
+        source, here, force = self._source.host, self._around.identity, self._options.force
+        risks = await asyncio.to_thread(check_markers, self._source.disk_markers, source, here, force=force)
+        self.session.update(warnings=(*risks, *check_caches(self._definition, source, here, force=force)))
 
     async def start(self) -> Endpoint:
         """Start QEMU and let it listen; the caller undoes it when this raises."""

@@ -34,12 +34,19 @@ class Use(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HostFile:
-    """One file; `what` names its use in errors, such as `disk vda`. A shareable image may be open elsewhere."""
+    """One file.
+
+    Attributes:
+        what: names its use in errors, such as `disk vda`.
+        is_shareable: of an image: it may be open elsewhere.
+        is_never_flushed: of an image: QEMU leaves it to the kernel when to write (libvirt's cache mode `unsafe`).
+    """
 
     what: str
     path: str
     use: Use
     is_shareable: bool = False
+    is_never_flushed: bool = False
 
     @property
     def is_image(self) -> bool:
@@ -83,15 +90,23 @@ def _files(definition: Definition) -> Iterator[HostFile]:
                 target, is_shareable = disks.get(option.get("node-name"), ("", False))
                 what = f"disk {target}" if target else f"block node {option.get('node-name')}"
                 use = Use.READ if option.properties.get("read-only") in (True, "on") else Use.WRITE
-                yield HostFile(what, option.get("filename"), use, is_shareable)
+                yield HostFile(what, option.get("filename"), use, is_shareable, _is_never_flushed(option))
             case "drive":
                 use = Use.READ if option.get("readonly") == "on" or option.get("media") == "cdrom" else Use.WRITE
                 if option.get("file").startswith("/"):
-                    yield HostFile(f"disk {option.get('id') or option.get('file')}", option.get("file"), use)
+                    what = f"disk {option.get('id') or option.get('file')}"
+                    yield HostFile(what, option.get("file"), use, is_never_flushed=_is_never_flushed(option))
             case "chardev":
                 yield from _of_chardev(option)
             case name:
                 yield from _of_others(option, name)
+
+
+def _is_never_flushed(option: Option) -> bool:
+    """Say so of a -blockdev or a -drive. Source: qapi/block-core.json, BlockdevCacheOptions."""
+    cache = option.properties.get("cache")
+    nested = cache.get("no-flush") if isinstance(cache, dict) else option.properties.get("cache.no-flush")
+    return cache == "unsafe" or nested in (True, "on")
 
 
 def _of_chardev(option: Option) -> Iterator[HostFile]:

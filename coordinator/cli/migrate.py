@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from common.errors import FerryError, InvalidRequest, Unreachable
+from coordinator.cli.definition_file import read_definition
 from coordinator.cli.exits import ExitCode, of_migration
 from coordinator.cli.follow import Follower, how_to_go_on
 from coordinator.cli.interrupts import find_terminal
@@ -70,6 +71,15 @@ class Wishes:
             help="Where the destination's QEMU listens: tcp:host, tcp:host:port or tcp://host:port.",
         ),
     ] = ""
+    xml: Annotated[
+        str,
+        Parameter(
+            metavar="FILE",
+            show_default=False,
+            help="Domain XML for the destination; may differ in what the guest cannot tell: paths, taps, displays.",
+        ),
+    ] = ""
+    force: Annotated[Switch, Parameter(help="Go on where it cannot be proved that it is safe; the refusal says when.")] = False
 
     def message(self) -> common.MigrationOptions:
         """Turn the wishes into a message.
@@ -92,6 +102,8 @@ class Wishes:
             pause=self.pause,
             destination_name=self.name,
             migrate_uri=self.migrate_uri,
+            destination_domain_xml=read_definition(self.xml) if self.xml else b"",
+            force=self.force,
         )
 
 

@@ -11,10 +11,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from common.errors import Bug, InvalidRequest
+from coordinator.cli.definition_file import read_definition
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.options import Output
 from coordinator.cli.screen import Format, Screen
-from coordinator.cli.vms import read_definition
 
 TIMEOUT_S = 120.0
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from common.errors import InvalidRequest
 from coordinator.cli import units
 from coordinator.cli.adopt import adopt, release
+from coordinator.cli.definition_file import read_definition
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.fleet_vms import find_agent, list_vms, the_host
 from coordinator.cli.link import CALL_TIMEOUT_S, Link, duration_message, new_request_id
@@ -36,7 +34,6 @@ app.command(f"{_SAVING}:job", help="Show or steer the save, restore or dump of a
 app.command(f"{_SAVING}:discard_saved", name="discard-saved", help="Remove the saved guest that is kept with a VM.")
 app.command("coordinator.cli.vm_argv:argv", help="Print the QEMU command line that a definition becomes; no agent is asked.")
 
-MAX_DEFINITION_BYTES = 1024 * 1024
 DEFAULT_STOP_TIMEOUT_S = Fraction(30)
 # Starting may take longer than other calls: an accelerator that is tried for the first time, a saved guest that is read.
 START_TIMEOUT_S = 600.0
@@ -179,22 +176,3 @@ async def show(vm: Vm, /, *, host: Host = None, output: Output = Format.TABLE, s
         found = (await agent.peer.read(agent.stub.GetVm, pb.GetVmRequest(vm=vm))).vm
     Screen().show({"host": agent.host, **to_plain(found)}, lambda: vm_details(agent.host, found), output)
     return ExitCode.DONE
-
-
-def read_definition(file: str) -> bytes:
-    """Read a definition from a file, or from stdin for `-`.
-
-    Raises:
-        InvalidRequest: it cannot be read or is larger than an agent takes.
-    """
-    try:
-        if file == "-":
-            xml = sys.stdin.buffer.read(MAX_DEFINITION_BYTES + 1)
-        else:
-            with Path(file).open("rb") as opened:
-                xml = opened.read(MAX_DEFINITION_BYTES + 1)
-    except OSError as error:
-        raise InvalidRequest(f"{file}: {error.strerror}", reason="FILE_UNREADABLE", file=file) from error
-    if len(xml) > MAX_DEFINITION_BYTES:
-        raise InvalidRequest(f"{file}: a definition has at most 1 MiB", reason="DEFINITION_TOO_LARGE", file=file)
-    return xml

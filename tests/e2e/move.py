@@ -45,6 +45,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     pause: bool = False,
     destination_name: str = "",
     migrate_uri: str = "",
+    destination_xml: bytes = b"",
 ) -> common_pb.MigrationOptions:
     """Say what is wished of a migration; direct and encrypted by default."""
     return common_pb.MigrationOptions(
@@ -56,6 +57,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         pause=pause,
         destination_name=destination_name,
         migrate_uri=migrate_uri,
+        destination_domain_xml=destination_xml,
     )
 
 
