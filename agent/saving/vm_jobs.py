@@ -189,17 +189,26 @@ class VmJobs:
         work = self._add(Work(VmJob(job_id, Kind.RESTORE, vm.uuid, vm.name, saved.path, self._wall_clock()), lock))
         guest_runs = not paused and saved.header.guest.state_before == "running"
 
+        loaded = asyncio.Event()
+
         def note_loaded() -> None:
+            loaded.set()
             self._records.save(replace(_record(work, guest_runs), is_loaded=True))
 
-        async def bring_back() -> None:
-            await restore(self._vms, work, saved, on_loaded=note_loaded, guest_runs=guest_runs)
+        def use_up() -> None:
             if saved.path == vm.directory.saved_path:
                 part.discard(saved.path)
 
+        async def bring_back() -> None:
+            await restore(self._vms, work, saved, on_loaded=note_loaded, guest_runs=guest_runs)
+            use_up()
+
         async def undo_restore() -> str:
             await self._vms.end_restoring(work.lock)
-            return "" if vm.running is not None else "the file is as it was"
+            if not loaded.is_set():
+                return "the file is as it was"
+            use_up()  # the guest may have run since and changed its disks
+            return "the guest had been loaded: ferry vm show tells what it does"
 
         return self._start(work, guest_runs, bring_back(), undo_restore)
 
