@@ -9,8 +9,11 @@ from uuid import uuid4
 
 import pytest
 
+from tests.e2e.binaries import require
+from tests.e2e.by_hand import by_hand
 from tests.e2e.guest import Guest, Plan
 from tests.e2e.lab import Lab
+from tests.e2e.test_adoption import command_line
 from tests.e2e.test_linux import BOOT_TIMEOUT_S
 from tests.e2e.test_linux import domain as linux_domain
 from tests.e2e.test_vm_commands import terminal
@@ -120,3 +123,16 @@ async def test_a_busy_linux_guest_is_saved_on_one_version_restored_by_the_other_
 
 def _files(lab: Lab) -> set[Path]:
     return {path for path in lab.directory.iterdir() if "save" in path.name}
+
+
+async def test_an_adopted_guest_is_saved_and_restored(lab: Lab):
+    async with by_hand(lab, require("7.2"), *command_line("all defaults")) as hand:
+        guest = await hand.guest((await hand.adopt("host-a")).vm.uuid)
+        file = str(lab.directory / "adopted.save")
+
+        await ferry(lab, "save", guest.name, file)
+        await lab.wait_empty("host-a")
+        await ferry(lab, "restore", file, "--host", "host-a")
+        await guest.console.wait_sweeps(2, timeout_s=SWEEPS_TIMEOUT_S)
+
+        guest.assert_whole()
