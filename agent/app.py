@@ -17,6 +17,8 @@ from agent.host import Host
 from agent.migration.migrations import Migrations
 from agent.migration.surroundings import Surroundings
 from agent.peers import RemotePeers
+from agent.saving import servicer as saving
+from agent.saving.vm_jobs import VmJobs
 from agent.servicer import AgentServicer
 from agent.store import Store
 from agent.tunnel.client import TunnelClient
@@ -27,7 +29,7 @@ from common.pki import Role
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks
 from common.telemetry import SpanBuffer
-from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc
+from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, save_service_pb2, save_service_pb2_grpc
 
 _CHANGERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR})
 _READERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR, Role.VIEWER})
@@ -49,6 +51,7 @@ ALLOWED: Final = Allowed(
                 "ListMigrations",
                 "WaitMigration",
                 "ListSpans",
+                *saving.READERS,
             ),
             _READERS,
         ),
@@ -84,6 +87,8 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         )
         migrations = Migrations(around, sessions)
         migrations.restore()
+        jobs = VmJobs(vms, store, sessions)
+        jobs.resume()
         sessions.start(host.probe())
         servicer = AgentServicer(host, vms, migrations, advertised_address=config.advertised_address, spans_of=spans.spans_of)
 
@@ -92,9 +97,14 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
 
         auditing = Auditing(AuditLog(store.audit_path))
         description = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"]
-        audit = auditing.interceptor(frozenset(description.methods_by_name))
-        service = Service(description.full_name, add, audit)
-        await stack.enter_async_context(serve(config.listen, config.identity, [service], allowed=ALLOWED))
+        saves = save_service_pb2.DESCRIPTOR.services_by_name["SaveService"]
+
+        def add_saves(server: grpc.aio.Server) -> None:
+            save_service_pb2_grpc.add_SaveServiceServicer_to_server(saving.SaveServicer(vms, jobs), server)
+
+        audit = auditing.interceptor(frozenset({*description.methods_by_name, *saves.methods_by_name} - saving.READERS))
+        services = [Service(description.full_name, add, audit), Service(saves.full_name, add_saves)]
+        await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
         sessions.start(start_marked(vms, store, auditing.tell_autostart))
         gc.collect()
         gc.freeze()  # a collection of all that was loaded would stand in the way of a hand-over

@@ -6,7 +6,9 @@
       vms/<uuid>/wishes.json        what was set beside the definition: autostart, tunables
       vms/<uuid>/live.json          what holds while it runs: its cgroup, whether the guest ran when last looked at
       vms/<uuid>/qemu.log           what QEMU said on stderr
+      vms/<uuid>/guest.save         a saved guest that the next start brings back
       sessions/<migration id>.json  one half of a migration
+      jobs/<job id>.json            a save, restore or dump under way
       autostarted.json              the boot of the host in which marked VMs were started
       audit.jsonl                   who asked for what; see `agent.audit_log`
       cache/                        what was probed; may be deleted
@@ -46,6 +48,7 @@ class VmDirectory:
         self.qmp_path = socket_path
         self.run_dir = socket_path.with_suffix(".d")
         self.log_path = path / "qemu.log"
+        self.saved_path = path / "guest.save"
         self._definition_path = path / "definition.json"
         self._running_path = path / "running.json"
         self._wishes_path = path / "wishes.json"
@@ -127,6 +130,7 @@ class Store:
         self.keys_dir = self.state_dir / "keys"
         self._vms_dir = self.state_dir / "vms"
         self._sessions_dir = self.state_dir / "sessions"
+        self.jobs_dir = self.state_dir / "jobs"
         self.audit_path = self.state_dir / "audit.jsonl"
         self._autostarted_path = self.state_dir / "autostarted.json"
         _check_socket_path(self.run_dir / _LONGEST_SOCKET_NAME)
@@ -137,11 +141,12 @@ class Store:
             self.keys_dir,
             self._vms_dir,
             self._sessions_dir,
+            self.jobs_dir,
         ):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir.chmod(0o700)
         self.keys_dir.chmod(0o700)
-        for directory in (self._sessions_dir, *self._vms_dir.iterdir()):
+        for directory in (self._sessions_dir, self.jobs_dir, *self._vms_dir.iterdir()):
             remove_leftovers(directory)
 
     def vm(self, uuid: UUID) -> VmDirectory:

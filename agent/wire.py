@@ -353,6 +353,7 @@ def vm(view: VmView, *, is_full: bool = False) -> vm_pb2.Vm:
         files=dict(view.files) if is_full else {},
         autostart=view.wishes.autostart,
         definition_differs=view.differs,
+        has_saved_guest=view.has_saved_guest,
         cpu_shares=view.cpu_shares,
         next_cpu_shares=view.wishes.tunables.cpu_shares,
     )

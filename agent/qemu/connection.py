@@ -96,8 +96,10 @@ class Connection:
         """The monotonic time of the last reply, or of dialling when there was none."""
         return self._client.last_answer_s
 
-    async def ask(self, command: str, arguments: Mapping[str, object] | None, *, is_oob: bool) -> object:
-        """Send a command and wait for its answer, without a deadline.
+    async def ask(
+        self, command: str, arguments: Mapping[str, object] | None, *, is_oob: bool, passed_fd: int | None = None
+    ) -> object:
+        """Send a command and wait for its answer, without a deadline; `passed_fd` is what `getfd` or `add-fd` takes.
 
         Raises:
             ExecuteError: QEMU answered with an error.
@@ -106,6 +108,8 @@ class Connection:
         if not is_oob:
             await self._client.free_slots.acquire()
         try:
+            if passed_fd is not None:
+                self._pass(passed_fd)
             return await self._client.execute(command, arguments, oob=is_oob)
         except StateError as error:
             self._client.free_slots.release()  # whoever waits for a slot has to learn it too
@@ -113,6 +117,13 @@ class Connection:
         except ExecInterruptedError as error:
             self._client.free_slots.release()
             raise Interrupted from error
+
+    def _pass(self, fd: int) -> None:
+        """Send a descriptor on a blank; QEMU keeps the last one for the command that asks for it."""
+        try:
+            socket.send_fds(self._peer, [b" "], [fd])
+        except OSError as error:
+            raise StateError(f"descriptor not sent: {error}", self._client.runstate, Runstate.RUNNING) from error
 
     def shut_down(self) -> None:
         """End the connection at once; wait_lost() returns soon, and close() is still to be called."""

@@ -150,6 +150,11 @@ class Monitor:
         with _tracer.start_as_current_span(f"qmp {command}", attributes={"vm": self._vm}):
             return await self._ask(command, arguments, is_oob=False, timeout_s=timeout_s)
 
+    async def execute_with_fd(self, command: str, arguments: Mapping[str, object], fd: int) -> object:
+        """Run a command that takes a descriptor, `getfd` or `add-fd`; else as execute(). The caller's copy stays open."""
+        with _tracer.start_as_current_span(f"qmp {command}", attributes={"vm": self._vm}):
+            return await self._ask(command, arguments, is_oob=False, timeout_s=REPLY_TIMEOUT_S, passed_fd=fd)
+
     async def execute_oob(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = REPLY_TIMEOUT_S
     ) -> object:
@@ -190,13 +195,21 @@ class Monitor:
         """Return when the process has ended; has no deadline of its own."""
         await self._exited.wait()
 
-    async def _ask(self, command: str, arguments: Mapping[str, object] | None, *, is_oob: bool, timeout_s: float) -> object:
+    async def _ask(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        *,
+        is_oob: bool,
+        timeout_s: float,
+        passed_fd: int | None = None,
+    ) -> object:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     connection = await self._get_connection(command)
                     with suppress(NotSent, *_retried(command)):
-                        return await connection.ask(command, arguments, is_oob=is_oob)
+                        return await connection.ask(command, arguments, is_oob=is_oob, passed_fd=passed_fd)
                     self._drop(connection)
         except ExecuteError as error:
             raise QemuRefused(command, error.error_class, str(error)) from error

@@ -32,6 +32,7 @@ class Happening(Enum):
     CRASHED = "CRASHED"
     TUNABLE = "TUNABLE"
     AUTOSTART = "AUTOSTART"
+    JOB = "JOB"
 
 
 class Reason(Enum):
@@ -57,6 +58,9 @@ class Reason(Enum):
     HOST = "HOST"
     CLAMPED = "CLAMPED"
     CONVERTED = "CONVERTED"
+    SAVED = "SAVED"
+    RESTORED = "RESTORED"
+    INTERRUPTED = "INTERRUPTED"
 
 
 @dataclass(frozen=True, slots=True)

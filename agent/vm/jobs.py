@@ -32,6 +32,9 @@ class Job(Enum):
     RELEASE = "release"
     MIGRATION_OUT = "migration-out"
     MIGRATION_IN = "migration-in"
+    SAVE = "save"
+    RESTORE = "restore"
+    DUMP = "dump"
 
 
 MIGRATIONS = frozenset({Job.MIGRATION_OUT, Job.MIGRATION_IN})

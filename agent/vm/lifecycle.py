@@ -5,6 +5,7 @@
     running --drop--> (nothing)               incoming --forget--> (nothing)
     (nothing) --create--> running, transient --stop--> (nothing)
     running --undefine--> running, transient --define--> running
+    running --save--> stopped, or (nothing)   stopped, (nothing) --reserve, start_restoring, keep_here--> running
     (nothing) --adopt--> running --release--> (nothing)
 
 Who changes a VM holds its job lock. Leaving `Vms` leaves every QEMU running; the next agent attaches to them.
@@ -28,6 +29,7 @@ from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
 from agent.vm.host_checks import check_files, check_memory, check_paths, find_emulator
 from agent.vm.jobs import Job, JobLock, Jobs
+from agent.vm.paths import confine
 from agent.vm.pinning import pin
 from agent.vm.probes import check_cpu_model, choose_accelerator
 from agent.vm.registry import Registry
@@ -38,7 +40,7 @@ from agent.vm.wishes import Tunables, Wishes
 from common.errors import Bug, Expired, WrongState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
     from types import TracebackType
     from uuid import UUID
@@ -76,6 +78,8 @@ class Vms:
             on_end=lambda vm: self._settle(vm.uuid),
         )
         self._stack = AsyncExitStack()
+        # Brings the saved guest of a VM back; set by whoever can.
+        self.start_saved: Callable[[Vm, bool], Awaitable[None]] | None = None
 
     async def __aenter__(self) -> Self:
         """Read what is on record and attach to the QEMUs that run; those that died meanwhile are noted.
@@ -177,6 +181,12 @@ class Vms:
         with self.lock(vm, Job.UNDEFINE, ""):
             if vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is transient: it has no definition to remove", reason="VM_TRANSIENT", vm=vm.name)
+            if vm.has_saved_guest:
+                raise WrongState(
+                    f"VM {vm.name} has a saved guest, which would be lost; start it or discard that first",
+                    reason="SAVED_GUEST_KEPT",
+                    vm=vm.name,
+                )
             self._remove_definition(vm, Reason.REMOVED)
 
     async def create(self, xml: bytes, origin: str, *, paused: bool = False) -> Vm:
@@ -194,11 +204,14 @@ class Vms:
         return vm
 
     async def start(self, vm: Vm, *, paused: bool = False) -> None:
-        """Start a stopped VM; on return QEMU runs it, or holds it with `paused`.
+        """Start a stopped VM; on return QEMU runs it, or holds it with `paused`. A saved guest is brought back.
 
         Raises:
             WrongState: it runs already, or something that it needs is missing here, or QEMU refused.
         """
+        if vm.has_saved_guest and self.start_saved is not None:
+            await self.start_saved(vm, paused)
+            return
         with self.lock(vm, Job.START, ""):
             if vm.running is not None or vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
@@ -328,7 +341,7 @@ class Vms:
 
     def keep_here(self, lock: JobLock) -> None:
         """Note durably that an incoming guest is here for good: from now on `forget` refuses. May be repeated."""
-        vm = self._locked(lock, Job.MIGRATION_IN)
+        vm = self._locked(lock, Job.MIGRATION_IN, Job.RESTORE)
         running = vm.get_running()
         if running.migration_id is not None:
             running = replace(running, migration_id=None)
@@ -364,6 +377,71 @@ class Vms:
             await quit_qemu(vm, self._engine, Reason.MIGRATED)
         self._remove_definition(vm, Reason.MIGRATED)
 
+    # What saving and restoring do
+
+    def check_place(self, path: str) -> Path:
+        """Resolve the path of a file with a guest, which has to lie where the operator lets definitions point to.
+
+        Raises:
+            InvalidRequest: it is not absolute and plain, or lies elsewhere.
+        """
+        return confine(path, self._settings.roots)
+
+    async def check_capability(self, definition: Definition, capability: str) -> None:
+        """Require that the QEMU of a definition knows a migration capability.
+
+        Raises:
+            WrongState: it does not.
+        """
+        facts = await self._probes.facts(find_emulator(definition, self._settings))
+        if capability not in facts.capabilities:
+            raise WrongState(
+                f"QEMU {facts.version} of VM {definition.name} has no {capability}",
+                reason="CAPABILITY_MISSING",
+                capability=capability,
+            )
+
+    async def end_saved(self, lock: JobLock) -> None:
+        """Let the QEMU quit whose guest is in a file. May be repeated."""
+        await quit_qemu(self._locked(lock, Job.SAVE), self._engine, Reason.SAVED)
+
+    def reserve(self, definition: Definition, job_id: str) -> tuple[Vm, JobLock]:
+        """Take the stopped VM that a saved guest belongs to, or its name and UUID, locked as *restore*.
+
+        A VM that is made for this is transient, and gone when the lock is released before it runs.
+
+        Raises:
+            InvalidRequest: a path of the definition lies outside of the operator's directories.
+            WrongState: it runs, or name or UUID are another VM's.
+            Busy: a job holds the VM.
+        """
+        check_paths(definition, self._settings.roots)
+        self._registry.check_free(definition)
+        vm = self._registry.find(definition.uuid) or self._registry.add(definition)
+        if vm.running is not None:
+            raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
+        return vm, self.lock(vm, Job.RESTORE, job_id)
+
+    async def start_restoring(self, lock: JobLock, definition: Definition) -> None:
+        """Start QEMU to wait for the guest of a file; it is not here for good. On failure no QEMU is left.
+
+        Raises:
+            WrongState: a file, memory, the machine type, the CPU model or the accelerator is missing here, or QEMU refused.
+        """
+        vm = self._locked(lock, Job.RESTORE)
+        check_files(definition, self._settings.roots)
+        check_memory(definition, self._settings.memory_margin_kib)
+        pinned, binary = await self._prepare(definition)
+        vm.asked_shares = find_asked(vm, pinned)
+        await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=lock.holder_id)
+        self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.RESTORED)
+
+    async def end_restoring(self, lock: JobLock) -> None:
+        """End a QEMU whose guest is not here for good. May be repeated."""
+        vm = self._locked(lock, Job.RESTORE)
+        if vm.is_incoming:
+            await self._engine.kill(vm, Reason.FAILED)
+
     # How
 
     async def _prepare(self, definition: Definition) -> tuple[Definition, Path]:
@@ -381,10 +459,10 @@ class Vms:
             self.events.emit(vm.uuid, vm.name, Happening.UNDEFINED, reason)
             _log.info("vm undefined", vm=vm.name, uuid=str(vm.uuid))
 
-    def _locked(self, lock: JobLock, job: Job) -> Vm:
+    def _locked(self, lock: JobLock, *jobs: Job) -> Vm:
         vm = self._registry.find(lock.vm_uuid)
-        if vm is None or lock.job is not job or not lock.is_held:
-            raise Bug(f"a lock for {lock.job.value} of VM {lock.vm_uuid} where {job.value} is needed")
+        if vm is None or lock.job not in jobs or not lock.is_held:
+            raise Bug(f"a lock for {lock.job.value} of VM {lock.vm_uuid} where {jobs[0].value} is needed")
         return vm
 
     def _find_job(self, uuid: UUID) -> Job | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agent.qemu.status import RunState
 from agent.vm.events import Reason
 from agent.vm.host_files import lines
+from agent.vm.jobs import MIGRATIONS
 from agent.vm.vm import VmState, VmView
 from common.errors import FerryError
 
@@ -30,13 +31,14 @@ async def view_vm(vm: Vm, lock: JobLock | None) -> VmView:
         state=state,
         is_persistent=vm.is_persistent,
         job=None if lock is None else lock.job,
-        migration_id="" if lock is None else lock.holder_id,
+        migration_id=lock.holder_id if lock is not None and lock.job in MIGRATIONS else "",
         pid=None if process is None else process.pid,
         definition=vm.definition,
         argv=() if running is None else running.argv,
         files=_files(vm),
         wishes=vm.wishes,
         differs=_differs(vm),
+        has_saved_guest=vm.has_saved_guest,
         cpu_shares=vm.live.cpu_shares,
     )
 

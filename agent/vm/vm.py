@@ -85,6 +85,11 @@ class Vm:
         """Whether a migration is bringing the guest in."""
         return self.running is not None and self.running.migration_id is not None
 
+    @property
+    def has_saved_guest(self) -> bool:
+        """Whether the next start brings a saved guest back."""
+        return self.directory.saved_path.exists()
+
     def save_wishes(self, wishes: Wishes) -> None:
         """Change what is set beside the definition."""
         self.directory.save_wishes(wishes.to_record())
@@ -136,6 +141,7 @@ class VmView:
     Attributes:
         files: the host's ends of serial lines and consoles, and QEMU's log.
         pid: None while stopped.
+        has_saved_guest: whether the next start brings a saved guest back.
         differs: whether the persistent definition is not what runs, so that the next start makes another guest.
         cpu_shares: as the kernel has them; None without.
     """
@@ -152,4 +158,5 @@ class VmView:
     files: Mapping[str, str]
     wishes: Wishes
     differs: bool
+    has_saved_guest: bool
     cpu_shares: int | None

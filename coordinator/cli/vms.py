@@ -26,11 +26,17 @@ app = App(name="vm", help="Define, start, stop and list VMs; the hosts' agents a
 for command in (destroy, pause, resume, reset, autostart, console, events, adopt, release):
     app.command(command)
 app.command(set_, name="set")
+_SAVING = "coordinator.cli.vm_saving"
+app.command(f"{_SAVING}:save", help="Save a guest to a file, and end its QEMU.")
+app.command(f"{_SAVING}:restore", help="Bring a saved guest back.")
+app.command(f"{_SAVING}:dump", help="Write a guest's memory to a file for a debugger.")
+app.command(f"{_SAVING}:job", help="Show or steer the save, restore or dump of a VM.")
+app.command(f"{_SAVING}:discard_saved", name="discard-saved", help="Remove the saved guest that is kept with a VM.")
 app.command("coordinator.cli.vm_argv:argv", help="Print the QEMU command line that a definition becomes; no agent is asked.")
 
 DEFAULT_STOP_TIMEOUT_S = Fraction(30)
-# Starting may take longer than other calls: an accelerator that is tried for the first time, a slow disk.
-START_TIMEOUT_S = 60.0
+# Starting may take longer than other calls: an accelerator that is tried for the first time, a saved guest that is read.
+START_TIMEOUT_S = 600.0
 _STOP_MARGIN_S = 15.0
 
 StopTimeout = Annotated[
@@ -93,15 +99,20 @@ async def start(  # noqa: PLR0913 -- an option each
     *,
     paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
     transient: Annotated[Switch, Parameter(help="VM is a file of domain XML, as for create.")] = False,
+    discard_saved: Annotated[Switch, Parameter(help="Remove its saved guest first, and boot.")] = False,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
-    """Start a stopped VM."""
+    """Start a stopped VM; a guest that was saved with save --managed is brought back."""
     if transient:
         return await create(vm, paused=paused, host=host, output=output, settings=settings)
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)
+        if discard_saved:
+            from coordinator.cli.vm_saving import discard  # noqa: PLC0415 -- imported when it is used, as commands are
+
+            await discard(agent, vm)
         request = pb.StartVmRequest(request_id=new_request_id(), vm=vm, paused=paused)
         started = (await agent.peer.change(agent.stub.StartVm, request, timeout_s=START_TIMEOUT_S)).vm
     show_vm(agent, started, f"{started.name} started on {agent.host}, pid {started.pid}", output)
