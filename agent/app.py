@@ -25,7 +25,7 @@ from agent.tunnel.client import TunnelClient
 from agent.vm.autostart import start_marked
 from agent.vm.lifecycle import Vms
 from agent.vm.probes import HostProbes
-from common.pki import Role
+from common.identity import Role
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks
 from common.telemetry import SpanBuffer

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agent.migration.migrate_uri import MAX_PORT, PortRange
 from agent.vm.settings import DEFAULT_EMULATORS, DEFAULT_QEMU, VmSettings
 from common.errors import InvalidRequest
-from common.pki import Identity
+from common.identity import Identity
 
 ENVIRONMENT_PREFIX: Final = "FERRY_AGENT_"
 DEFAULT_TUNNEL_PORT: Final = 7702

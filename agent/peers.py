@@ -14,7 +14,7 @@ from agent import wire
 from agent.migration.errors import GuestNeverRan
 from agent.migration.parts import Destination, PeerReport
 from common.errors import Expired, Unreachable, WrongState
-from common.pki import Identity
+from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from common.rpc.tracing import asking

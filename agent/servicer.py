@@ -16,7 +16,7 @@ from agent.migration.machine import Cause
 from agent.migration.migrations import Migrations
 from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
 from agent.vm_servicer import VmServicer
-from common.pki import Role
+from common.identity import Role
 from common.rpc.peer import peer
 from common.rpc.tracing import server_span
 from ferry.agent.v1 import adoption_pb2, host_pb2, vm_pb2

@@ -8,9 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -21,76 +19,40 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import InvalidRequest, WrongState
+from common.identity import SPIFFE_PREFIX, Identity, Role
 
 AUTHORITY_LIFETIME: Final = timedelta(days=3650)
 CERTIFICATE_LIFETIME: Final = timedelta(days=825)
 BACKDATED: Final = timedelta(minutes=5)
 AUTHORITY_KEY: Final = "ca-key.pem"
-SPIFFE_PREFIX: Final = "spiffe://ferry/"
 MAX_DNS_NAME_LENGTH: Final = 253
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _DNS_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
 
 
-class Role(Enum):
-    """What the holder of a certificate may do."""
+def check_identity(identity: Identity) -> None:
+    """Find what TLS would only call a failed handshake.
 
-    COORDINATOR = "coordinator"
-    AGENT = "agent"
-    OPERATOR = "operator"
-    VIEWER = "viewer"
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The files that a process proves itself with and checks others by."""
-
-    ca: Path
-    certificate: Path
-    key: Path
-
-    @classmethod
-    def in_directory(cls, directory: Path) -> Identity:
-        """Name the files that `issue` puts into a directory."""
-        return cls(directory / "ca.pem", directory / "cert.pem", directory / "key.pem")
-
-    def read(self) -> tuple[bytes, bytes, bytes]:
-        """Return authority, certificate and key.
-
-        Raises:
-            WrongState: one of them cannot be read, or certificate and key are no pair that is valid today.
-        """
-        contents = []
-        for path in (self.ca, self.certificate, self.key):
-            try:
-                contents.append(path.read_bytes())
-            except OSError as error:
-                raise WrongState(
-                    f"certificate file {path}: {error.strerror}; make it by `ferry pki issue`",
-                    reason="CERTIFICATE_MISSING",
-                    path=path,
-                ) from error
-        self._check(contents[1], contents[2])
-        return contents[0], contents[1], contents[2]
-
-    def _check(self, certificate_pem: bytes, key_pem: bytes) -> None:
-        """Find what TLS would only call a failed handshake."""
-        try:
-            certificate = x509.load_pem_x509_certificate(certificate_pem)
-        except ValueError as error:
-            raise WrongState(f"certificate file {self.certificate} holds no certificate", reason="CERTIFICATE_BROKEN") from error
-        try:
-            key = serialization.load_pem_private_key(key_pem, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise WrongState(f"key file {self.key} holds no key without password", reason="CERTIFICATE_BROKEN") from error
-        if key.public_key() != certificate.public_key():
-            raise WrongState(f"key file {self.key} is not the key of {self.certificate}", reason="CERTIFICATE_BROKEN")
-        if certificate.not_valid_after_utc < datetime.now(UTC):
-            raise WrongState(
-                f"certificate {self.certificate} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
-                "make a new one by `ferry pki issue`",
-                reason="CERTIFICATE_EXPIRED",
-            )
+    Raises:
+        WrongState: a file cannot be read, or certificate and key are no pair that is valid today.
+    """
+    _, certificate_pem, key_pem = identity.read()
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+    except ValueError as error:
+        raise WrongState(f"certificate file {identity.certificate} holds no certificate", reason="CERTIFICATE_BROKEN") from error
+    try:
+        key = serialization.load_pem_private_key(key_pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise WrongState(f"key file {identity.key} holds no key without password", reason="CERTIFICATE_BROKEN") from error
+    if key.public_key() != certificate.public_key():
+        raise WrongState(f"key file {identity.key} is not the key of {identity.certificate}", reason="CERTIFICATE_BROKEN")
+    if certificate.not_valid_after_utc < datetime.now(UTC):
+        raise WrongState(
+            f"certificate {identity.certificate} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
+            "make a new one by `ferry pki issue`",
+            reason="CERTIFICATE_EXPIRED",
+        )
 
 
 def init_authority(directory: Path) -> None:

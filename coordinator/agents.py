@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from common.errors import Expired, FerryError, NotFound, Unreachable
-from common.pki import Identity
+from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from coordinator.halves import Half, HalfState, Location, Move

@@ -12,7 +12,7 @@ import structlog
 
 from common.clock import SystemClock
 from common.errors import WrongState
-from common.pki import Role
+from common.identity import Role
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks
 from common.telemetry import SpanBuffer

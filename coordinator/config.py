@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import InvalidRequest
-from common.pki import Identity
+from common.identity import Identity
 from common.rpc.address import split_address
 
 ENVIRONMENT_PREFIX: Final = "FERRY_COORDINATOR_"

@@ -15,7 +15,7 @@ import structlog
 from agent.tunnel.app import Settings, tunnel
 from agent.tunnel.pump import DEFAULT_FRAME_BYTES
 from common.errors import FerryError, InvalidRequest
-from common.pki import Identity
+from common.identity import Identity
 from common.telemetry import telemetry
 
 _log = structlog.get_logger()

@@ -17,7 +17,7 @@ from agent.tunnel.pump import DEFAULT_FRAME_BYTES, FRAME_LIMIT_BYTES
 from agent.tunnel.relay_servicer import RelayServicer
 from common.clock import SystemClock
 from common.errors import InvalidRequest, WrongState
-from common.pki import Identity, Role
+from common.identity import Identity, Role
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks
 from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc

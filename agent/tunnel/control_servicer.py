@@ -11,7 +11,7 @@ from agent.tunnel.entrance import Entrance, EntranceOrder
 from agent.tunnel.exits import ExitOrder, Exits
 from agent.tunnel.session import Session
 from agent.tunnel.streams import Context
-from common.pki import Identity
+from common.identity import Identity
 from common.tasks import OwnedTasks
 from ferry.tunnel.v1 import tunnel_control_service_pb2 as pb
 from ferry.tunnel.v1 import tunnel_control_service_pb2_grpc as rpc

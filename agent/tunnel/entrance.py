@@ -19,7 +19,7 @@ from agent.tunnel.pump import FRAME_LIMIT_BYTES, discard, hand_over, run_both, r
 from agent.tunnel.session import Session, check_channel_count, check_session_id
 from agent.tunnel.streams import Call, EntranceStream
 from common.errors import FerryError, Unreachable
-from common.pki import Identity
+from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from common.tasks import OwnedTasks

@@ -7,7 +7,7 @@ from typing import Final
 
 import grpc
 
-from common.pki import Identity
+from common.identity import Identity
 from common.rpc.address import check_plain_text_allowed
 from common.rpc.tracing import client_interceptors
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from common.pki import SPIFFE_PREFIX, Role
+from common.identity import SPIFFE_PREFIX, Role
 
 
 @dataclass(frozen=True, slots=True)

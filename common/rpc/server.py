@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
 from common.errors import Bug, FerryError, WrongState
-from common.pki import Identity, Role
+from common.identity import Identity, Role
+from common.pki import check_identity
 from common.rpc.address import check_plain_text_allowed
 from common.rpc.channel import MAX_MESSAGE_BYTES
 from common.rpc.peer import peer
@@ -114,6 +115,7 @@ def _bind(server: grpc.aio.Server, listen: str, identity: Identity | None) -> in
         if identity is None or listen.startswith("unix:"):
             check_plain_text_allowed(listen)
             return server.add_insecure_port(listen)
+        check_identity(identity)
         ca, certificate, key = identity.read()
         credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
         return server.add_secure_port(listen, credentials)

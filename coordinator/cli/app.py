@@ -9,7 +9,6 @@ import asyncio
 import os
 import sys
 import traceback
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
@@ -29,6 +28,8 @@ _GLOBAL_OPTIONS = ("--coordinator", "--pki")
 
 def version() -> str:
     """Give the version of this command."""
+    from importlib import metadata  # noqa: PLC0415 -- see the module's docstring
+
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:

@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from common.errors import Expired, FerryError, InvalidRequest, NotFound, Unreachable
-from common.pki import Identity
+from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
@@ -162,8 +162,16 @@ class Link:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the connections."""
+        """Close the connections; where there was none the certificate is looked at, which could be the reason.
+
+        Raises:
+            WrongState: the certificate is broken or has expired.
+        """
         await self._stack.aclose()
+        if isinstance(error, Unreachable) and self._identity is not None:
+            from common.pki import check_identity  # noqa: PLC0415 -- takes a tenth of what `ferry vm ls` does
+
+            check_identity(self._identity)
 
     @property
     def coordinator(self) -> Coordinator:

@@ -11,7 +11,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from common.errors import InvalidRequest, WrongState
-from common.pki import Role, init_authority, issue
+from common.identity import Role
+from common.pki import init_authority, issue
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.screen import Screen
 

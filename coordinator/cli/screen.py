@@ -11,7 +11,6 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -48,7 +47,7 @@ class Screen:
             case Format.JSON:
                 sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
             case Format.YAML:
-                sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+                sys.stdout.write(_to_yaml(plain))
         sys.stdout.flush()
 
     def _print(self, renderable: RenderableType) -> None:
@@ -69,7 +68,7 @@ class Screen:
         """Write one of many: a JSON document on one line, or a YAML document."""
         text = json.dumps(plain, ensure_ascii=False) + "\n"
         if chosen is Format.YAML:
-            text = "---\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+            text = "---\n" + _to_yaml(plain)
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -123,3 +122,10 @@ def pairs(rows: Iterable[tuple[str, str | Text]]) -> Table:
     for name, value in rows:
         table.add_row(name, value if isinstance(value, Text) else Text(printable(value)))
     return table
+
+
+def _to_yaml(plain: object) -> str:
+    import yaml  # noqa: PLC0415 -- few ask for it, and all would wait for it
+
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return text

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from common.pki import Identity, Role, init_authority, issue
+from common.identity import Identity, Role
+from common.pki import init_authority, issue
 from deploy.lab.places import OneMachine
 from deploy.lab.ports import PortBlock
 from deploy.lab.processes import ProcessFailed, ServerProcess, end_processes_of

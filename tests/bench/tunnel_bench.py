@@ -27,7 +27,8 @@ from pathlib import Path
 import psutil
 
 from agent.tunnel.client import TunnelClient
-from common.pki import Role, init_authority, issue
+from common.identity import Role
+from common.pki import init_authority, issue
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"

@@ -10,7 +10,8 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from common.pki import Role, init_authority, issue
+from common.identity import Role
+from common.pki import init_authority, issue
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from deploy.lab.network import TwoHosts

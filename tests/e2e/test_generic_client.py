@@ -12,7 +12,7 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from common.pki import Identity
+from common.identity import Identity
 from tests.e2e.lab import Lab
 
 TIMEOUT_S = 30.0

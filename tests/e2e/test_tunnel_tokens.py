@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 
 from common.errors import WrongState
-from common.pki import Identity, Role, issue
+from common.identity import Identity, Role
+from common.pki import issue
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from ferry.tunnel.v1 import tunnel_control_service_pb2 as control_pb

@@ -15,7 +15,7 @@ from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration.machine import Cause
 from common.errors import FerryError, InvalidRequest, NotFound, Unreachable, WrongState
-from common.pki import Role
+from common.identity import Role
 from common.rpc.server import Allowed, Service, serve
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2

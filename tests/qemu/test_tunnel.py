@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.tunnel.client import TunnelClient
-from common.pki import Identity, Role, init_authority, issue
+from common.identity import Identity, Role
+from common.pki import init_authority, issue
 from tests.bench.qmp import QmpError
 from tests.bench.raw import Guest, Options, RawQemu, _listen, start
 from tests.contract.real import BINARIES, MACHINE

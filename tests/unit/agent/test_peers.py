@@ -16,7 +16,7 @@ from agent.migration.errors import GuestNeverRan
 from agent.migration.parts import Destination
 from agent.peers import RemotePeers
 from common.errors import FerryError, Unreachable
-from common.pki import Role
+from common.identity import Role
 from common.rpc.server import Allowed, Service, serve
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import migration_pb2 as pb

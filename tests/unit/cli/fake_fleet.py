@@ -11,7 +11,7 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from common.errors import FerryError, NotFound
-from common.pki import Role
+from common.identity import Role
 from common.rpc.server import Allowed, Service, serve
 from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, vm_pb2
 from ferry.agent.v1 import migration_pb2 as half_pb

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.errors import InvalidRequest, Unreachable
-from common.pki import Identity
+from common.identity import Identity
 from coordinator.cli.app import run
 from coordinator.cli.exits import ExitCode
 from ferry.agent.v1 import vm_pb2

@@ -12,7 +12,8 @@ from cryptography import x509
 
 from common import pki
 from common.errors import InvalidRequest, WrongState
-from common.pki import Identity, Role, init_authority, issue
+from common.identity import Identity, Role
+from common.pki import check_identity, init_authority, issue
 
 
 def mode(path: Path) -> int:
@@ -102,7 +103,7 @@ def test_a_file_that_holds_something_else_is_named(host_a: Path, name: str, told
     (host_a / name).write_text("nonsense")
 
     with pytest.raises(WrongState, match=f"{name} {told}"):
-        Identity.in_directory(host_a).read()
+        check_identity(Identity.in_directory(host_a))
 
 
 def test_a_key_of_another_certificate_is_refused(host_a: Path, tmp_path: Path):
@@ -110,7 +111,7 @@ def test_a_key_of_another_certificate_is_refused(host_a: Path, tmp_path: Path):
     (host_a / "key.pem").write_bytes((tmp_path / "b" / "key.pem").read_bytes())
 
     with pytest.raises(WrongState, match=r"key\.pem is not the key of .*cert\.pem"):
-        Identity.in_directory(host_a).read()
+        check_identity(Identity.in_directory(host_a))
 
 
 def test_an_expired_certificate_is_named_with_its_day(tmp_path: Path, monkeypatch):
@@ -119,4 +120,4 @@ def test_an_expired_certificate_is_named_with_its_day(tmp_path: Path, monkeypatc
     issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [])
 
     with pytest.raises(WrongState, match=r"cert\.pem has expired on 20.*ferry pki issue"):
-        Identity.in_directory(tmp_path / "a").read()
+        check_identity(Identity.in_directory(tmp_path / "a"))

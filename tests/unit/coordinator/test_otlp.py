@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, TracesData
 
-from common.pki import Role
+from common.identity import Role
 from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.pki import Identity, Role, init_authority, issue
+from common.identity import Identity, Role
+from common.pki import init_authority, issue
 from tests.unit.agent.tunnel.fakes import LOOPBACK, Pair, pair
 
 

@@ -13,7 +13,7 @@ from typing import Self
 
 from agent.tunnel.app import CHANNEL_OPTIONS, Settings, tunnel
 from agent.tunnel.client import TunnelClient
-from common.pki import Identity
+from common.identity import Identity
 
 PATIENCE_S = 10.0
 LOOPBACK = "127.0.0.1"

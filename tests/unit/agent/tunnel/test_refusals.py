@@ -16,7 +16,7 @@ from agent.tunnel.app import Settings, tunnel
 from agent.tunnel.client import TunnelClient
 from agent.tunnel.frames import HALF_CLOSE, encode_data, encode_open
 from common.errors import Expired, FerryError, InvalidRequest, Unreachable, WrongState
-from common.pki import Identity
+from common.identity import Identity
 from common.rpc.channel import open_channel
 from tests.fakes.network import black_hole, closed_port
 from tests.unit.agent.tunnel.fakes import LOOPBACK, PATIENCE_S, TOKEN, Pair, pair

@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 
-from common.pki import Identity, Role, init_authority, issue
+from common.identity import Identity, Role
+from common.pki import init_authority, issue
 from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, Service, serve
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc

@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import Bug, Busy, Expired, FerryError, InvalidRequest, NotFound, Unreachable, WrongState
-from common.pki import Role
+from common.identity import Role
 from common.rpc.channel import open_channel
 from common.rpc.peer import peer
 from common.rpc.server import Allowed, serve

@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from common import errors
 from common.errors import Bug, Busy, FerryError, NotFound, WrongState
-from common.pki import Role
+from common.identity import Role
 from common.rpc import tracing
 from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, serve

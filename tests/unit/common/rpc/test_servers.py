@@ -11,7 +11,8 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from common.errors import InvalidRequest, Unreachable, WrongState
-from common.pki import Identity, Role, issue
+from common.identity import Identity, Role
+from common.pki import issue
 from common.rpc.address import split_address
 from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, Service, serve
