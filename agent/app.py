@@ -13,6 +13,7 @@ import structlog
 from agent.audit_log import AuditLog
 from agent.auditing import Auditing
 from agent.config import AgentConfig
+from agent.guest_user import GuestUser
 from agent.host import Host
 from agent.migration.migrations import Migrations
 from agent.migration.surroundings import Surroundings
@@ -67,8 +68,8 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         FerryError: the agent cannot serve as configured.
     """
     settings = config.vm_settings()
-    store = Store(config.state_dir, run_dir=config.run_dir)
-    probes = HostProbes(store.cache_dir)
+    store = Store(config.state_dir, run_dir=config.run_dir, guests=GuestUser.named(config.qemu_user))
+    probes = HostProbes(store.cache_dir, store.guests)
     host = Host(config.name, settings, probes)
     async with AsyncExitStack() as stack:
         vms = await stack.enter_async_context(Vms(store, settings, probes))

@@ -10,6 +10,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agent.guest_user import GuestUser
 from agent.migration.migrate_uri import MAX_PORT, PortRange
 from agent.vm.settings import DEFAULT_EMULATORS, DEFAULT_QEMU, VmSettings
 from common.errors import InvalidRequest
@@ -33,6 +34,7 @@ class AgentConfig(BaseModel):
     insecure: bool = Field(default=False, description="plain text, on loopback only")
     qemu: str = Field(default=DEFAULT_QEMU, description="QEMU for definitions that name none")
     emulators: tuple[str, ...] = Field(default=DEFAULT_EMULATORS, description="paths of QEMU that definitions may name")
+    qemu_user: str = Field(default="", description="user that QEMU runs as, when the agent runs as root; empty: the agent's own")
     roots: tuple[Path, ...] = Field(default=(), description="directories that paths of definitions lie in; empty: anywhere")
     migration_address: str = Field(default="", description="address that other QEMUs connect to; empty: that of advertise")
     port_min: int = Field(default=49152, ge=1, le=MAX_PORT, description="first port for incoming migrations")
@@ -109,6 +111,7 @@ def load(path: Path | None) -> AgentConfig:
         name = ".".join(str(part) for part in first["loc"])
         raise InvalidRequest(f"setting {name}: {first['msg'].lower()}", reason="CONFIG_INVALID", setting=name) from error
     _check(config)
+    GuestUser.named(config.qemu_user)
     return config
 
 

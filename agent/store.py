@@ -15,7 +15,8 @@
       keys/                         one-time keys of transfers
       run/                          sockets, with short names for AF_UNIX
 
-All directories are the agent's alone (0700), which is what guards the sockets in them.
+All directories are the agent's alone (0700), which is what guards the sockets in them. Where guests run as a user of their own
+(`agent.guest_user`) it may pass through, and make sockets in `run`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import shutil
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from agent.guest_user import GuestUser
 from common.errors import InvalidRequest
 from common.records import StagedRecord, find_record, remove_leftovers, remove_record, sync_directory, write_record
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 # struct sockaddr_un holds 108 bytes and ends with a NUL. Source: unix(7).
 MAX_SOCKET_PATH_BYTES = 107
 RECORD_VERSION = 1
+_AGENTS_OWN = GuestUser()
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _LONGEST_SOCKET_NAME = "0123456789ab.out.255"
 
@@ -43,7 +46,8 @@ _LONGEST_SOCKET_NAME = "0123456789ab.out.255"
 class VmDirectory:
     """The records of one VM."""
 
-    def __init__(self, path: Path, socket_path: Path) -> None:
+    def __init__(self, path: Path, socket_path: Path, guests: GuestUser) -> None:
+        self.guests = guests
         self.path = path
         self.qmp_path = socket_path
         self.run_dir = socket_path.with_suffix(".d")
@@ -118,12 +122,13 @@ class VmDirectory:
 class Store:
     """Everything that the agent remembers from one run to the next."""
 
-    def __init__(self, state_dir: Path, *, run_dir: Path | None = None) -> None:
+    def __init__(self, state_dir: Path, *, run_dir: Path | None = None, guests: GuestUser = _AGENTS_OWN) -> None:
         """Make the directories and sweep what a crash left half-written.
 
         Raises:
             InvalidRequest: socket paths under `run_dir` would be longer than AF_UNIX allows.
         """
+        self.guests = guests
         self.state_dir = state_dir.resolve()
         self.run_dir = (run_dir or self.state_dir / "run").resolve()
         self.cache_dir = self.state_dir / "cache"
@@ -146,12 +151,14 @@ class Store:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir.chmod(0o700)
         self.keys_dir.chmod(0o700)
+        guests.admit(self.state_dir, self.keys_dir, self._vms_dir)
+        guests.let_make(self.run_dir)
         for directory in (self._sessions_dir, self.jobs_dir, *self._vms_dir.iterdir()):
             remove_leftovers(directory)
 
     def vm(self, uuid: UUID) -> VmDirectory:
         """Name the place of a VM; nothing is made or read."""
-        return VmDirectory(self._vms_dir / str(uuid), self.socket_path(uuid, "qmp"))
+        return VmDirectory(self._vms_dir / str(uuid), self.socket_path(uuid, "qmp"), self.guests)
 
     def vm_uuids(self) -> Iterator[UUID]:
         """List the VMs that have a directory, in a stable order."""

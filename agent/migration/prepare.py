@@ -20,7 +20,7 @@ from agent.migration.clocks import now_s
 from agent.migration.destination import DestinationSession
 from agent.migration.migrate_uri import Target, check_port_free, listen_uri, parse_migrate_uri, refuse_loopback, resolve
 from agent.migration.order import Endpoint, Offer, Role, Transport
-from agent.migration.qemu_setup import CREDENTIALS_ID, PSK_IDENTITY, apply_settings, psk_priority, write_key
+from agent.migration.qemu_setup import CREDENTIALS_ID, PSK_IDENTITY, apply_settings, psk_priority
 from agent.migration.record import Facts, Record
 from agent.migration.shared_disks import check_caches, check_markers
 from agent.migration.surroundings import Surroundings
@@ -103,8 +103,8 @@ class Preparation:
 
     async def _install_key(self, qemu: Qemu) -> str:
         key = secrets.token_hex(KEY_BYTES)
-        directory = self._around.key_directory(self.session.facts.migration_id)
-        write_key(directory, key)  # a server reads it at every handshake, so it stays until the end
+        # A server reads it at every handshake, so it stays until the end.
+        directory = self._around.write_key(self.session.facts.migration_id, key)
         await qemu.add_psk(CREDENTIALS_ID, directory, TlsEndpoint.SERVER, PSK_IDENTITY)
         return key
 

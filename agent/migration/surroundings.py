@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.migration.migrate_uri import PortRange
 from agent.migration.order import HostIdentity
 from agent.migration.parts import Peers, Tunnel
+from agent.migration.qemu_setup import write_key
 from agent.store import Store
 from agent.vm.lifecycle import Vms
 
@@ -31,6 +32,13 @@ class Surroundings:
     migration_address: str
     advertised_address: str
     tunnel_address: str
+
+    def write_key(self, migration_id: str, key: str) -> Path:
+        """Put the one-time key of a migration where this host's QEMU reads it; return the directory."""
+        directory = self.key_directory(migration_id)
+        write_key(directory, key)
+        self.store.guests.own(directory, *directory.iterdir())
+        return directory
 
     def key_directory(self, migration_id: str) -> Path:
         """Where the one-time key of a migration lies while it is needed."""

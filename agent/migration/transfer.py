@@ -11,7 +11,7 @@ import structlog
 from agent.migration.migrate_uri import parse_migrate_uri, resolve
 from agent.migration.order import Endpoint, Options, Transport
 from agent.migration.parts import Destination
-from agent.migration.qemu_setup import CREDENTIALS_ID, apply_settings, remove_key, write_key
+from agent.migration.qemu_setup import CREDENTIALS_ID, apply_settings, remove_key
 from agent.migration.surroundings import Surroundings
 from agent.qemu import cut
 from agent.qemu.commands import Qemu
@@ -54,19 +54,19 @@ class Transfer:
         return endpoint.uri
 
     async def _install_key(self, qemu: Qemu, endpoint: Endpoint) -> None:
-        directory = self._around.key_directory(self._migration_id)
         try:
-            write_key(directory, endpoint.psk_key)
+            directory = self._around.write_key(self._migration_id, endpoint.psk_key)
             await qemu.add_psk(CREDENTIALS_ID, directory, TlsEndpoint.CLIENT, endpoint.psk_identity, endpoint.psk_priority or None)
             self._has_key = True
         finally:
-            remove_key(directory)  # a client reads it once
+            remove_key(self._around.key_directory(self._migration_id))  # a client reads it once
 
     async def _open_tunnel(self, endpoint: Endpoint) -> str:
         path = self._around.store.session_socket_path(self._migration_id, "out")
         await self._around.tunnel.open_entrance(
             self._migration_id, endpoint.tunnel_token, path, endpoint.tunnel_address, self._options.channel_count
         )
+        self._around.store.guests.own(path)
         return f"unix:{path}"
 
     async def report_channels(self, process_id: int, destination: Destination) -> None:

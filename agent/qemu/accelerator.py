@@ -35,7 +35,7 @@ _RECORD_VERSION: Final = 1
 _log = structlog.get_logger()
 
 
-async def probe(binary: Path, cpu_model: str, directory: Path, *, kvm: Path = KVM) -> Accelerator:
+async def probe(binary: Path, cpu_model: str, directory: Path, *, kvm: Path = KVM, prefix: tuple[str, ...] = ()) -> Accelerator:
     """Return `kvm` when a guest with this CPU model runs to its end under it, else `tcg`.
 
     Takes up to 3.1 s the first time, then well under a millisecond.
@@ -45,28 +45,32 @@ async def probe(binary: Path, cpu_model: str, directory: Path, *, kvm: Path = KV
         cpu_model: as in QEMU's `-cpu`.
         directory: where findings are kept; must exist.
         kvm: the device without which there is nothing to try.
+        prefix: what goes before the command line, as it does for guests.
 
     Raises:
         NotFound: there is no such binary.
     """
     if not os.access(kvm, os.R_OK | os.W_OK):
         return "tcg"
-    validity = _validity(binary, cpu_model)
+    validity = f"{_validity(binary, cpu_model)} {' '.join(prefix)}".rstrip()
     path = directory / f"accelerator-{FileKey.of(binary)}.json"
     known = _find_known(path)
     if validity not in known:
         started_s = time.monotonic()
-        works = await runs_under("kvm", binary, cpu_model)
+        works = await runs_under("kvm", binary, cpu_model, prefix=prefix)
         known = {word: value for word, value in known.items() if word.startswith(_host())} | {validity: works}
         write_record(path, kind=_RECORD_KIND, version=_RECORD_VERSION, body=known)
         _log.info("kvm probed", binary=str(binary), cpu=cpu_model, works=works, took_s=time.monotonic() - started_s)
     return "kvm" if known[validity] else "tcg"
 
 
-async def runs_under(accelerator: Accelerator, binary: Path, cpu_model: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> bool:
+async def runs_under(
+    accelerator: Accelerator, binary: Path, cpu_model: str, *, timeout_s: float = PROBE_TIMEOUT_S, prefix: tuple[str, ...] = ()
+) -> bool:
     """Say whether the probe guest runs to its end in time."""
     with _rom_file() as rom:
         process = await asyncio.create_subprocess_exec(
+            *prefix,  # first: a change of user forgets with whom to die
             *dying_with_us(),
             str(binary),
             *("-accel", accelerator),
@@ -82,7 +86,8 @@ async def runs_under(accelerator: Accelerator, binary: Path, cpu_model: str, *, 
             start_new_session=True,
             pass_fds=(rom,),
         )
-        with suppress(ProcessLookupError):  # a guest that spins shall not outlive an agent that is killed here
+        # A guest that spins shall not outlive an agent that is killed here; one of another user dies with us in any case.
+        with suppress(ProcessLookupError, PermissionError):
             resource.prlimit(process.pid, resource.RLIMIT_CPU, (_CPU_LIMIT_S, _CPU_LIMIT_S))
         try:
             async with asyncio.timeout(timeout_s):

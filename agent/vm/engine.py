@@ -124,8 +124,10 @@ class Engine:
     def _launch(self, vm: Vm, running: Running, binary: Path, *, starts_paused: bool) -> Running:
         definition = running.definition
         vm.directory.run_dir.mkdir(mode=0o700, exist_ok=True)
+        guests = vm.directory.guests
+        guests.own(vm.directory.run_dir)
         start_tpm(definition, vm.directory)
-        entering = self._cpu_shares.begin(vm, running.token)
+        entering = (*self._cpu_shares.begin(vm, running.token), *guests.prefix)
         with open_taps(definition.taps) as taps:
 
             def build(qmp_fd: int) -> tuple[str, ...]:
@@ -166,6 +168,8 @@ class Engine:
                 raise
             await keeper.ended.wait()
             words = vm.last_end.words or vm.last_end.detail if vm.last_end else ""
+            if "Permission denied" in words and vm.directory.guests.name:
+                words = f"{words} (it runs as user {vm.directory.guests.name})"
             raise process.QemuNotStarted(f"QEMU of VM {vm.name} did not start: {words}", vm=vm.name) from error
 
     def attach(self, vm: Vm, running: Running) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from agent.guest_user import GuestUser
 from agent.qemu import accelerator
 from agent.qemu.binary import Binaries
 from agent.vm.argv import cpu_model
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from agent.qemu.binary import BinaryFacts
     from agent.vm.definition import Definition
+
+_AGENTS_OWN: Final = GuestUser()
 
 
 class Probes(Protocol):
@@ -30,8 +33,9 @@ class Probes(Protocol):
 class HostProbes:
     """The real ways; what was found is kept."""
 
-    def __init__(self, cache_dir: Path) -> None:
+    def __init__(self, cache_dir: Path, guests: GuestUser = _AGENTS_OWN) -> None:
         self._cache_dir = cache_dir
+        self._guests = guests
         self._binaries = Binaries()
 
     async def facts(self, binary: Path) -> BinaryFacts:
@@ -40,7 +44,7 @@ class HostProbes:
 
     async def accelerator(self, binary: Path, cpu: str) -> Accelerator:
         """Run a tiny guest, once for each build, CPU model and boot."""
-        return Accelerator(await accelerator.probe(binary, cpu, self._cache_dir))
+        return Accelerator(await accelerator.probe(binary, cpu, self._cache_dir, prefix=self._guests.prefix))
 
 
 def check_cpu_model(definition: Definition, facts: BinaryFacts) -> None:

@@ -41,13 +41,18 @@ def start_tpm(definition: Definition, directory: VmDirectory) -> None:
         )
     state = directory.path / "tpm"
     state.mkdir(mode=0o700, exist_ok=True)
+    log = directory.path / "swtpm.log"
+    log.touch(mode=0o600)
+    directory.guests.admit(directory.path)
+    directory.guests.own(state, *state.iterdir(), log)
     control = directory.run_dir / SOCKET_NAME
     control.unlink(missing_ok=True)
     command = [
+        *directory.guests.prefix,
         *(binary, "socket", "--tpm2", "--daemon", "--terminate"),
         *("--tpmstate", f"dir={state},mode=0600"),
         *("--ctrl", f"type=unixio,path={control},mode=0600"),
-        *("--log", f"file={directory.path / 'swtpm.log'},level=1"),
+        *("--log", f"file={log},level=1"),
     ]
     ended = subprocess.run(command, capture_output=True, timeout=START_TIMEOUT_S, check=False)  # noqa: S603 - paths of our own
     if ended.returncode != 0:
