@@ -144,8 +144,7 @@ class Engine:
 
             launched = process.launch(
                 build,
-                qmp_path=vm.directory.qmp_path,
-                log_path=vm.directory.log_path,
+                vm.directory,
                 token=running.token,
                 passed_fds=[fd for fds in taps.values() for fd in (*fds.tap, *fds.vhost)],
             )

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.vm.host_files import Use, host_files
+from agent.vm.host_files import Use, hidden_paths, host_files
 from agent.vm.paths import confine
 from common.errors import InvalidRequest, WrongState
 
@@ -54,6 +54,11 @@ def check_paths(definition: Definition, roots: Sequence[Path]) -> None:
     """
     for file in host_files(definition):
         confine(file.path, roots)
+    for hidden in hidden_paths(definition) if roots else ():
+        raise InvalidRequest(
+            f"{hidden[:200]}: may name a file outside of the configured directories; name files by their absolute paths",
+            reason="PATH_OUTSIDE_ROOTS",
+        )
 
 
 def check_files(definition: Definition, roots: Sequence[Path]) -> None:

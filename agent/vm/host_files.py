@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from agent.vm.options import RUN_DIR, strings_of
+from agent.vm.options import RUN_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 # What a guest may get random bytes from without being in the operator's directories.
 RANDOM_SOURCES: Final = frozenset({"/dev/random", "/dev/urandom", "/dev/hwrng"})
-_TEXTS: Final = frozenset({"kernel", "initrd", "bios", "dtb"})
+_TEXTS: Final = frozenset({"kernel", "initrd", "bios", "dtb", "mem-path"})
 # Keys whose value may begin with a slash and is a word for the guest, no path.
 _WORDS: Final = frozenset({"mount_tag", "name", "serial", "tag", "vendor", "product", "export", "string"})
+# What has a slash and is no path: of the VM's own directory, a network, the address of a server.
+_HARMLESS: Final = re.compile(r"(unix:)?\{run\}/[^/]+|[0-9A-Fa-f.:]+/[0-9]+|(nbd|https?|ftps?|iscsi|sftp|ssh)://[^/].*")
 _FILE_DRIVERS: Final = frozenset({"file", "host_device", "host_cdrom"})
 
 
@@ -64,6 +67,21 @@ def written_images(definition: Definition) -> tuple[HostFile, ...]:
     return tuple(file for file in host_files(definition) if file.is_image and file.use is Use.WRITE)
 
 
+def hidden_paths(definition: Definition) -> tuple[str, ...]:
+    """List the strings that could make QEMU open a file and are none of `host_files`, such as `fat:/srv`."""
+    known = {file.path for file in host_files(definition)} | RANDOM_SOURCES
+    return tuple(
+        f"-{option.name} {key}={value}" if key else f"-{option.name} {value}"
+        for option in definition.options
+        if option.name not in ("append", "uuid")
+        for key, value in option.strings()
+        if "/" in value
+        and not _is_word(option, key)
+        and value.removeprefix("unix:") not in known
+        and not _HARMLESS.fullmatch(value)
+    )
+
+
 def lines(definition: Definition, run_dir: Path) -> dict[str, str]:
     """Name the files behind serial lines, consoles and channels, by the id of their chardev without `char`."""
     found = {}
@@ -82,8 +100,8 @@ def _files(definition: Definition) -> Iterator[HostFile]:
                 yield HostFile(name, option.text, Use.READ)
             case "append" | "uuid":
                 pass
-            case "vnc" if option.get("vnc").startswith("unix:/"):
-                yield HostFile("vnc", option.get("vnc").removeprefix("unix:"), Use.MAKE)
+            case "vnc":
+                yield from _of_vnc(option)
             case "audiodev" if option.get("path").startswith("/"):
                 yield HostFile(option.get("id"), option.get("path"), Use.MAKE)
             case "blockdev" if option.get("driver") in _FILE_DRIVERS:
@@ -122,9 +140,20 @@ def _of_chardev(option: Option) -> Iterator[HostFile]:
     yield HostFile(option.get("id").removeprefix("char"), path, use)
 
 
+def _is_word(option: Option, key: str) -> bool:
+    """Say whether the value under a key is only shown to the guest. SMBIOS tables are all words but where they are read from."""
+    return key in _WORDS or (option.name == "smbios" and key not in ("file", "path"))
+
+
+def _of_vnc(option: Option) -> Iterator[HostFile]:
+    for _, value in option.strings():
+        if value.startswith("unix:/"):
+            yield HostFile("vnc", value.removeprefix("unix:"), Use.MAKE)
+
+
 def _of_others(option: Option, name: str) -> Iterator[HostFile]:
-    for key, value in strings_of(option.properties):
-        if not value.startswith("/") or key in _WORDS:
+    for key, value in option.strings():
+        if not value.startswith("/") or _is_word(option, key):
             continue
         if name == "object" and option.get("qom-type") == "rng-random" and value in RANDOM_SOURCES:
             continue

@@ -30,22 +30,15 @@ ALLOWED: Final = frozenset(
         "bios",
         "blockdev",
         "boot",
-        "cdrom",
         "chardev",
         "compat",
         "device",
         "display",
         "drive",
         "dtb",
-        "fda",
-        "fdb",
         "fsdev",
         "fw_cfg",
         "global",
-        "hda",
-        "hdb",
-        "hdc",
-        "hdd",
         "initrd",
         "kernel",
         "mem-path",
@@ -53,9 +46,7 @@ ALLOWED: Final = frozenset(
         "net",
         "netdev",
         "nic",
-        "no-acpi",
         "no-fd-bootchk",
-        "no-hpet",
         "no-reboot",
         "no-shutdown",
         "nodefaults",
@@ -63,18 +54,14 @@ ALLOWED: Final = frozenset(
         "object",
         "overcommit",
         "parallel",
-        "pflash",
         "rtc",
-        "sd",
         "serial",
         "smbios",
-        "snapshot",
         "tpmdev",
         "usb",
         "usbdevice",
         "uuid",
         "vga",
-        "virtfs",
         "vnc",
         "watchdog",
         "watchdog-action",
@@ -100,6 +87,10 @@ _IMPLIED: Final = {
 RUN_DIR_OPTIONS: Final = ("chardev", "object", "vnc")
 _IN_RUN_DIR: Final = re.compile(r"(unix:)?\{run\}/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FORBIDDEN: Final = frozenset({"script", "downscript", "helper", "fd", "fds", "vhostfd", "vhostfds", "sockfd"})
+# Texts that are one value, commas included; other texts are `key=value` words.
+_WHOLE: Final = frozenset({"append", "bios", "dtb", "initrd", "kernel", "mem-path", "uuid"})
+_MONITOR: Final = "mon:"  # `-serial mon:stdio` is a line and a monitor
+_SINGLE_COMMA: Final = re.compile(r"(?:[^,]|,,)+")
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -140,11 +131,27 @@ class Option:
 
     def _refuse_programs(self) -> None:
         """Refuse what makes QEMU run a program, or use a descriptor that it was not given for this."""
-        for key, value in strings_of(self.properties):
-            if key in _FORBIDDEN or (key in ("guestfwd", "str") and "cmd:" in value):
+        for key, value in self.strings():
+            name = key.rpartition(".")[2]
+            if name in _FORBIDDEN or (name in ("guestfwd", "str") and "cmd:" in value):
                 raise _invalid(f"-{self.name},{key}: may not be part of a definition")
+            if value.startswith(_MONITOR) and self.name in ("serial", "parallel"):
+                raise _invalid(f"-{self.name} {value[:80]!r}: a monitor may not be part of a definition")
+            if value.startswith("json:") and self.name == "drive":
+                raise _invalid(f"-drive {key}={value[:80]!r}: give what is in the JSON as properties")
             if self.name in RUN_DIR_OPTIONS and RUN_DIR in value and not _IN_RUN_DIR.fullmatch(value):
                 raise _invalid(f"-{self.name},{key}: {value[:80]!r} is no place in the VM's own directory")
+
+    def strings(self) -> Iterator[tuple[str, str]]:
+        """List every string with its key, at any depth; a text is taken apart as QEMU does, and a word without key has none."""
+        if self.text is None:
+            yield from strings_of(self.properties)
+        elif self.name in _WHOLE:
+            yield "", self.text
+        else:
+            for word in _SINGLE_COMMA.findall(self.text):
+                key, has_value, value = word.replace(",,", ",").partition("=")
+                yield (key, value) if has_value else ("", key)
 
     def write(self) -> tuple[str, ...]:
         """Write the arguments of the command line."""

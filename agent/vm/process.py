@@ -24,6 +24,8 @@ from common.errors import Bug, NotFound, WrongState
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from agent.store import VmDirectory
+
 # Marks a process as ours before anyone could write down its pid; the value is chosen anew for every start.
 LAUNCH_VARIABLE = "FERRY_LAUNCH"
 KILL_TIMEOUT_S = 10.0
@@ -67,23 +69,22 @@ class Exit:
 
 def launch(
     build: Callable[[int], tuple[str, ...]],
+    directory: VmDirectory,
     *,
-    qmp_path: Path,
-    log_path: Path,
     token: str,
     passed_fds: Collection[int] = (),
 ) -> Launched:
-    """Start what `build` makes of the descriptor of the QMP socket.
+    """Start what `build` makes of the descriptor of the QMP socket, in the VM's own directory: no relative path leads elsewhere.
 
     Returns as soon as the program runs, in one or two milliseconds: that it accepts its command line is known once it
-    answers on QMP. The caller sees to it that no other QEMU uses `qmp_path`.
+    answers on QMP. The caller sees to it that no other QEMU of this VM runs.
 
     Raises:
         QemuNotStarted: the program cannot be run.
     """
-    rotate_log(log_path)
-    with _bound_socket(qmp_path) as qmp_socket, log_path.open("ab") as log:
-        log_path.chmod(0o600)
+    rotate_log(directory.log_path)
+    with _bound_socket(directory.qmp_path) as qmp_socket, directory.log_path.open("ab") as log:
+        directory.log_path.chmod(0o600)
         offset_bytes = log.tell()
         argv = build(qmp_socket.fileno())
         try:
@@ -94,11 +95,11 @@ def launch(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
+                cwd=directory.run_dir,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", LAUNCH_VARIABLE: token},
             )
         except OSError as error:
-            qmp_path.unlink(missing_ok=True)
+            directory.qmp_path.unlink(missing_ok=True)
             raise QemuNotStarted(f"{argv[0]}: {error.strerror}", path=argv[0]) from error
     try:
         identity = ProcessIdentity.of(child.pid)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent.guest_user import GuestUser
+from agent.store import VmDirectory
 from agent.vm.process import Exit, Launched, QemuNotStarted, find_launched, kill, last_words, launch, reap, rotate_log
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 def start(directory: Path, *command: str, token: str = "t") -> Launched:
     """Launch a program."""
-    return launch(lambda fd: (*command, str(fd)), qmp_path=directory / "q", log_path=directory / "log", token=token)
+    its = VmDirectory(directory, directory / "q", GuestUser())
+    its.run_dir.mkdir(exist_ok=True)
+    return launch(lambda fd: (*command, str(fd)), its, token=token)
 
 
 def is_in_proc(identity: ProcessIdentity) -> bool:
@@ -41,10 +45,10 @@ async def test_a_program_runs_in_a_session_of_its_own_with_a_clean_environment(t
 
     assert await end(launched.identity) == Exit(0, None)
 
-    said = (tmp_path / "log").read_text().splitlines()
+    said = (tmp_path / "qemu.log").read_text().splitlines()
     assert "FERRY_LAUNCH=t" in said
     assert not any(line.startswith(("HOME=", "PYTEST")) for line in said)
-    assert said[-1] == "/"
+    assert said[-1] == str(tmp_path / "q.d")
     session = next(line for line in said if line.startswith(tuple("0123456789")) and ")" in line)
     assert session.rpartition(")")[2].split()[3] == str(launched.identity.pid)
 
@@ -54,7 +58,7 @@ async def test_the_socket_is_bound_before_and_passed(tmp_path: Path) -> None:
 
     await end(launched.identity)
 
-    assert (tmp_path / "log").read_text().startswith("socket:")
+    assert (tmp_path / "qemu.log").read_text().startswith("socket:")
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
         client.connect(str(tmp_path / "q"))  # so no descriptor of the listener stayed with us
 
@@ -125,14 +129,14 @@ def test_nothing_can_be_learnt_of_a_process_that_is_not_ours() -> None:
     ],
 )
 def test_the_last_words_are_the_last_error_without_the_programs_name(tmp_path: Path, log: str, words: str) -> None:
-    path = tmp_path / "log"
+    path = tmp_path / "qemu.log"
     path.write_text("qemu-system-x86_64: of an earlier run\n" + log)
 
     assert last_words(path, path.stat().st_size - len(log)) == words
 
 
 def test_a_missing_log_says_nothing(tmp_path: Path) -> None:
-    assert last_words(tmp_path / "log", 0) == ""
+    assert last_words(tmp_path / "qemu.log", 0) == ""
 
 
 def test_a_log_that_has_grown_long_is_put_aside(tmp_path: Path) -> None:
