@@ -9,6 +9,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agent import wire_means
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
@@ -94,6 +95,7 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         destination_name=message.destination_name,
         migrate_uri=message.migrate_uri,
         force=message.force,
+        means=wire_means.means(message.means),
     )
 
 
@@ -141,6 +143,7 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         ),
         cpu_shares=message.cpu_shares if message.HasField("cpu_shares") else None,
         cgroup_version=message.cgroup_version,
+        known=frozenset(message.known),
     )
 
 
@@ -157,6 +160,7 @@ def endpoint(message: migration_pb2.Endpoint) -> Endpoint:
         psk_priority=message.psk_priority,
         tunnel_token=message.tunnel_token,
         tunnel_address=message.tunnel_address,
+        agreed=tuple(message.agreed_capabilities),
     )
 
 
@@ -219,6 +223,7 @@ def begun(session: SourceSession, answer: Begun) -> migration_pb2.BeginMigration
             ],
             cpu_shares=facts.cpu_shares,
             cgroup_version=facts.cgroup_version,
+            known=sorted(facts.known),
         ),
     )
 
@@ -232,6 +237,7 @@ def endpoint_message(value: Endpoint) -> migration_pb2.Endpoint:
         psk_priority=value.psk_priority,
         tunnel_token=value.tunnel_token,
         tunnel_address=value.tunnel_address,
+        agreed_capabilities=value.agreed,
     )
 
 
@@ -297,6 +303,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         destination_name=value.destination_name,
         migrate_uri=value.migrate_uri,
         force=value.force,
+        means=wire_means.means_message(value.means),
     )
 
 
@@ -322,6 +329,7 @@ def _progress(value: Progress, line: Timeline) -> common_pb2.Progress:
         throttle_percent=value.throttle_percent,
         expected_downtime=duration(value.expected_downtime_s),
         setup=duration(value.setup_s),
+        figures=wire_means.figures(value.figures),
     )
 
 

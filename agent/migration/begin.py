@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agent.migration import outgoing as out
+from agent.migration.abilities import source_ability
 from agent.migration.adaptation import adapt, elsewhere
 from agent.migration.checks import guest_cpu, memory_warnings
 from agent.migration.clocks import now_s
@@ -62,6 +63,7 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
     running = vm.get_running()
     await _check_blockers(vm, qemu)
     version = await qemu.query_version()
+    ability = await source_ability(qemu, around.identity.name, running, wish.options)
     definition = running.definition
     if wish.destination_xml:
         definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
@@ -75,6 +77,7 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
         disk_markers=elsewhere(markers, running.definition, definition),
         cpu_shares=definition.cpu_shares if wish.destination_xml else vm.live.cpu_shares,
         cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
+        known=ability.known,
     )
     token = secrets.token_bytes(TOKEN_BYTES)
     record = Record[out.Phase](

@@ -1,7 +1,7 @@
 """The means of a RAM migration that a user may wish for, what they need of QEMU, and which exclude each other. Pure.
 
-Source of ranges and of the table: qapi/migration.json, `migrate_params_check` and `migrate_caps_check` of QEMU 7.2 and 10.0, each pair
-tried on both (tests/contract/test_means.py).
+Source of ranges and of the table: `migrate_params_check` and `migrate_caps_check` of QEMU 7.2 and 10.0, each pair tried on both
+(tests/contract/test_means.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each side of a migration can do, and the refusal of what one of them cannot. Pure.
 
-A name is QEMU's own, in one name space: a capability (`multifd`), a parameter (`avail-switchover-bandwidth`), a value of a parameter
-(`multifd-compression=zstd`), or an object (`tls-creds-psk`).
+A name is QEMU's own, all in one name space: a capability (`multifd`), a parameter (`avail-switchover-bandwidth`), a value of a
+parameter (`multifd-compression=zstd`), or an object (`tls-creds-psk`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Final
 from agent.migration.order import Role
 from common.errors import WrongState
 
-TLS: Final = "tls-creds-psk"
 OPTIONAL: Final = ("validate-uuid", "switchover-ack")
 """Capabilities without a wish: on wherever both sides have them. One of them on the source alone would hang the move."""
 

@@ -5,10 +5,11 @@ Each type refuses in `__post_init__` what can never be, so that nobody has to lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from agent.migration.means import Compression, Means, refuse_conflicts
 from common.errors import InvalidRequest
 
 MAX_CHANNEL_COUNT: Final = 255
@@ -42,6 +43,7 @@ class Options:
         destination_name: empty keeps the name.
         migrate_uri: empty lets the destination choose.
         force: go on where Ferry cannot prove that it is safe.
+        means: how memory is sent.
     """
 
     transport: Transport = Transport.DIRECT
@@ -53,6 +55,7 @@ class Options:
     destination_name: str = ""
     migrate_uri: str = ""
     force: bool = False
+    means: Means = field(default_factory=Means)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -82,6 +85,17 @@ class Options:
                 f"migrate-uri {self.migrate_uri} and tunnel: a tunnelled migration has no port of its own",
                 reason="OPTIONS_CONFLICT",
             )
+        refuse_conflicts(self._wished())
+
+    def _wished(self) -> frozenset[str]:
+        wishes = {
+            **dict.fromkeys(self.means.capabilities(), True),
+            "multifd": self.multifd_channel_count > 0,
+            "compression": self.means.compression is not Compression.NONE,
+            "tls": self.is_psk,
+            "tunnel": self.transport is Transport.TUNNEL,
+        }
+        return frozenset(name for name, is_wished in wishes.items() if is_wished)
 
     def paused(self) -> Options:
         """Return the same wishes, with the guest stopped for the transfer."""
@@ -151,6 +165,7 @@ class SourceFacts:
     Attributes:
         cpu_shares: of the guest, as the source's kernel has them; None without.
         cgroup_version: the interface that they are of, `v1` or `v2`; empty without.
+        known: what its QEMU can do in a migration; see `agent.migration.means_check`.
     """
 
     host: HostIdentity
@@ -160,6 +175,7 @@ class SourceFacts:
     disk_markers: tuple[DiskMarker, ...]
     cpu_shares: int | None = None
     cgroup_version: str = ""
+    known: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +187,7 @@ class Endpoint:
         psk_key: direct and encrypted: 64 hexadecimal digits; empty means plain.
         psk_priority: GnuTLS priority string for the source; empty means QEMU's default.
         tunnel_token, tunnel_address: tunnel: session and address of the destination's ferry-tunnel.
+        agreed: capabilities beside the wishes that both sides have and the destination has set.
     """
 
     uri: str = ""
@@ -179,6 +196,7 @@ class Endpoint:
     psk_priority: str = ""
     tunnel_token: str = ""
     tunnel_address: str = ""
+    agreed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what is no endpoint at all; QEMU and the tunnel judge the rest."""

@@ -9,15 +9,18 @@ import asyncio
 import hashlib
 import json
 import secrets
+from dataclasses import replace
 from typing import Final
 
 from opentelemetry import context as otel_context
 
 from agent.migration import incoming as inc
+from agent.migration.abilities import destination_ability, needs
 from agent.migration.begin import current_traceparent
 from agent.migration.checks import check_cpu, guest_cpu, rename
 from agent.migration.clocks import now_s
 from agent.migration.destination import DestinationSession
+from agent.migration.means_check import Ability, agree, require
 from agent.migration.migrate_uri import Target, check_port_free, listen_uri, parse_migrate_uri, refuse_loopback, resolve
 from agent.migration.order import Endpoint, Offer, Role, Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID, PSK_IDENTITY, apply_settings, psk_priority
@@ -53,6 +56,7 @@ class Preparation:
         self._around = around
         self._options = offer.options
         self._source = offer.source
+        self._agreed: tuple[str, ...] = ()
         self._definition = rename(_read_definition(offer.definition), offer.options.destination_name)
         record = Record[inc.Phase](
             Facts(
@@ -79,9 +83,20 @@ class Preparation:
         """
         if self._options.transport is Transport.DIRECT:
             await self._listen_address()
+        await self._check_abilities()
         source, here, force = self._source.host, self._around.identity, self._options.force
         risks = await asyncio.to_thread(check_markers, self._source.disk_markers, source, here, force=force)
         self.session.update(warnings=(*risks, *check_caches(self._definition, source, here, force=force)))
+
+    async def _check_abilities(self) -> None:
+        """Refuse what one side lacks, and find what both have."""
+        around, source = self._around, self._source
+        facts = await around.vms.qemu_facts(self._definition)
+        here = destination_ability(facts, around.identity.name, around.store.guests)
+        there = Ability(Role.SOURCE, source.host.name, source.qemu_version, source.known)
+        for name in needs(self._options):
+            require(name, there, here)
+        self._agreed = agree(there, here)
 
     async def start(self) -> Endpoint:
         """Start QEMU and let it listen; the caller undoes it when this raises."""
@@ -92,12 +107,12 @@ class Preparation:
         qemu = around.vms.qemu(vm)
         check_cpu(self._source, await guest_cpu(qemu), self._definition)
         key = await self._install_key(qemu) if self._options.is_psk else ""
-        await apply_settings(qemu, self._options)
+        await apply_settings(qemu, self._options, self._agreed)
         if self._options.transport is Transport.TUNNEL:
             endpoint = await self._listen_for_tunnel(qemu)
         else:
             endpoint = await self._listen_directly(qemu, key)
-        session.endpoint = endpoint
+        session.endpoint = endpoint = replace(endpoint, agreed=self._agreed)
         session.request(inc.QemuListening(), "it was undone while it was being prepared", "WRONG_PHASE")
         return endpoint
 

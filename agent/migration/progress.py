@@ -5,8 +5,9 @@ All instants of a timeline are of one clock, the source's wall clock as QEMU sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from agent.qemu.figures import Figures
 from agent.qemu.status import MigrationReport
 
 _BITS = 8
@@ -29,6 +30,7 @@ class Progress:
     throttle_percent: int
     expected_downtime_s: float
     setup_s: float
+    figures: Figures = field(default_factory=Figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +108,5 @@ def progress_of(report: MigrationReport) -> Progress | None:
         throttle_percent=report.cpu_throttle_percentage or 0,
         expected_downtime_s=(report.expected_downtime_ms or 0) / 1000,
         setup_s=(report.setup_time_ms or 0) / 1000,
+        figures=report.figures,
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from agent.migration.abilities import ALWAYS
 from agent.migration.dh_params import FFDHE2048, FILE_NAME
 from agent.migration.order import HostIdentity, Options
 from agent.qemu.commands import Qemu
@@ -16,14 +16,13 @@ NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
 CREDENTIALS_ID: Final = "ferry-migration"
 PSK_IDENTITY: Final = "ferry"
 AES_PRIORITY: Final = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
-_ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
 _MS: Final = 1000
 
 
-def capabilities(options: Options, known: Mapping[str, bool]) -> dict[str, bool]:
-    """Return every capability that this QEMU knows, with the state that this migration wants; the rest is off."""
-    wanted = {*_ALWAYS, "multifd"} if options.multifd_channel_count else set(_ALWAYS)
-    return {name: name in wanted for name in known}
+def capabilities(options: Options, agreed: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the capabilities that this migration wants, on both sides; the rest is off."""
+    multifd = ("multifd",) if options.multifd_channel_count else ()
+    return (*ALWAYS, *multifd, *options.means.capabilities(), *agreed)
 
 
 def parameters(options: Options) -> dict[str, object]:
@@ -32,7 +31,7 @@ def parameters(options: Options) -> dict[str, object]:
         "downtime-limit": downtime_ms(options.max_downtime_s),
         "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
         "multifd-channels": max(options.multifd_channel_count, 1),
-        "multifd-compression": "none",
+        **options.means.parameters(),
         "tls-creds": CREDENTIALS_ID if options.is_psk else "",
         "tls-hostname": "",
     }
@@ -53,19 +52,25 @@ def psk_priority(source: HostIdentity, destination: HostIdentity) -> str:
     return AES_PRIORITY if source.cpu_has_aes and destination.cpu_has_aes else ""
 
 
-async def apply_settings(qemu: Qemu, options: Options) -> None:
-    """Set capabilities and parameters, and read the capabilities back.
+async def apply_settings(qemu: Qemu, options: Options, agreed: tuple[str, ...]) -> None:
+    """Set parameters and capabilities, and read the capabilities back; `agreed` are capabilities beside the wishes.
 
     Raises:
         WrongState: this QEMU lacks something, or did not take it.
     """
     known = await qemu.query_capabilities()
-    wanted = capabilities(options, known)
-    for name in (*_ALWAYS, *(["multifd"] if options.multifd_channel_count else [])):
+    on = capabilities(options, agreed)
+    for name in on:
         if name not in known:
             raise WrongState(f"this QEMU has no migration capability {name}", reason="CAPABILITY_MISSING", capability=name)
+    wanted = {name: name in on for name in known}
+    await qemu.set_capabilities(
+        dict.fromkeys(known, False)
+    )  # else QEMU would judge the parameters by those of an earlier migration
+    known_parameters = await qemu.query_parameters()
+    optional = {name: value for name, value in options.means.optional_parameters().items() if name in known_parameters}
+    await qemu.set_parameters(parameters(options) | optional)
     await qemu.set_capabilities(wanted)
-    await qemu.set_parameters(parameters(options))
     differing = sorted(name for name, state in (await qemu.query_capabilities()).items() if wanted.get(name) is not state)
     if differing:
         raise WrongState(f"QEMU did not take capability {differing[0]}", reason="CAPABILITY_REFUSED", capability=differing[0])

@@ -47,7 +47,7 @@ class Transfer:
         """
         if self._options.is_psk:
             await self._install_key(qemu, endpoint)
-        await apply_settings(qemu, self._options)
+        await apply_settings(qemu, self._options, endpoint.agreed)
         if self._options.transport is Transport.TUNNEL:
             return await self._open_tunnel(endpoint)
         self._uri = endpoint.uri

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
+from agent.qemu.abilities import query_abilities
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuGone
 from agent.qemu.identity import NoSuchProcess, ProcessIdentity
@@ -67,6 +68,7 @@ class BinaryFacts:
         machines: by versioned name.
         cpu_models: by name.
         capabilities: the names of the migration capabilities it knows.
+        abilities: what else of a migration it knows, too; see `agent.qemu.abilities`.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class BinaryFacts:
     machines: Mapping[str, MachineType]
     cpu_models: Mapping[str, CpuModel]
     capabilities: frozenset[str]
+    abilities: frozenset[str]
 
     def find_machine(self, name: str) -> MachineType | None:
         """Find a machine type by its name or its alias, such as `q35`."""
@@ -122,6 +125,7 @@ async def probe_binary(path: Path, accelerator: Accelerator = "tcg") -> BinaryFa
                 machines={machine.name: machine for machine in machines},
                 cpu_models={model.name: model for model in models},
                 capabilities=frozenset(await qemu.query_capabilities()),
+                abilities=await query_abilities(qemu, with_compressions=True, with_tls=True),
             )
     except TimeoutError as error:
         raise WrongState(f"QEMU binary {path}: no answer in {PROBE_TIMEOUT_S} s", path=path) from error

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from agent.qemu.decoding import as_list, as_mapping, find_int, find_str, get_float, get_int, get_str
+from agent.qemu.figures import Figures, decode_figures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,18 +84,11 @@ class RamReport:
     transferred_bytes: int
     remaining_bytes: int
     normal_count: int
-    normal_bytes: int
     duplicate_count: int
     page_size_bytes: int
     dirty_pages_rate: int
     dirty_sync_count: int
     mbps: float
-    pages_per_second: int
-    postcopy_requests_count: int
-    multifd_bytes: int
-    precopy_bytes: int
-    downtime_bytes: int
-    postcopy_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +122,7 @@ class MigrationReport:
     error_desc: str | None
     listening: tuple[SocketAddress, ...]
     blocked_reasons: tuple[str, ...]
+    figures: Figures
 
     @property
     def port(self) -> int | None:
@@ -175,6 +170,7 @@ def decode_migration(reply: object) -> MigrationReport:
         error_desc=find_str(mapping, "error-desc"),
         listening=_listening(mapping.get("socket-address", [])),
         blocked_reasons=tuple(str(reason) for reason in as_list(mapping.get("blocked-reasons", []), "blocked-reasons")),
+        figures=decode_figures(mapping),
     )
 
 
@@ -184,18 +180,11 @@ def _ram(ram: Mapping[str, object]) -> RamReport:
         transferred_bytes=get_int(ram, "transferred"),
         remaining_bytes=get_int(ram, "remaining"),
         normal_count=get_int(ram, "normal"),
-        normal_bytes=get_int(ram, "normal-bytes"),
         duplicate_count=get_int(ram, "duplicate"),
         page_size_bytes=get_int(ram, "page-size"),
         dirty_pages_rate=get_int(ram, "dirty-pages-rate"),
         dirty_sync_count=get_int(ram, "dirty-sync-count"),
         mbps=get_float(ram, "mbps"),
-        pages_per_second=get_int(ram, "pages-per-second"),
-        postcopy_requests_count=get_int(ram, "postcopy-requests"),
-        multifd_bytes=get_int(ram, "multifd-bytes"),
-        precopy_bytes=find_int(ram, "precopy-bytes") or 0,
-        downtime_bytes=find_int(ram, "downtime-bytes") or 0,
-        postcopy_bytes=find_int(ram, "postcopy-bytes") or 0,
     )
 
 

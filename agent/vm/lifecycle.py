@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from uuid import UUID
 
+    from agent.qemu.binary import BinaryFacts
     from agent.qemu.commands import Qemu
     from agent.store import Store
     from agent.vm.adoption.plan import AdoptionPlan
@@ -387,13 +388,21 @@ class Vms:
         """
         return confine(path, self._settings.roots)
 
+    async def qemu_facts(self, definition: Definition) -> BinaryFacts:
+        """Tell what the QEMU offers that this host would run a definition with.
+
+        Raises:
+            InvalidRequest, WrongState: there is none.
+        """
+        return await self._probes.facts(find_emulator(definition, self._settings))
+
     async def check_capability(self, definition: Definition, capability: str) -> None:
         """Require that the QEMU of a definition knows a migration capability.
 
         Raises:
             WrongState: it does not.
         """
-        facts = await self._probes.facts(find_emulator(definition, self._settings))
+        facts = await self.qemu_facts(definition)
         if capability not in facts.capabilities:
             raise WrongState(
                 f"QEMU {facts.version} of VM {definition.name} has no {capability}",

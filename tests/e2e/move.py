@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
 from ferry.agent.v1 import migration_pb2 as agent_pb
+from ferry.common.v1 import means_pb2 as means_pb
 from ferry.common.v1 import migration_pb2 as common_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
@@ -46,6 +47,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     destination_name: str = "",
     migrate_uri: str = "",
     destination_xml: bytes = b"",
+    means: means_pb.Means | None = None,
 ) -> common_pb.MigrationOptions:
     """Say what is wished of a migration; direct and encrypted by default."""
     return common_pb.MigrationOptions(
@@ -58,6 +60,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         destination_name=destination_name,
         migrate_uri=migrate_uri,
         destination_domain_xml=destination_xml,
+        means=means,
     )
 
 

@@ -137,4 +137,5 @@ FACTS = BinaryFacts(
     },
     cpu_models={name: _model(name) for name in ("qemu64", "Nehalem", "max")},
     capabilities=frozenset(),
+    abilities=frozenset(),
 )

@@ -1,0 +1,76 @@
+"""What the two sides of a migration can do, looked at before anything starts, and what a migration needs of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from agent.host_means import userfaultfd_obstacle, zero_copy_obstacle
+from agent.migration.means import Compression
+from agent.migration.means_check import Ability, require
+from agent.migration.order import Options, Role
+from agent.qemu.abilities import TLS, query_abilities
+from agent.vm.definition import Accelerator
+from common.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from agent.guest_user import GuestUser
+    from agent.qemu.binary import BinaryFacts
+    from agent.qemu.commands import Qemu
+    from agent.vm.running import Running
+
+ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
+_KIB: Final = 1024
+_NO_DIRTY_RING: Final = "it needs KVM with a dirty ring (dirty-ring-size), and the guest runs under {} without one"
+
+
+def needs(options: Options) -> tuple[str, ...]:
+    """Return the names of what both sides have to be able to do."""
+    multifd = ("multifd",) if options.multifd_channel_count else ()
+    tls = (TLS,) if options.is_psk else ()
+    return (*ALWAYS, *multifd, *tls, *options.means.needs())
+
+
+async def source_ability(qemu: Qemu, host: str, running: Running, options: Options) -> Ability:
+    """Ask the QEMU that runs the guest; of what takes time only what is wished for.
+
+    Raises:
+        WrongState: a wish cannot be fulfilled here.
+        InvalidRequest: a wish makes no sense for this guest.
+    """
+    _check_cache(options, running)
+    known = await query_abilities(
+        qemu, with_compressions=options.means.compression is not Compression.NONE, with_tls=options.is_psk
+    )
+    ability = Ability(Role.SOURCE, host, str(await qemu.query_version()), known, _source_problems(running, options))
+    for name in needs(options):
+        require(name, ability)
+    return ability
+
+
+def destination_ability(facts: BinaryFacts, host: str, guests: GuestUser) -> Ability:
+    """Tell what this host's QEMU was found to be able to do."""
+    fault = userfaultfd_obstacle(guests)
+    problems = {"postcopy-ram": fault} if fault else {}
+    return Ability(Role.DESTINATION, host, str(facts.version), facts.abilities, problems)
+
+
+def _source_problems(running: Running, options: Options) -> dict[str, str]:
+    problems = {}
+    if options.means.zero_copy and running.process is not None:
+        problems["zero-copy-send"] = zero_copy_obstacle(running.process.pid, running.definition.memory_kib * _KIB)
+    # Ferry starts no guest with a dirty ring yet; an adopted one may have one.
+    if running.accelerator is not Accelerator.KVM or not any("dirty-ring-size" in word for word in running.argv):
+        problems["dirty-limit"] = _NO_DIRTY_RING.format(running.accelerator.value.upper())
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def _check_cache(options: Options, running: Running) -> None:
+    """Refuse a cache that could never be filled; QEMU would allocate its table all the same."""
+    cache_bytes, memory_bytes = options.means.xbzrle_cache_bytes, running.definition.memory_kib * _KIB
+    most_bytes = 1 << (memory_bytes - 1).bit_length()
+    if cache_bytes > most_bytes:
+        raise InvalidRequest(
+            f"xbzrle-cache: {cache_bytes} bytes; the guest has {memory_bytes}, so {most_bytes} is the most that makes sense",
+            reason="OPTION_OUT_OF_RANGE",
+            option="xbzrle-cache",
+        )
