@@ -51,6 +51,7 @@ ALLOWED: Final = Allowed(
                 "GetMigration",
                 "ListMigrations",
                 "WaitMigration",
+                "ListMigrationStatistics",
                 "ListSpans",
                 *saving.READERS,
             ),

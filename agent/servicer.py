@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from agent import wire
+from agent import wire, wire_past
 from agent.host import Host
 from agent.migration import outgoing as out
 from agent.migration.machine import Cause
@@ -19,7 +19,7 @@ from agent.vm_servicer import VmServicer
 from common.identity import Role
 from common.rpc.peer import peer
 from common.rpc.tracing import server_span
-from ferry.agent.v1 import adoption_pb2, host_pb2, vm_pb2
+from ferry.agent.v1 import adoption_pb2, host_pb2, statistics_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -279,6 +279,13 @@ class AgentServicer(VmServicer):
         except TimeoutError:
             pass
         return pb.WaitMigrationResponse(migration=wire.migration(session))
+
+    async def ListMigrationStatistics(
+        self, request: statistics_pb2.ListMigrationStatisticsRequest, context: Context
+    ) -> statistics_pb2.ListMigrationStatisticsResponse:
+        """List the figures of a VM's migrations."""
+        found = self._migrations.statistics(request.vm)
+        return statistics_pb2.ListMigrationStatisticsResponse(migrations=[wire_past.statistics(past) for past in found])
 
 
 def _may_have_token(context: Context) -> bool:

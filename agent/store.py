@@ -9,6 +9,7 @@
       vms/<uuid>/guest.save         a saved guest that the next start brings back
       sessions/<migration id>.json  one half of a migration
       jobs/<job id>.json            a save, restore or dump under way
+      statistics/<uuid>.json        the figures of a VM's last migrations; stays when the VM has left
       autostarted.json              the boot of the host in which marked VMs were started
       audit.jsonl                   who asked for what; see `agent.audit_log`
       cache/                        what was probed; may be deleted
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # struct sockaddr_un holds 108 bytes and ends with a NUL. Source: unix(7).
 MAX_SOCKET_PATH_BYTES = 107
 RECORD_VERSION = 1
+MAX_STATISTICS_COUNT = 1000
 _AGENTS_OWN = GuestUser()
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _LONGEST_SOCKET_NAME = "0123456789ab.out.255"
@@ -136,6 +138,7 @@ class Store:
         self._vms_dir = self.state_dir / "vms"
         self._sessions_dir = self.state_dir / "sessions"
         self.jobs_dir = self.state_dir / "jobs"
+        self._statistics_dir = self.state_dir / "statistics"
         self.audit_path = self.state_dir / "audit.jsonl"
         self._autostarted_path = self.state_dir / "autostarted.json"
         _check_socket_path(self.run_dir / _LONGEST_SOCKET_NAME)
@@ -147,13 +150,14 @@ class Store:
             self._vms_dir,
             self._sessions_dir,
             self.jobs_dir,
+            self._statistics_dir,
         ):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir.chmod(0o700)
         self.keys_dir.chmod(0o700)
         guests.admit(self.state_dir, self.keys_dir, self._vms_dir)
         guests.let_make(self.run_dir)
-        for directory in (self._sessions_dir, self.jobs_dir, *self._vms_dir.iterdir()):
+        for directory in (self._sessions_dir, self.jobs_dir, self._statistics_dir, *self._vms_dir.iterdir()):
             remove_leftovers(directory)
 
     def vm(self, uuid: UUID) -> VmDirectory:
@@ -205,6 +209,21 @@ class Store:
     def remove_session(self, session_id: str) -> None:
         """Ensure that a half of a migration is forgotten."""
         remove_record(self._session_path(session_id))
+
+    def find_statistics(self, uuid: UUID) -> dict[str, object] | None:
+        """Read the figures of a VM's last migrations."""
+        return find_record(self._statistics_dir / f"{uuid}.json", kind="statistics", version=RECORD_VERSION)
+
+    def save_statistics(self, uuid: UUID, body: Mapping[str, object]) -> None:
+        """Write the figures of a VM's last migrations; of too many VMs those that moved longest ago are forgotten."""
+        write_record(self._statistics_dir / f"{uuid}.json", kind="statistics", version=RECORD_VERSION, body=body)
+        paths = sorted(self._statistics_dir.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        for path in paths[:-MAX_STATISTICS_COUNT]:
+            remove_record(path)
+
+    def statistics_uuids(self) -> list[UUID]:
+        """List the VMs whose figures are kept."""
+        return [UUID(path.stem) for path in sorted(self._statistics_dir.glob("*.json"))]
 
     def session_ids(self) -> list[str]:
         """List the halves of migrations on record, in a stable order."""

@@ -272,9 +272,9 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
-        message.progress.CopyFrom(_progress(facts.progress, facts.timeline))
+        message.progress.CopyFrom(progress(facts.progress, facts.timeline))
     if facts.timeline.downtime_legs():
-        message.downtime.CopyFrom(_downtime(facts.timeline))
+        message.downtime.CopyFrom(downtime(facts.timeline))
     if with_token and isinstance(phase, _MAY_TELL_TOKEN):
         message.resume_token = bytes.fromhex(facts.token)
     return message
@@ -312,7 +312,8 @@ def leg(value: Leg) -> common_pb2.Leg:
     return common_pb2.Leg(name=value.name, duration=duration(value.duration_s))
 
 
-def _progress(value: Progress, line: Timeline) -> common_pb2.Progress:
+def progress(value: Progress, line: Timeline) -> common_pb2.Progress:
+    """Encode the numbers of a transfer; before QEMU says how long it took, our clock does."""
     elapsed_s = value.elapsed_s
     if not elapsed_s and line.started_at_s is not None:
         elapsed_s = max(time.time() - line.started_at_s, 0.0)
@@ -333,7 +334,8 @@ def _progress(value: Progress, line: Timeline) -> common_pb2.Progress:
     )
 
 
-def _downtime(line: Timeline) -> common_pb2.Downtime:
+def downtime(line: Timeline) -> common_pb2.Downtime:
+    """Encode how long the guest stood still."""
     legs = line.downtime_legs()
     message = common_pb2.Downtime(total=duration(sum(one.duration_s for one in legs)), legs=[leg(one) for one in legs])
     if line.qemu_downtime_ms is not None:

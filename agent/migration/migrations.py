@@ -15,6 +15,7 @@ from agent.migration.begin import begin, context_of
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
+from agent.migration.past import Past, PastMigrations, past_of
 from agent.migration.prepare import Preparation
 from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
 from agent.migration.shared_disks import remove_markers
@@ -41,6 +42,7 @@ class Migrations:
         self._sessions: dict[str, AnySession] = {}
         self._begun: dict[str, Begun] = {}
         self._epochs: dict[str, int] = {}
+        self._past = PastMigrations(around.store)
 
     def restore(self) -> None:
         """Take up every half on record; before any request is served."""
@@ -92,6 +94,11 @@ class Migrations:
     def all(self) -> list[AnySession]:
         """Return every half, the newest first."""
         return sorted(self._sessions.values(), key=lambda session: -session.facts.began_at_s)
+
+    def statistics(self, vm: str) -> list[Past]:
+        """Return the figures of a VM's migrations, by its name or UUID: those that run, then the last ones, the newest first."""
+        running = [past_of(one.facts, one.phase) for one in self.all() if not one.is_over]
+        return [*(past for past in running if vm in {past.vm_name, past.vm_uuid}), *self._past.of(vm)]
 
     def check_epoch(self, migration_id: str, epoch: int) -> None:
         """Refuse an older coordinator than one that has spoken before, and remember this one.
@@ -186,6 +193,7 @@ class Migrations:
             if after_restart and isinstance(session, SourceSession):
                 await session.reattach()
             await session.run(after_restart=after_restart)
+            self._past.keep(past_of(session.facts, session.phase))
             remove_markers(session.facts.made_files)
         except Exception:  # noqa: BLE001 - one migration's bug must not end the agent, which owns other guests
             _log.exception("session ended by a bug", migration=session.facts.migration_id)

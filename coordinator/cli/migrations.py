@@ -10,7 +10,8 @@ from common.errors import FerryError, InvalidRequest
 from coordinator.cli.exits import ExitCode, of_migration
 from coordinator.cli.interrupts import ask_at_terminal, find_terminal
 from coordinator.cli.link import Coordinator, Link, duration_message, new_request_id
-from coordinator.cli.migrate import Misused, follow, show_result
+from coordinator.cli.migrate import follow, show_result
+from coordinator.cli.misuse import Misused
 from coordinator.cli.options import (
     DEFAULT_PATIENCE_S,
     DEFAULT_SETTINGS,
@@ -27,6 +28,7 @@ from coordinator.cli.plain import to_plain
 from coordinator.cli.report import migration_details, migrations_table
 from coordinator.cli.screen import Format, Screen, printable
 from coordinator.cli.spans import parse_traces, tree
+from coordinator.cli.statistics import statistics_table
 from coordinator.cli.trace_tree import draw, spans_plain
 from coordinator.cli.words import outcome, short_id, state_word
 from ferry.agent.v1 import migration_pb2 as agent_pb
@@ -63,6 +65,9 @@ async def show(
     /,
     *,
     trace: Annotated[Switch, Parameter(help="Draw its trace instead: spans, times, bars.")] = False,
+    stats: Annotated[
+        Switch, Parameter(help="Show every figure of QEMU instead; other formats than a table always have them.")
+    ] = False,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
@@ -72,7 +77,8 @@ async def show(
         coordinator = link.coordinator
         migration = await _get(coordinator, migration_id)
         if not trace:
-            screen.show(to_plain(migration), lambda: migration_details(migration), output)
+            details = (lambda: statistics_table(migration.progress)) if stats else (lambda: migration_details(migration))
+            screen.show(to_plain(migration), details, output)
             for line in () if migration.state == pb.Migration.STATE_SUCCEEDED else outcome(migration):
                 screen.note(line)
             return ExitCode.DONE

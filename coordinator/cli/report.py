@@ -14,6 +14,7 @@ from rich.text import Text
 
 from coordinator.cli.plain import enum_name, seconds
 from coordinator.cli.screen import columns, pairs
+from coordinator.cli.statistics import means_words
 from coordinator.cli.units import format_bytes, format_duration, format_rate
 from coordinator.cli.words import elapsed_s, location_word, short_id, state_word
 from ferry.agent.v1 import vm_pb2
@@ -181,6 +182,7 @@ def _way(options: common.MigrationOptions) -> str:
         words.append("plain" if options.plain else "encrypted")
     if options.multifd_channel_count:
         words.append(f"{options.multifd_channel_count} multifd channels")
+    words += means_words(options.means)
     if options.bandwidth_bytes_per_second:
         words.append(f"at most {format_rate(options.bandwidth_bytes_per_second)}")
     if options.HasField("max_downtime"):

@@ -68,6 +68,21 @@ def parse_bandwidth(text: str) -> int:
     return bytes_per_second
 
 
+def parse_size(text: str) -> int:
+    """Read a size in bytes.
+
+    Raises:
+        ValueError: it is not a number with a unit of bytes.
+    """
+    number, unit = _split(text, "a size like 64MiB")
+    scale = _BYTES.get(unit)
+    if scale is None:
+        raise ValueError(f"{_shown(text)}: unit {_shown(unit)} is not known; sizes are in B, KB, MB, GB, KiB, MiB, GiB")
+    if (number * scale).denominator != 1:
+        raise ValueError(f"{_shown(text)} is not a whole number of bytes")
+    return int(number * scale)
+
+
 def parse_duration(text: str, allowed: Range) -> Fraction:
     """Read a time in seconds, exactly.
 

@@ -32,6 +32,7 @@ app.command(f"{_SAVING}:restore", help="Bring a saved guest back.")
 app.command(f"{_SAVING}:dump", help="Write a guest's memory to a file for a debugger.")
 app.command(f"{_SAVING}:job", help="Show or steer the save, restore or dump of a VM.")
 app.command(f"{_SAVING}:discard_saved", name="discard-saved", help="Remove the saved guest that is kept with a VM.")
+app.command("coordinator.cli.vm_statistics:migration_stats", help="Show the figures of a VM's migration.")
 app.command("coordinator.cli.vm_argv:argv", help="Print the QEMU command line that a definition becomes; no agent is asked.")
 
 DEFAULT_STOP_TIMEOUT_S = Fraction(30)

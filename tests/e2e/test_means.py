@@ -12,7 +12,7 @@ from tests.e2e.move import WAYS, State, Whole
 
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
 MIB = 1 << 20
-CACHE_BYTES = 64 * MIB
+CACHE_BYTES = 8 * MIB
 
 ZLIB = means_pb.Means(compression=means_pb.COMPRESSION_ZLIB, compression_level=1)
 ZSTD = means_pb.Means(compression=means_pb.COMPRESSION_ZSTD, compression_level=3)
@@ -33,7 +33,6 @@ async def _there(lab: Lab, pair: tuple[str, str], way: str, means: means_pb.Mean
     outcome = await move.outcome()
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
-    assert outcome.options.means == means
     await guest.console.wait_sweeps(2)
     await lab.assert_only_on(second, guest)
     guest.assert_whole()
