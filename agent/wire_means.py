@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.migration.means import AutoConverge, Compression, Means
 from agent.qemu.figures import Figures
+from common.errors import InvalidRequest
 from ferry.common.v1 import figures_pb2, means_pb2
 
 _COMPRESSIONS: Final = {
@@ -20,10 +21,14 @@ def means(message: means_pb2.Means) -> Means:
     """Decode how memory is to be sent.
 
     Raises:
-        InvalidRequest: a value is out of range.
+        InvalidRequest: a value is unknown or out of range.
     """
+    if message.compression not in _COMPRESSIONS:
+        raise InvalidRequest(
+            f"means.compression {message.compression} is unknown; 0 to {max(_COMPRESSIONS)} are known", reason="COMPRESSION_UNKNOWN"
+        )
     return Means(
-        compression=_COMPRESSIONS.get(message.compression, Compression.NONE),
+        compression=_COMPRESSIONS[message.compression],
         compression_level=message.compression_level if message.HasField("compression_level") else None,
         xbzrle_cache_bytes=message.xbzrle_cache_bytes,
         auto_converge=_auto_converge(message.auto_converge) if message.HasField("auto_converge") else None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agent.host_means import userfaultfd_obstacle, zero_copy_obstacle
-from agent.migration.means import Compression
+from agent.migration.means import USUAL_LEVEL, Compression
 from agent.migration.means_check import Ability, require
 from agent.migration.order import Options, Role
-from agent.qemu.abilities import TLS, query_abilities
+from agent.qemu.abilities import TLS, obeys_level, query_abilities
 from agent.vm.definition import Accelerator
 from common.errors import InvalidRequest
 
@@ -41,8 +41,12 @@ async def source_ability(qemu: Qemu, host: str, running: Running, options: Optio
     known = await query_abilities(
         qemu, with_compressions=options.means.compression is not Compression.NONE, with_tls=options.is_psk
     )
-    ability = Ability(Role.SOURCE, host, str(await qemu.query_version()), known, _source_problems(running, options))
-    for name in needs(options):
+    problems = _source_problems(running, options)
+    level, level_name = options.means.compression_level, options.means.level_parameter
+    if level is not None and level_name in known and not await obeys_level(qemu, level_name, level):
+        problems[level_name] = f"QEMU takes it and stays at {USUAL_LEVEL}: leave the level out"
+    ability = Ability(Role.SOURCE, host, str(await qemu.query_version()), known, problems)
+    for name in (*needs(options), *(() if level is None else (level_name,))):  # a level is for the source alone
         require(name, ability)
     return ability
 

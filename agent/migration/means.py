@@ -31,6 +31,7 @@ class Compression(Enum):
     QATZIP = "qatzip"
 
 
+USUAL_LEVEL: Final = 1
 LEVELS: Final[Mapping[Compression, tuple[int, int]]] = {
     Compression.ZLIB: (0, 9),
     Compression.ZSTD: (0, 20),
@@ -101,6 +102,11 @@ class Means:
             )
         _check(f"compression-level of {self.compression.value}", level, LEVELS[self.compression], "")
 
+    @property
+    def level_parameter(self) -> str:
+        """QEMU's name of the compression's level."""
+        return f"multifd-{self.compression.value}-level"
+
     def needs(self) -> tuple[str, ...]:
         """Return QEMU's names of what both sides have to know, see `means_check`."""
         names = {
@@ -120,10 +126,8 @@ class Means:
     def parameters(self) -> dict[str, object]:
         """Return the parameters to be set beside the capabilities, on both sides."""
         found: dict[str, object] = {"multifd-compression": self.compression.value}
-        if self.compression_level is not None:
-            found[f"multifd-{self.compression.value}-level"] = self.compression_level
-        elif self.compression in LEVELS:
-            found[f"multifd-{self.compression.value}-level"] = 1
+        if self.compression in LEVELS:
+            found[self.level_parameter] = USUAL_LEVEL if self.compression_level is None else self.compression_level
         if self.xbzrle_cache_bytes:
             found["xbzrle-cache-size"] = self.xbzrle_cache_bytes
         if self.auto_converge is not None:

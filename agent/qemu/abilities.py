@@ -35,6 +35,12 @@ async def query_abilities(qemu: Qemu, *, with_compressions: bool, with_tls: bool
     return frozenset(known)
 
 
+async def obeys_level(qemu: Qemu, parameter: str, level: int) -> bool:
+    """Say whether the level of a compression can be set; QEMU 7.2 takes it and leaves it as it was."""
+    await qemu.set_parameters({parameter: level})
+    return (await qemu.query_parameters()).get(parameter) == level
+
+
 async def _offers_tls(qemu: Qemu) -> bool:
     """Say whether this QEMU was built with GnuTLS; one without refuses every object of it."""
     trial = {"qom-type": "tls-creds-anon", "id": _TRIAL_ID, "endpoint": "client"}

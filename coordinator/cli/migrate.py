@@ -128,7 +128,8 @@ async def migrate(  # noqa: PLR0913 -- an option each
     """
     screen = Screen()
     options = wishes.message()
-    options.MergeFrom(common.MigrationOptions(means=means.message()))
+    if (wished := means.message()) is not None:
+        options.means.CopyFrom(wished)
     request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()
     async with Link(settings) as link:
