@@ -16,6 +16,7 @@ from agent.migration.clocks import now_s
 from agent.migration.errors import GuestLost, GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint, Transport
+from agent.migration.progress import progress_of
 from agent.migration.qemu_setup import CREDENTIALS_ID, remove_key
 from agent.migration.record import Record, find_cause
 from agent.migration.session import Machine, Session
@@ -282,7 +283,14 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         self._around.vms.keep_here(self._lock)
         self._around.vms.persist(self._lock)
         await self._drop_credentials()
+        await self._keep_figures()
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")
+
+    async def _keep_figures(self) -> None:
+        """Read how long vCPUs waited for pages, if they had to."""
+        with suppress(FerryError, TimeoutError):
+            async with asyncio.timeout(TIDY_TIMEOUT_S):
+                self.update(progress=progress_of(await self.qemu.query_migrate()))
 
     async def _undo(self) -> None:
         delay_s = RETRY_FIRST_S

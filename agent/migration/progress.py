@@ -18,18 +18,18 @@ _MEGA = 1_000_000
 class Progress:
     """Numbers of a transfer. Source: qapi/migration.json, MigrationInfo and MigrationStats."""
 
-    elapsed_s: float
-    ram_total_bytes: int
-    ram_transferred_bytes: int
-    ram_remaining_bytes: int
-    normal_page_count: int
-    zero_page_count: int
-    bytes_per_second: int
-    dirty_bytes_per_second: int
-    pass_count: int
-    throttle_percent: int
-    expected_downtime_s: float
-    setup_s: float
+    elapsed_s: float = 0.0
+    ram_total_bytes: int = 0
+    ram_transferred_bytes: int = 0
+    ram_remaining_bytes: int = 0
+    normal_page_count: int = 0
+    zero_page_count: int = 0
+    bytes_per_second: int = 0
+    dirty_bytes_per_second: int = 0
+    pass_count: int = 0
+    throttle_percent: int = 0
+    expected_downtime_s: float = 0.0
+    setup_s: float = 0.0
     figures: Figures = field(default_factory=Figures)
 
 
@@ -90,11 +90,14 @@ class Timeline:
         )
 
 
-def progress_of(report: MigrationReport) -> Progress | None:
-    """Return the numbers of a report that has any."""
+def progress_of(report: MigrationReport, before: Progress | None = None) -> Progress | None:
+    """Return the numbers of a report that has any.
+
+    QEMU tells how much it throttles only while it does, so that of `before` stays: it never takes less in one migration.
+    """
     ram = report.ram
-    if ram is None:
-        return None
+    if ram is None:  # a destination, which has figures of a post-copy alone
+        return None if report.figures == Figures() else Progress(figures=report.figures)
     return Progress(
         elapsed_s=(report.total_time_ms or 0) / 1000,
         ram_total_bytes=ram.total_bytes,
@@ -105,7 +108,7 @@ def progress_of(report: MigrationReport) -> Progress | None:
         bytes_per_second=int(ram.mbps * _MEGA / _BITS),
         dirty_bytes_per_second=ram.dirty_pages_rate * ram.page_size_bytes,
         pass_count=ram.dirty_sync_count,
-        throttle_percent=report.cpu_throttle_percentage or 0,
+        throttle_percent=report.cpu_throttle_percentage or (0 if before is None else before.throttle_percent),
         expected_downtime_s=(report.expected_downtime_ms or 0) / 1000,
         setup_s=(report.setup_time_ms or 0) / 1000,
         figures=report.figures,

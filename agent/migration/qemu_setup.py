@@ -64,9 +64,8 @@ async def apply_settings(qemu: Qemu, options: Options, agreed: tuple[str, ...]) 
         if name not in known:
             raise WrongState(f"this QEMU has no migration capability {name}", reason="CAPABILITY_MISSING", capability=name)
     wanted = {name: name in on for name in known}
-    await qemu.set_capabilities(
-        dict.fromkeys(known, False)
-    )  # else QEMU would judge the parameters by those of an earlier migration
+    # QEMU judges parameters by the capabilities that are set, which may be those of an earlier migration.
+    await qemu.set_capabilities(dict.fromkeys(known, False))
     known_parameters = await qemu.query_parameters()
     optional = {name: value for name, value in options.means.optional_parameters().items() if name in known_parameters}
     await qemu.set_parameters(parameters(options) | optional)

@@ -339,7 +339,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 report = await self.qemu.query_migrate()
                 if report.status is MigrationStatus.COMPLETED:
                     timeline = replace(self.facts.timeline, qemu_downtime_ms=report.downtime_ms, qemu_total_ms=report.total_time_ms)
-                    self.update(timeline=timeline, progress=progress_of(report) or self.facts.progress)
+                    self.update(timeline=timeline, progress=progress_of(report, self.facts.progress) or self.facts.progress)
 
     async def _end_husk(self) -> None:
         delay_s = RETRY_FIRST_S

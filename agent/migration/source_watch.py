@@ -129,7 +129,7 @@ class SourceWatch:
         """Take a report, which is the truth where an event was missed."""
         session = self._session
         session.status_text = report.status_text
-        progress = progress_of(report)
+        progress = progress_of(report, session.facts.progress)
         if progress is not None:
             session.update(progress=progress)
         match report.status:

@@ -81,10 +81,12 @@ async def complete(moving: Moving) -> None:
     await _ensure_resumed(moving)
     if not moving.move.state.is_final:
         moving.change(state=MoveState.FINISHING, location=Location.DESTINATION, error="", error_reason="")
-    await moving.step("finish", lambda: _until_answered(moving, "finish", lambda: moving.destination.finish(moving.move)))
+    kept = await moving.step("finish", lambda: _until_answered(moving, "finish", lambda: moving.destination.finish(moving.move)))
     half = await moving.step("confirm", lambda: _until_answered(moving, "confirm", lambda: _confirm(moving)))
     if half is not None and half.state in _GIVEN:
         moving.board.see(moving.migration_id, half)
+    if kept.progress:  # serialised messages are merged by putting one behind the other
+        moving.change(progress=moving.move.progress + kept.progress)
     moving.succeed()
 
 

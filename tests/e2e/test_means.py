@@ -10,6 +10,8 @@ from tests.e2e.binaries import require
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab
 from tests.e2e.move import WAYS, State, Whole, wishes
+from tests.e2e.refusals import assert_refused
+from tests.e2e.steps import steps
 
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
 MIB = 1 << 20
@@ -19,7 +21,7 @@ ZLIB = means_pb.Means(compression=means_pb.COMPRESSION_ZLIB)
 ZSTD = means_pb.Means(compression=means_pb.COMPRESSION_ZSTD)
 ZSTD_3 = means_pb.Means(compression=means_pb.COMPRESSION_ZSTD, compression_level=3)
 XBZRLE = means_pb.Means(xbzrle_cache_bytes=CACHE_BYTES)
-AUTO_CONVERGE = means_pb.Means(auto_converge=means_pb.AutoConverge(initial_percent=30, increment_percent=20))
+AUTO_CONVERGE = means_pb.Means(auto_converge=means_pb.AutoConverge(initial_percent=80, increment_percent=10))
 ZERO_COPY = means_pb.Means(zero_copy=True)
 
 
@@ -60,9 +62,9 @@ async def test_differences_of_pages_bring_a_busy_guest_over_whole(pair, way, lab
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 async def test_a_guest_that_dirties_more_than_is_sent_is_slowed_and_comes_over_whole(pair, lab: Lab):
-    options = wishes(means=AUTO_CONVERGE, bandwidth_mib_s=16)
+    options = wishes(means=AUTO_CONVERGE, bandwidth_mib_s=6)
 
-    outcome = await _there(lab, pair, options, dirty_mib_s=48.0)
+    outcome = await _there(lab, pair, options, dirty_mib_s=24.0)
 
     assert outcome.progress.throttle_percent >= AUTO_CONVERGE.auto_converge.initial_percent
 
@@ -70,3 +72,81 @@ async def test_a_guest_that_dirties_more_than_is_sent_is_slowed_and_comes_over_w
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 async def test_memory_that_is_sent_without_a_copy_comes_over_whole(pair, lab: Lab):
     await _there(lab, pair, wishes(plain=True, multifd=2, means=ZERO_COPY))
+
+
+# host-a runs QEMU 7.2 and host-b 10.0.
+REFUSED = {
+    "level": (
+        wishes(multifd=2, means=ZSTD_3),
+        "host-b",
+        "CAPABILITY_MISSING",
+        ("multifd-zstd-level", "source host-a", "stays at 1"),
+    ),
+    "qpl": (
+        wishes(multifd=2, means=means_pb.Means(compression=means_pb.COMPRESSION_QPL)),
+        "host-b",
+        "CAPABILITY_MISSING",
+        ("multifd-compression=qpl", "source host-a", "QEMU 7.2"),
+    ),
+    "switch-over bandwidth, source": (
+        wishes(means=means_pb.Means(switchover_bandwidth_bytes_per_second=MIB)),
+        "host-b",
+        "CAPABILITY_MISSING",
+        ("avail-switchover-bandwidth", "source host-a", "QEMU 7.2"),
+    ),
+    "switch-over bandwidth, destination": (
+        wishes(means=means_pb.Means(switchover_bandwidth_bytes_per_second=MIB)),
+        "host-a",
+        "CAPABILITY_MISSING",
+        ("avail-switchover-bandwidth", "destination host-a", "QEMU 7.2"),
+    ),
+    "dirty-limit": (
+        wishes(means=means_pb.Means(dirty_limit_bytes_per_second=MIB)),
+        "host-a",
+        "CAPABILITY_MISSING",
+        ("dirty-limit", "source host-b", "KVM", "TCG"),
+    ),
+    "zero-copy, encrypted": (wishes(multifd=2, means=ZERO_COPY), "host-b", "OPTIONS_CONFLICT", ("zero-copy", "encryption")),
+    "zero-copy, tunnel": (wishes(tunnel=True, multifd=2, means=ZERO_COPY), "host-b", "OPTIONS_CONFLICT", ("zero-copy", "tunnel")),
+    "xbzrle, multifd": (wishes(multifd=2, means=XBZRLE), "host-b", "OPTIONS_CONFLICT", ("multifd", "xbzrle")),
+    "compression alone": (wishes(means=ZSTD), "host-b", "OPTIONS_CONFLICT", ("compression needs multifd",)),
+    "cache too small": (
+        wishes(means=means_pb.Means(xbzrle_cache_bytes=2048)),
+        "host-b",
+        "OPTION_OUT_OF_RANGE",
+        ("xbzrle-cache", "2048", "4096"),
+    ),
+    "cache too large": (
+        wishes(means=means_pb.Means(xbzrle_cache_bytes=1 << 30)),
+        "host-b",
+        "OPTION_OUT_OF_RANGE",
+        ("xbzrle-cache", str(1 << 30)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_what_one_side_lacks_is_refused_by_the_name_of_that_side(case, lab: Lab):
+    require("10.0")
+    options, to, reason, words = REFUSED[case]
+    guest = await lab.start_guest("host-b" if to == "host-a" else "host-a")
+
+    await assert_refused(lab, guest, reason, *words, to=to, options=options)
+
+
+async def test_a_level_and_a_bandwidth_for_the_switch_over_are_used_where_both_know_them(lab: Lab):
+    means = means_pb.Means(
+        compression=means_pb.COMPRESSION_ZSTD, compression_level=3, switchover_bandwidth_bytes_per_second=100 * MIB
+    )
+
+    await _there(lab, ("10.0", "10.0"), wishes(multifd=2, means=means))
+
+
+@pytest.mark.parametrize(("pair", "agreed"), [(PAIRS[0], []), (PAIRS[1], ["switchover-ack"])], ids=["7.2", "10.0"])
+async def test_what_both_sides_have_is_agreed_upon(pair, agreed, lab: Lab):
+    await lab.start_guest("host-a", Plan(emulator=require(pair[0])))
+
+    async with steps(lab) as by_hand:
+        endpoint = (await by_hand.begin_and_prepare()).endpoint
+
+    assert list(endpoint.agreed_capabilities) == ["validate-uuid", *agreed]

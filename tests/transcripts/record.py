@@ -233,6 +233,32 @@ async def record_recovery(recorder: Recorder, source: Qemu, destination: Qemu, d
                 await recorder.keep_migration(source, "source", MigrationStatus.POSTCOPY_RECOVER_SETUP)
 
 
+async def record_figures(recorder: Recorder) -> None:
+    """Record the figures of means that are not always used."""
+    for name, capabilities in (("multifd", {"multifd": True}), ("xbzrle", {"xbzrle": True})):
+        async with pair(recorder, **capabilities) as (source, _, _, uri):
+            await source.set_parameters({"max-bandwidth": NO_LIMIT_BYTES_PER_S})
+            await source.migrate(uri)
+            await reach(source, MigrationStatus.COMPLETED)
+            await recorder.keep(source, f"query-migrate-{name}.source", "query-migrate")
+    async with pair(recorder, postcopy_ram=True, postcopy_blocktime=True) as (source, destination, _, uri):
+        await source.set_parameters({"max-bandwidth": SLOW_BYTES_PER_S})
+        await source.migrate(uri)
+        await reach(source, MigrationStatus.ACTIVE)
+        await source.monitor.execute("migrate-start-postcopy")
+        await reach(source, MigrationStatus.COMPLETED)
+        await reach(destination, MigrationStatus.COMPLETED)
+        await recorder.keep(source, "query-migrate-postcopy.source", "query-migrate")
+        await recorder.keep(destination, "query-migrate-postcopy.destination", "query-migrate")
+
+
+async def reach(qemu: Qemu, status: MigrationStatus) -> None:
+    """Wait for a status of a migration."""
+    async with asyncio.timeout(REACH_TIMEOUT_S):
+        while (await qemu.query_migrate()).status is not status:  # noqa: ASYNC110  (QEMU is polled)
+            await asyncio.sleep(POLL_S)
+
+
 async def main(binary: Path) -> None:
     """Record everything of one QEMU."""
     async with real_qemu(binary) as qemu:
@@ -248,6 +274,7 @@ async def main(binary: Path) -> None:
         record_listening,
         record_failed_load,
         record_postcopy,
+        record_figures,
     ):
         await record(recorder)
 
