@@ -20,6 +20,7 @@ _IPC_LOCK_BIT: Final = 14
 _PTRACE_BIT: Final = 19
 _LIMIT_NAME: Final = "Max locked memory"
 _KIB: Final = 1024
+_SO_ZEROCOPY: Final = 60  # include/uapi/asm-generic/socket.h
 
 
 def userfaultfd_obstacle(guests: GuestUser, *, sysctl: Path = _SYSCTL, device: Path = _DEVICE) -> str:
@@ -28,7 +29,7 @@ def userfaultfd_obstacle(guests: GuestUser, *, sysctl: Path = _SYSCTL, device: P
         return "the kernel has no userfaultfd"
     if sysctl.read_text(encoding="ascii").strip() == "1":
         return ""
-    if not guests.name and _has_capability(Path("/proc/self/status"), _PTRACE_BIT) and os.geteuid() == 0:
+    if not guests.name and has_capability(Path("/proc/self/status"), _PTRACE_BIT) and os.geteuid() == 0:
         return ""
     if not guests.name and os.access(device, os.R_OK | os.W_OK):
         return ""
@@ -39,9 +40,9 @@ def zero_copy_obstacle(process_id: int, memory_bytes: int) -> str:
     """Say why a running QEMU cannot send its guest's memory without a copy; pages in flight count as locked memory."""
     if not _kernel_has_zero_copy():
         return "the kernel has no MSG_ZEROCOPY for TCP"
-    if _has_capability(Path(f"/proc/{process_id}/status"), _IPC_LOCK_BIT):
+    if has_capability(Path(f"/proc/{process_id}/status"), _IPC_LOCK_BIT):
         return ""
-    limit_bytes = _locked_memory_limit(Path(f"/proc/{process_id}/limits"))
+    limit_bytes = locked_memory_limit(Path(f"/proc/{process_id}/limits"))
     if limit_bytes is None or limit_bytes >= memory_bytes:
         return ""
     return (
@@ -57,17 +58,15 @@ def _kernel_has_zero_copy() -> bool:
     return False
 
 
-_SO_ZEROCOPY: Final = 60  # include/uapi/asm-generic/socket.h
-
-
-def _has_capability(status: Path, bit: int) -> bool:
+def has_capability(status: Path, bit: int) -> bool:
+    """Say whether a process has an effective capability, by its /proc/PID/status."""
     for line in _lines(status):
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> bit & 1)
     return False
 
 
-def _locked_memory_limit(limits: Path) -> int | None:
+def locked_memory_limit(limits: Path) -> int | None:
     """Read how many bytes a process may lock; None for no limit."""
     for line in _lines(limits):
         if line.startswith(_LIMIT_NAME):

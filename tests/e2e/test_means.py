@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import pytest
 
 from ferry.common.v1 import means_pb2 as means_pb
@@ -150,3 +153,33 @@ async def test_what_both_sides_have_is_agreed_upon(pair, agreed, lab: Lab):
         endpoint = (await by_hand.begin_and_prepare()).endpoint
 
     assert list(endpoint.agreed_capabilities) == ["validate-uuid", *agreed]
+
+
+async def test_the_figures_of_a_move_are_kept_by_both_agents_and_by_the_coordinator(lab: Lab):
+    async def ferry(*arguments: str) -> str:
+        return (await asyncio.to_thread(lab.fleet.ferry, *arguments, check=True)).stdout
+
+    guest = await lab.start_guest("host-a", Plan(dirty_mib_s=8.0))
+    slow = await lab.start_move(guest.name, "host-b", wishes(bandwidth_mib_s=1))
+    await slow.wait_transferring()
+    running = json.loads(await ferry("vm", "migration-stats", "web", "-o", "json"))
+    at_agent = json.loads(await ferry("vm", "migration-stats", "web", "--host", "host-a", "-o", "json"))
+    await slow.cancel()
+    await slow.outcome()
+    move = await lab.start_move(guest.name, "host-b", wishes(means=XBZRLE))
+    await move.outcome()
+    await lab.kill("agent-a")
+    await lab.restart("agent-a")
+
+    ended = json.loads(await ferry("vm", "migration-stats", "web", "--completed", "-o", "json"))
+    at_source = json.loads(await ferry("vm", "migration-stats", "web", "--completed", "--host", "host-a", "-o", "json"))
+    at_destination = json.loads(await ferry("vm", "migration-stats", "web", "--completed", "--host", "host-b", "-o", "json"))
+    shown = await ferry("migration", "show", move.id, "--stats")
+
+    assert [one["id"] for one in running] == [one["id"] for one in at_agent] == [slow.id]
+    assert [one["id"] for one in ended][:2] == [one["id"] for one in at_source] == [move.id, slow.id]
+    assert [one["phase"] for one in at_source] == ["Retired", "Kept"]
+    assert at_source[0]["progress"] == ended[0]["progress"]
+    assert at_source[0]["progress"]["figures"]["xbzrle"]["cache_size_bytes"] == CACHE_BYTES
+    assert (at_destination[0]["id"], at_destination[0]["phase"]) == (move.id, "Finished")
+    assert "xbzrle cache" in shown
