@@ -128,7 +128,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     """
     screen = Screen()
     options = wishes.message()
-    if (wished := means.message()) is not None:
+    if (wished := means.message(has_multifd=wishes.multifd > 0, is_plain=wishes.plain)) is not None:
         options.means.CopyFrom(wished)
     request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()

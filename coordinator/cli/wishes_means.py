@@ -96,21 +96,27 @@ class MeansWishes:
         ),
     ] = None
 
-    def message(self) -> pb.Means | None:
+    def message(self, *, has_multifd: bool, is_plain: bool) -> pb.Means | None:
         """Turn the wishes into a message; None without any.
 
+        Args:
+            has_multifd: whether there are multifd channels.
+            is_plain: whether memory is sent unencrypted, directly.
+
         Raises:
-            Misused: they are out of range, or one lacks what it needs.
+            Misused: they are out of range, exclude each other, or one lacks what it needs.
         """
         self._check()
+        self._check_needs(has_multifd=has_multifd, is_plain=is_plain)
         message = pb.Means(
-            compression=pb.Compression.Value(f"COMPRESSION_{self.compression.name}"),
             compression_level=self.compression_level,
             xbzrle_cache_bytes=self.xbzrle_cache,
             zero_copy=self.zero_copy,
             switchover_bandwidth_bytes_per_second=self.switchover_bandwidth or 0,
             dirty_limit_bytes_per_second=self.dirty_limit or 0,
         )
+        if self.compression is not Compression.NONE:
+            message.compression = pb.Compression.Value(f"COMPRESSION_{self.compression.name}")
         if self.auto_converge:
             message.auto_converge.CopyFrom(
                 pb.AutoConverge(
@@ -120,6 +126,18 @@ class MeansWishes:
                 )
             )
         return None if self == NO_MEANS else message
+
+    def _check_needs(self, *, has_multifd: bool, is_plain: bool) -> None:
+        if self.compression is not Compression.NONE and not has_multifd:
+            raise Misused(f"--compression {self.compression.value} needs --multifd")
+        if self.zero_copy and not (has_multifd and is_plain):
+            raise Misused("--zero-copy needs --multifd and --plain")
+        if self.zero_copy and self.compression is not Compression.NONE:
+            raise Misused("--zero-copy and --compression exclude each other")
+        if self.xbzrle_cache and has_multifd:
+            raise Misused("--xbzrle-cache and --multifd exclude each other")
+        if self.auto_converge and self.dirty_limit:
+            raise Misused("--auto-converge and --dirty-limit exclude each other")
 
     def _check(self) -> None:
         throttles = {

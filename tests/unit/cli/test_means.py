@@ -29,25 +29,31 @@ def moved() -> pb.Migration:
     return made
 
 
-async def test_means_travel_as_they_were_typed(fleet):
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        (
+            "--multifd 2 --compression zstd --compression-level 3",
+            means_pb.Means(compression=means_pb.COMPRESSION_ZSTD, compression_level=3),
+        ),
+        ("--xbzrle-cache 64MiB", means_pb.Means(xbzrle_cache_bytes=64 << 20)),
+        ("--multifd 2 --plain --zero-copy", means_pb.Means(zero_copy=True)),
+        ("--switchover-bandwidth 1GiB/s", means_pb.Means(switchover_bandwidth_bytes_per_second=1 << 30)),
+        ("--dirty-limit 2MiB/s", means_pb.Means(dirty_limit_bytes_per_second=2 << 20)),
+        ("--auto-converge", means_pb.Means(auto_converge=means_pb.AutoConverge())),
+        (
+            "--auto-converge --throttle-initial 30 --throttle-increment 5 --throttle-max 90",
+            means_pb.Means(auto_converge=means_pb.AutoConverge(initial_percent=30, increment_percent=5, max_percent=90)),
+        ),
+    ],
+)
+async def test_means_travel_as_they_were_typed(fleet, typed, sent):
     fleet.coordinator.story = [moved()]
 
-    typed = await fleet.ferry(
-        *("migrate", "web", "--to", "host-b", "--multifd", "2", "--compression", "zstd", "--compression-level", "3", "--plain"),
-        *("--xbzrle-cache", "64MiB", "--zero-copy", "--switchover-bandwidth", "1GiB/s", "--dirty-limit", "2MiB/s"),
-        *("--auto-converge", "--throttle-initial", "30", "--throttle-increment", "5", "--throttle-max", "90"),
-    )
+    ended = await fleet.ferry("migrate", "web", "--to", "host-b", *typed.split())
 
-    assert typed.code is ExitCode.DONE, typed.err
-    assert fleet.coordinator.requests[0].options.means == means_pb.Means(
-        compression=means_pb.COMPRESSION_ZSTD,
-        compression_level=3,
-        xbzrle_cache_bytes=64 << 20,
-        auto_converge=means_pb.AutoConverge(initial_percent=30, increment_percent=5, max_percent=90),
-        zero_copy=True,
-        switchover_bandwidth_bytes_per_second=1 << 30,
-        dirty_limit_bytes_per_second=2 << 20,
-    )
+    assert ended.code is ExitCode.DONE, ended.err
+    assert fleet.coordinator.requests[0].options.means == sent
 
 
 async def test_without_a_word_of_means_none_are_sent(fleet):
@@ -62,13 +68,18 @@ async def test_without_a_word_of_means_none_are_sent(fleet):
     ("options", "words"),
     [
         (("--compression", "lz4"), "zstd"),
-        (("--compression", "zlib", "--compression-level", "10"), "0 to 9"),
+        (("--multifd", "2", "--compression", "zlib", "--compression-level", "10"), "0 to 9"),
         (("--compression-level", "1"), "--compression zlib, zstd or qatzip"),
         (("--xbzrle-cache", "64"), "unit '' is not known; sizes are in"),
         (("--xbzrle-cache", "0.3B"), "not a whole number of bytes"),
         (("--throttle-initial", "30"), "--throttle-initial is for --auto-converge"),
         (("--auto-converge", "--throttle-max", "0"), "--throttle-max 0 is out of range: 1 to 99"),
         (("--switchover-bandwidth", "10"), "did you mean"),
+        (("--compression", "zstd"), "--compression zstd needs --multifd"),
+        (("--zero-copy", "--multifd", "2"), "--zero-copy needs --multifd and --plain"),
+        (("--zero-copy", "--multifd", "2", "--plain", "--compression", "zlib"), "exclude each other"),
+        (("--xbzrle-cache", "64MiB", "--multifd", "2"), "--xbzrle-cache and --multifd exclude"),
+        (("--auto-converge", "--dirty-limit", "2MiB/s"), "--auto-converge and --dirty-limit exclude"),
     ],
 )
 async def test_means_that_cannot_be_are_refused_before_anything_is_asked(fleet, options, words):
