@@ -9,9 +9,11 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agent import wire_budget
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
+from agent.migration.convergence import GIVEN_UP
 from agent.migration.migrations import AnySession
 from agent.migration.order import (
     DEFAULT_DOWNTIME_S,
@@ -28,7 +30,7 @@ from agent.migration.order import (
     Wish,
 )
 from agent.migration.progress import Leg, Progress, Timeline
-from agent.migration.record import find_cause
+from agent.migration.record import Facts, find_cause
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import VmEvent
@@ -94,6 +96,7 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         destination_name=message.destination_name,
         migrate_uri=message.migrate_uri,
         force=message.force,
+        budget=wire_budget.budget(message.budget),
     )
 
 
@@ -266,7 +269,7 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
-        message.progress.CopyFrom(_progress(facts.progress, facts.timeline))
+        message.progress.CopyFrom(_progress(facts.progress, facts))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(_downtime(facts.timeline))
     if with_token and isinstance(phase, _MAY_TELL_TOKEN):
@@ -279,7 +282,7 @@ def _error_text(session: AnySession) -> str:
     if cause is None:
         return ""
     words = session.facts.peer_words
-    if cause.by_wish or not words or words in cause.text:
+    if cause.by_wish or cause.reason in GIVEN_UP or not words or words in cause.text:
         return cause.text
     return f"{cause.text}; {session.facts.peer or 'the destination'}: {words}"
 
@@ -297,6 +300,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         destination_name=value.destination_name,
         migrate_uri=value.migrate_uri,
         force=value.force,
+        budget=wire_budget.budget_message(value.budget),
     )
 
 
@@ -305,8 +309,8 @@ def leg(value: Leg) -> common_pb2.Leg:
     return common_pb2.Leg(name=value.name, duration=duration(value.duration_s))
 
 
-def _progress(value: Progress, line: Timeline) -> common_pb2.Progress:
-    elapsed_s = value.elapsed_s
+def _progress(value: Progress, facts: Facts) -> common_pb2.Progress:
+    line, elapsed_s = facts.timeline, value.elapsed_s
     if not elapsed_s and line.started_at_s is not None:
         elapsed_s = max(time.time() - line.started_at_s, 0.0)
     return common_pb2.Progress(
@@ -322,6 +326,7 @@ def _progress(value: Progress, line: Timeline) -> common_pb2.Progress:
         throttle_percent=value.throttle_percent,
         expected_downtime=duration(value.expected_downtime_s),
         setup=duration(value.setup_s),
+        decisions=[wire_budget.decision_message(decision) for decision in facts.decisions],
     )
 
 

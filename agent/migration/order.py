@@ -5,10 +5,11 @@ Each type refuses in `__post_init__` what can never be, so that nobody has to lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from agent.migration.budget import Budget, TimeoutAction
 from common.errors import InvalidRequest
 
 MAX_CHANNEL_COUNT: Final = 255
@@ -42,6 +43,7 @@ class Options:
         destination_name: empty keeps the name.
         migrate_uri: empty lets the destination choose.
         force: go on where Ferry cannot prove that it is safe.
+        budget: how eager it is to end, and what happens when it does not.
     """
 
     transport: Transport = Transport.DIRECT
@@ -53,6 +55,7 @@ class Options:
     destination_name: str = ""
     migrate_uri: str = ""
     force: bool = False
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -83,9 +86,17 @@ class Options:
                 reason="OPTIONS_CONFLICT",
             )
 
+        if self.budget.on_timeout is TimeoutAction.POST_COPY and not self.can_post_copy:
+            raise InvalidRequest("on-timeout postcopy: this version of Ferry has no post-copy yet", reason="OPTIONS_CONFLICT")
+
     def paused(self) -> Options:
         """Return the same wishes, with the guest stopped for the transfer."""
         return replace(self, pause=True)
+
+    @property
+    def can_post_copy(self) -> bool:
+        """Whether the guest may go on at the destination before all of it is there."""
+        return False
 
     @property
     def channel_count(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from common.errors import FerryError, InvalidRequest, Unreachable
+from common.errors import FerryError, Unreachable
 from coordinator.cli.definition_file import read_definition
 from coordinator.cli.exits import ExitCode, of_migration
 from coordinator.cli.follow import Follower, how_to_go_on
@@ -19,6 +19,7 @@ from coordinator.cli.options import (
     DEFAULT_SETTINGS,
     Bandwidth,
     MaxDowntime,
+    Misused,
     Output,
     Patience,
     Settings,
@@ -31,6 +32,7 @@ from coordinator.cli.progress import open_progress
 from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
+from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -40,12 +42,6 @@ if TYPE_CHECKING:
     from coordinator.cli.link import Coordinator
 
 MAX_MULTIFD_CHANNELS = 255
-
-
-class Misused(InvalidRequest):
-    """Options that contradict each other."""
-
-    default_reason = "USAGE"
 
 
 @Parameter(name="*")
@@ -117,6 +113,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
         Parameter(name="--from", metavar="HOST", show_default=False, help="The host that it is on; without it: found."),
     ] = "",
     wishes: Wishes = Wishes(),
+    budget: BudgetWishes = NO_BUDGET,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
     output: Output = Format.TABLE,
@@ -130,9 +127,9 @@ async def migrate(  # noqa: PLR0913 -- an option each
     6 not known.
     """
     screen = Screen()
-    request = pb.StartMigrationRequest(
-        request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=wishes.message()
-    )
+    options = wishes.message()
+    options.budget.CopyFrom(budget.message())
+    request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()
     async with Link(settings) as link:
         with trace.span("ferry migrate", {"vm": vm, "destination": to}) as span:
