@@ -99,7 +99,7 @@ async def test_a_process_is_found_by_its_token_while_it_lives(tmp_path: Path) ->
     launched = start(tmp_path, sys.executable, "-c", "import signal; signal.pause()", token=token)
 
     async with asyncio.timeout(5):  # the kernel shows the environment a moment after the program was put in place
-        while find_launched(token) != launched.identity:
+        while find_launched(token) != launched.identity:  # noqa: ASYNC110 -- nobody tells
             await asyncio.sleep(0.01)
     assert find_launched(token[:-1]) is None
     await kill(launched.identity)
