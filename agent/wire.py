@@ -9,10 +9,11 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent import wire_means
+from agent import wire_budget, wire_means
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
+from agent.migration.convergence import GIVEN_UP, Decision
 from agent.migration.migrations import AnySession
 from agent.migration.order import (
     DEFAULT_DOWNTIME_S,
@@ -96,6 +97,7 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         migrate_uri=message.migrate_uri,
         force=message.force,
         means=wire_means.means(message.means),
+        budget=wire_budget.budget(message.budget),
     )
 
 
@@ -272,7 +274,7 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
-        message.progress.CopyFrom(progress(facts.progress, facts.timeline))
+        message.progress.CopyFrom(progress(facts.progress, facts.timeline, facts.decisions))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(downtime(facts.timeline))
     if with_token and isinstance(phase, _MAY_TELL_TOKEN):
@@ -285,7 +287,7 @@ def _error_text(session: AnySession) -> str:
     if cause is None:
         return ""
     words = session.facts.peer_words
-    if cause.by_wish or not words or words in cause.text:
+    if cause.by_wish or cause.reason in GIVEN_UP or not words or words in cause.text:
         return cause.text
     return f"{cause.text}; {session.facts.peer or 'the destination'}: {words}"
 
@@ -304,6 +306,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         migrate_uri=value.migrate_uri,
         force=value.force,
         means=wire_means.means_message(value.means),
+        budget=wire_budget.budget_message(value.budget),
     )
 
 
@@ -312,7 +315,7 @@ def leg(value: Leg) -> common_pb2.Leg:
     return common_pb2.Leg(name=value.name, duration=duration(value.duration_s))
 
 
-def progress(value: Progress, line: Timeline) -> common_pb2.Progress:
+def progress(value: Progress, line: Timeline, decisions: tuple[Decision, ...]) -> common_pb2.Progress:
     """Encode the numbers of a transfer; before QEMU says how long it took, our clock does."""
     elapsed_s = value.elapsed_s
     if not elapsed_s and line.started_at_s is not None:
@@ -331,6 +334,7 @@ def progress(value: Progress, line: Timeline) -> common_pb2.Progress:
         expected_downtime=duration(value.expected_downtime_s),
         setup=duration(value.setup_s),
         figures=wire_means.figures(value.figures),
+        decisions=[wire_budget.decision_message(decision) for decision in decisions],
     )
 
 

@@ -26,7 +26,7 @@ def statistics(past: Past) -> pb.MigrationStatistics:
     if past.ended_at_s is not None:
         message.end_time.CopyFrom(wire.timestamp(past.ended_at_s))
     if past.progress is not None:
-        message.progress.CopyFrom(wire.progress(past.progress, past.timeline))
+        message.progress.CopyFrom(wire.progress(past.progress, past.timeline, past.decisions))
     if past.timeline.downtime_legs():
         message.downtime.CopyFrom(wire.downtime(past.timeline))
     return message

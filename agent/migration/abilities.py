@@ -25,9 +25,13 @@ _NO_DIRTY_RING: Final = "it needs KVM with a dirty ring (dirty-ring-size), and t
 
 def needs(options: Options) -> tuple[str, ...]:
     """Return the names of what both sides have to be able to do."""
-    multifd = ("multifd",) if options.multifd_channel_count else ()
-    tls = (TLS,) if options.is_psk else ()
-    return (*ALWAYS, *multifd, *tls, *options.means.needs())
+    return (
+        *ALWAYS,
+        *(["multifd"] if options.multifd_channel_count else []),
+        *(["auto-converge"] if options.budget.may_throttle else []),
+        *([TLS] if options.is_psk else []),
+        *options.means.needs(),
+    )
 
 
 async def source_ability(qemu: Qemu, host: str, running: Running, options: Options) -> Ability:

@@ -57,6 +57,14 @@ class AutoConverge:
             _check(name, value, PERCENT, "percent")
         _check("throttle-max", self.most, (self.initial, PERCENT[1]), "percent, from throttle-initial on,")
 
+    def parameters(self) -> dict[str, object]:
+        """Return QEMU's parameters."""
+        return {
+            "cpu-throttle-initial": self.initial,
+            "cpu-throttle-increment": self.increment,
+            "max-cpu-throttle": self.most,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Means:
@@ -131,9 +139,7 @@ class Means:
         if self.xbzrle_cache_bytes:
             found["xbzrle-cache-size"] = self.xbzrle_cache_bytes
         if self.auto_converge is not None:
-            found["cpu-throttle-initial"] = self.auto_converge.initial
-            found["cpu-throttle-increment"] = self.auto_converge.increment
-            found["max-cpu-throttle"] = self.auto_converge.most
+            found |= self.auto_converge.parameters()
         if self.dirty_limit_bytes_per_second:
             found["vcpu-dirty-limit"] = self.dirty_limit_bytes_per_second // MIB
         return found
@@ -147,7 +153,7 @@ _CAPABILITIES: Final = frozenset({"xbzrle", "auto-converge", "zero-copy-send", "
 
 CONFLICTS: Final[Mapping[frozenset[str], str]] = {
     frozenset({"multifd", "xbzrle"}): "xbzrle works on one channel only",
-    frozenset({"auto-converge", "dirty-limit"}): "both slow the vCPUs",
+    frozenset({"auto-converge", "dirty-limit"}): "both slow the vCPUs, and every policy but safe may use auto-converge",
     frozenset({"zero-copy-send", "compression"}): "what is compressed is a copy",
     frozenset({"zero-copy-send", "tls"}): "what is encrypted is a copy; plain is wanted",
     frozenset({"zero-copy-send", "tunnel"}): "the tunnel copies",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from agent.migration.budget import Budget, TimeoutAction
 from agent.migration.means import Compression, Means, refuse_conflicts
 from common.errors import InvalidRequest
 
@@ -44,6 +45,7 @@ class Options:
         migrate_uri: empty lets the destination choose.
         force: go on where Ferry cannot prove that it is safe.
         means: how memory is sent.
+        budget: how eager it is to end, and what happens when it does not.
     """
 
     transport: Transport = Transport.DIRECT
@@ -56,6 +58,7 @@ class Options:
     migrate_uri: str = ""
     force: bool = False
     means: Means = field(default_factory=Means)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -86,10 +89,13 @@ class Options:
                 reason="OPTIONS_CONFLICT",
             )
         refuse_conflicts(self._wished())
+        if self.budget.on_timeout is TimeoutAction.POST_COPY and not self.can_post_copy:
+            raise InvalidRequest("on-timeout postcopy: this version of Ferry has no post-copy yet", reason="OPTIONS_CONFLICT")
 
     def _wished(self) -> frozenset[str]:
         wishes = {
             **dict.fromkeys(self.means.capabilities(), True),
+            "auto-converge": self.budget.may_throttle or self.means.auto_converge is not None,
             "multifd": self.multifd_channel_count > 0,
             "compression": self.means.compression is not Compression.NONE,
             "tls": self.is_psk,
@@ -100,6 +106,11 @@ class Options:
     def paused(self) -> Options:
         """Return the same wishes, with the guest stopped for the transfer."""
         return replace(self, pause=True)
+
+    @property
+    def can_post_copy(self) -> bool:
+        """Whether the guest may go on at the destination before all of it is there."""
+        return False
 
     @property
     def channel_count(self) -> int:

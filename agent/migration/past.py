@@ -8,6 +8,7 @@ from uuid import UUID
 
 import structlog
 
+from agent.migration.convergence import Decision
 from agent.migration.order import Role
 from agent.migration.progress import Progress, Timeline
 from agent.migration.record import Facts, find_cause
@@ -31,6 +32,7 @@ class Past:
         phase: our last one, or the present one of a half that has not ended.
         error, reason: why it did not succeed; empty otherwise.
         ended_at_s: None while it runs.
+        decisions: at the source, what the convergence engine decided.
     """
 
     migration_id: str
@@ -45,6 +47,7 @@ class Past:
     ended_at_s: float | None
     timeline: Timeline
     progress: Progress | None
+    decisions: tuple[Decision, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ def past_of(facts: Facts, phase: incoming.Phase | outgoing.Phase) -> Past:
         ended_at_s=facts.ended_at_s,
         timeline=facts.timeline,
         progress=facts.progress,
+        decisions=facts.decisions,
     )
 
 

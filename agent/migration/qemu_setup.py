@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from agent.migration.abilities import ALWAYS
+from agent.migration.convergence import Bounds, first_limit_s
 from agent.migration.dh_params import FFDHE2048, FILE_NAME
+from agent.migration.means import AutoConverge
 from agent.migration.order import HostIdentity, Options
 from agent.qemu.commands import Qemu
 from common.errors import WrongState
@@ -16,25 +18,45 @@ NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
 CREDENTIALS_ID: Final = "ferry-migration"
 PSK_IDENTITY: Final = "ferry"
 AES_PRIORITY: Final = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
+# QEMU takes the capability auto-converge before a migration only, and throttles then when it finds it right. Held down to
+# nothing it waits until the engine lets it. Source: migration/ram.c, mig_throttle_guest_down.
+NO_THROTTLE: Final = {"cpu-throttle-initial": 1, "cpu-throttle-increment": 1, "max-cpu-throttle": 1}
+_THROTTLE: Final = AutoConverge(initial=20, increment=20, most=99)
 _MS: Final = 1000
 
 
 def capabilities(options: Options, agreed: tuple[str, ...]) -> tuple[str, ...]:
     """Return the capabilities that this migration wants, on both sides; the rest is off."""
-    multifd = ("multifd",) if options.multifd_channel_count else ()
-    return (*ALWAYS, *multifd, *options.means.capabilities(), *agreed)
+    return (
+        *ALWAYS,
+        *(["multifd"] if options.multifd_channel_count else []),
+        *(["auto-converge"] if options.budget.may_throttle else []),
+        *options.means.capabilities(),
+        *agreed,
+    )
+
+
+def throttle(options: Options) -> dict[str, object]:
+    """Return the parameters that let QEMU throttle: those that the user wished, if any."""
+    return (options.means.auto_converge or _THROTTLE).parameters()
 
 
 def parameters(options: Options) -> dict[str, object]:
     """Return the parameters that both sides set. Source: qapi/migration.json, MigrateSetParameters."""
     return {
-        "downtime-limit": downtime_ms(options.max_downtime_s),
+        "downtime-limit": downtime_ms(first_limit_s(bounds(options))),
         "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
         "multifd-channels": max(options.multifd_channel_count, 1),
         **options.means.parameters(),
         "tls-creds": CREDENTIALS_ID if options.is_psk else "",
         "tls-hostname": "",
+        **(NO_THROTTLE if options.budget.may_throttle else {}),
     }
+
+
+def bounds(options: Options) -> Bounds:
+    """Return what the convergence engine may do."""
+    return Bounds(options.budget, options.max_downtime_s, can_post_copy=options.can_post_copy)
 
 
 def downtime_ms(max_downtime_s: float) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from agent.migration import incoming, outgoing
+from agent.migration.convergence import Decision
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role
 from agent.migration.progress import Progress, Timeline
@@ -39,6 +40,7 @@ class Facts:
         guest_was_paused: whether the guest's user had stopped it before the migration.
         guest_ran: whether the guest has run at the destination.
         traceparent: W3C trace context of the request that began this half.
+        decisions: at the source, what the convergence engine decided.
         made_files: what this half has to remove at its end.
     """
 
@@ -64,6 +66,7 @@ class Facts:
     waiting_for: str = ""
     timeline: Timeline = field(default_factory=Timeline)
     progress: Progress | None = None
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from coordinator.cli.exits import ExitCode, of_migration
 from coordinator.cli.follow import Follower, how_to_go_on
 from coordinator.cli.interrupts import find_terminal
 from coordinator.cli.link import Link, Undecided, duration_message, new_request_id
-from coordinator.cli.misuse import Misused
 from coordinator.cli.options import (
     DEFAULT_PATIENCE_S,
     DEFAULT_SETTINGS,
     Bandwidth,
     MaxDowntime,
+    Misused,
     Output,
     Patience,
     Settings,
@@ -32,6 +32,7 @@ from coordinator.cli.progress import open_progress
 from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
+from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes
 from coordinator.cli.wishes_means import NO_MEANS, MeansWishes
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
@@ -114,6 +115,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     ] = "",
     wishes: Wishes = Wishes(),
     means: MeansWishes = NO_MEANS,
+    budget: BudgetWishes = NO_BUDGET,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
     output: Output = Format.TABLE,
@@ -130,6 +132,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     options = wishes.message()
     if (wished := means.message(has_multifd=wishes.multifd > 0, is_plain=wishes.plain)) is not None:
         options.means.CopyFrom(wished)
+    options.budget.CopyFrom(budget.message())
     request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()
     async with Link(settings) as link:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from coordinator.cli import units
-from coordinator.cli.misuse import Misused
-from coordinator.cli.options import Switch, bandwidth_of, whole_number
+from coordinator.cli.options import Misused, Switch, bandwidth_of, whole_number
 from ferry.common.v1 import means_pb2 as pb
 
 if TYPE_CHECKING:
