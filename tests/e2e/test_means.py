@@ -147,12 +147,13 @@ async def test_a_level_and_a_bandwidth_for_the_switch_over_are_used_where_both_k
 
 @pytest.mark.parametrize(("pair", "agreed"), [(PAIRS[0], []), (PAIRS[1], ["switchover-ack"])], ids=["7.2", "10.0"])
 async def test_what_both_sides_have_is_agreed_upon(pair, agreed, lab: Lab):
-    await lab.start_guest("host-a", Plan(emulator=require(pair[0])))
+    guest = await lab.start_guest("host-a", Plan(emulator=require(pair[0])))
 
     async with steps(lab) as by_hand:
         endpoint = (await by_hand.begin_and_prepare()).endpoint
 
     assert list(endpoint.agreed_capabilities) == ["validate-uuid", *agreed]
+    await lab.assert_only_on("host-a", guest)
 
 
 async def test_the_figures_of_a_move_are_kept_by_both_agents_and_by_the_coordinator(lab: Lab):
