@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent.vm.running import Running
 
 ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
+_OPENS_DEVICE_SINCE: Final = 8
 _KIB: Final = 1024
 _NO_DIRTY_RING: Final = "it needs KVM with a dirty ring (dirty-ring-size), and the guest runs under {} without one"
 
@@ -57,7 +58,7 @@ async def source_ability(qemu: Qemu, host: str, running: Running, options: Optio
 
 def destination_ability(facts: BinaryFacts, host: str, guests: GuestUser) -> Ability:
     """Tell what this host's QEMU was found to be able to do."""
-    fault = userfaultfd_obstacle(guests)
+    fault = userfaultfd_obstacle(guests, opens_device=facts.version.major >= _OPENS_DEVICE_SINCE)
     problems = {"postcopy-ram": fault} if fault else {}
     return Ability(Role.DESTINATION, host, str(facts.version), facts.abilities, problems)
 

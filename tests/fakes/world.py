@@ -19,6 +19,7 @@ from agent.migration.machine import Cause, InvalidTransition
 from agent.migration.record import find_cause
 from common.errors import FerryError, NotFound, WrongState
 from ferry.agent.v1 import migration_pb2 as pb
+from ferry.common.v1 import migration_pb2 as common_pb
 
 TOKEN = bytes(range(200, 232))
 KEY = "ab" * 32
@@ -57,6 +58,7 @@ class World:
         faults: by host and method, what goes wrong with the next calls, once each.
         holds_before, holds_after: methods that wait for their event before they act, or before they answer.
         spans: what the agents answer when asked for spans.
+        progress: numbers that a host's agent tells.
         was_double: whether the guest ever ran on both hosts.
     """
 
@@ -67,6 +69,7 @@ class World:
     holds_before: dict[str, asyncio.Event] = field(default_factory=dict)
     holds_after: dict[str, asyncio.Event] = field(default_factory=dict)
     spans: bytes = b""
+    progress: dict[str, common_pb.Progress] = field(default_factory=dict)
     phases: dict[str, AnyPhase] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -168,6 +171,7 @@ class World:
             error="" if cause is None else cause.text,
             error_reason="" if cause is None else cause.reason,
             resume_token=TOKEN if isinstance(phase, wire._MAY_TELL_TOKEN) else b"",
+            progress=self.progress.get(host),
         )
 
     def _put(self, host: str, phase: AnyPhase) -> None:

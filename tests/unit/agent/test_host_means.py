@@ -18,18 +18,32 @@ def test_page_faults_may_be_handled_where_the_kernel_lets_everybody(tmp_path: Pa
     sysctl = tmp_path / "sysctl"
     sysctl.write_text("1\n")
 
-    assert userfaultfd_obstacle(SOMEBODY, sysctl=sysctl, device=tmp_path / "none") == ""
+    assert userfaultfd_obstacle(SOMEBODY, opens_device=False, sysctl=sysctl) == ""
 
 
 def test_page_faults_of_an_unprivileged_guest_user_are_refused_with_the_remedy(tmp_path: Path):
     sysctl = tmp_path / "sysctl"
     sysctl.write_text("0\n")
 
-    assert "vm.unprivileged_userfaultfd=1" in userfaultfd_obstacle(SOMEBODY, sysctl=sysctl, device=tmp_path / "none")
+    obstacle = userfaultfd_obstacle(SOMEBODY, opens_device=True, sysctl=sysctl, device=tmp_path / "none")
+
+    assert "vm.unprivileged_userfaultfd=1" in obstacle
+
+
+@pytest.mark.parametrize(("mode", "opens_device", "may"), [(0o666, True, True), (0o666, False, False), (0o660, True, False)])
+def test_page_faults_may_be_handled_through_a_device_that_qemu_knows_and_may_open(tmp_path: Path, mode, opens_device, may):
+    sysctl, device = tmp_path / "sysctl", tmp_path / "device"
+    sysctl.write_text("0\n")
+    device.touch()
+    device.chmod(mode)
+
+    obstacle = userfaultfd_obstacle(SOMEBODY, opens_device=opens_device, sysctl=sysctl, device=device)
+
+    assert (obstacle == "") is may
 
 
 def test_a_kernel_without_userfaultfd_is_named(tmp_path: Path):
-    assert "no userfaultfd" in userfaultfd_obstacle(GuestUser(), sysctl=tmp_path / "none")
+    assert "no userfaultfd" in userfaultfd_obstacle(GuestUser(), opens_device=True, sysctl=tmp_path / "none")
 
 
 def test_capabilities_and_limits_are_read_as_the_kernel_writes_them(tmp_path: Path):

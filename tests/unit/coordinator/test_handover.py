@@ -12,6 +12,8 @@ from agent.migration import outgoing as out
 from agent.migration.machine import Cause
 from common.errors import Unreachable, WrongState
 from coordinator.halves import Location, MoveState
+from ferry.common.v1 import migration_pb2 as common_pb
+from ferry.common.v1.figures_pb2 import Figures
 from tests.fakes.world import TOKEN, Outcome, World
 from tests.unit.coordinator.desk import between
 
@@ -27,6 +29,17 @@ async def test_a_resume_that_the_source_cannot_deliver_is_delivered_by_the_coord
     assert (move.state, move.error) == (MoveState.SUCCEEDED, "")
     assert ("host-b", "Resume") in world.calls
     assert world.names == {"host-a": "Retired", "host-b": "Finished"}
+
+
+async def test_figures_that_only_the_destination_has_are_kept_with_those_of_the_source(tmp_path: Path):
+    world = World()
+    world.progress["host-a"] = common_pb.Progress(pass_count=3, figures=Figures(multifd_bytes=7))
+    world.progress["host-b"] = common_pb.Progress(figures=Figures(blocktime_ms=5, vcpu_blocktimes_ms=[5, 6]))
+    async with between(world, tmp_path) as (here, _):
+        move = await here.move()
+
+    kept = common_pb.Progress.FromString(move.progress)
+    assert kept == common_pb.Progress(pass_count=3, figures=Figures(multifd_bytes=7, blocktime_ms=5, vcpu_blocktimes_ms=[5, 6]))
 
 
 async def test_a_source_that_delivers_resume_itself_is_not_helped(tmp_path: Path):
