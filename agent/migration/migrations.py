@@ -96,9 +96,13 @@ class Migrations:
         return sorted(self._sessions.values(), key=lambda session: -session.facts.began_at_s)
 
     def statistics(self, vm: str) -> list[Past]:
-        """Return the figures of a VM's migrations, by its name or UUID: those that run, then the last ones, the newest first."""
+        """Return the figures of a VM's migrations: those that run, then the last ones, the newest first.
+
+        Of VMs that had the same name one after the other, only those of the one that moved last.
+        """
         running = [past_of(one.facts, one.phase) for one in self.all() if not one.is_over]
-        return [*(past for past in running if vm in {past.vm_name, past.vm_uuid}), *self._past.of(vm)]
+        found = [*(past for past in running if vm in {past.vm_name, past.vm_uuid}), *self._past.of(vm)]
+        return [past for past in found if past.vm_uuid == found[0].vm_uuid]
 
     def check_epoch(self, migration_id: str, epoch: int) -> None:
         """Refuse an older coordinator than one that has spoken before, and remember this one.

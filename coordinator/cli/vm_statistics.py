@@ -57,7 +57,9 @@ async def migration_stats(
 async def _of_coordinator(link: Link, vm: str) -> Sequence[Statistics]:
     coordinator = link.coordinator
     request = pb.ListMigrationsRequest(vm=vm, page_size=_ASKED_COUNT)
-    return (await coordinator.read(coordinator.stub.ListMigrations, request)).migrations
+    found = (await coordinator.read(coordinator.stub.ListMigrations, request)).migrations
+    begun = [one for one in found if one.vm_uuid]
+    return [one for one in begun if one.vm_uuid == begun[0].vm_uuid]  # others had the same name earlier
 
 
 async def _of_agent(link: Link, host: str, vm: str) -> Sequence[Statistics]:

@@ -16,6 +16,7 @@ M = pb.Migration
 
 def moved() -> pb.Migration:
     made = migration(M.STATE_SUCCEEDED, M.GUEST_LOCATION_DESTINATION)
+    made.vm_uuid = "u-1"
     made.options.means.compression = means_pb.COMPRESSION_ZSTD
     made.options.multifd_channel_count = 2
     made.downtime.total.FromMilliseconds(12)
@@ -107,13 +108,17 @@ async def test_the_figures_of_a_move_are_shown_with_stats_and_always_in_json(fle
 
 
 async def test_the_last_move_of_a_vm_tells_its_figures(fleet):
-    fleet.coordinator.story = [migration(M.STATE_TRANSFERRING), moved()]
+    running, of_another = migration(M.STATE_TRANSFERRING), moved()
+    running.vm_uuid, of_another.vm_uuid = "u-1", "u-2"
+    fleet.coordinator.story = [migration(M.STATE_FAILED), running, moved(), of_another]
 
     ended = await fleet.ferry("vm", "migration-stats", "web", "--completed")
-    running = await fleet.ferry("vm", "migration-stats", "web", "-o", "json")
+    all_ended = await fleet.ferry("vm", "migration-stats", "web", "--completed", "-o", "json")
+    now = await fleet.ferry("vm", "migration-stats", "web", "-o", "json")
 
     assert "12.0 ms" in ended.out
-    assert [one["state"] for one in json.loads(running.out)] == ["TRANSFERRING"]
+    assert [(one["vm_uuid"], one["state"]) for one in json.loads(all_ended.out)] == [("u-1", "SUCCEEDED")]
+    assert [one["state"] for one in json.loads(now.out)] == ["TRANSFERRING"]
 
 
 async def test_a_vm_that_does_not_move_is_said_to_have_moved(fleet):
