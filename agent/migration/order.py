@@ -5,10 +5,11 @@ Each type refuses in `__post_init__` what can never be, so that nobody has to lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from agent.migration.post_copy import PostCopy
 from common.errors import InvalidRequest
 
 MAX_CHANNEL_COUNT: Final = 255
@@ -42,6 +43,7 @@ class Options:
         destination_name: empty keeps the name.
         migrate_uri: empty lets the destination choose.
         force: go on where Ferry cannot prove that it is safe.
+        post_copy: whether and how the guest may go before its memory.
     """
 
     transport: Transport = Transport.DIRECT
@@ -53,6 +55,7 @@ class Options:
     destination_name: str = ""
     migrate_uri: str = ""
     force: bool = False
+    post_copy: PostCopy = field(default_factory=PostCopy)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -72,6 +75,11 @@ class Options:
                 f"max-downtime: {self.max_downtime_s:g} s; more than 0 and at most {MAX_DOWNTIME_S:g} s is wanted",
                 reason="DOWNTIME_OUT_OF_RANGE",
             )
+        if self.post_copy.is_allowed and self.multifd_channel_count:
+            raise InvalidRequest(
+                f"postcopy and multifd ({self.multifd_channel_count} channels): QEMU cannot do both, so one of them has to go",
+                reason="OPTIONS_CONFLICT",
+            )
         if self.transport is Transport.TUNNEL and self.plain:
             raise InvalidRequest(
                 "plain and tunnel: the tunnel is encrypted by its own channel, so one of them has to go",
@@ -89,8 +97,8 @@ class Options:
 
     @property
     def channel_count(self) -> int:
-        """How many connections QEMU makes: the main one and the multifd ones."""
-        return 1 + self.multifd_channel_count
+        """How many connections QEMU makes: the main one, the multifd ones, and that of post-copy's preempt."""
+        return 1 + self.multifd_channel_count + self.post_copy.preempt
 
     @property
     def is_psk(self) -> bool:

@@ -22,7 +22,9 @@ _MS: Final = 1000
 
 def capabilities(options: Options, known: Mapping[str, bool]) -> dict[str, bool]:
     """Return every capability that this QEMU knows, with the state that this migration wants; the rest is off."""
-    wanted = {*_ALWAYS, "multifd"} if options.multifd_channel_count else set(_ALWAYS)
+    wanted = {*_ALWAYS, *options.post_copy.capabilities}
+    if options.multifd_channel_count:
+        wanted.add("multifd")
     return {name: name in wanted for name in known}
 
 
@@ -31,6 +33,7 @@ def parameters(options: Options) -> dict[str, object]:
     return {
         "downtime-limit": downtime_ms(options.max_downtime_s),
         "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
+        "max-postcopy-bandwidth": options.post_copy.bandwidth_bytes_per_second,
         "multifd-channels": max(options.multifd_channel_count, 1),
         "multifd-compression": "none",
         "tls-creds": CREDENTIALS_ID if options.is_psk else "",
@@ -61,7 +64,7 @@ async def apply_settings(qemu: Qemu, options: Options) -> None:
     """
     known = await qemu.query_capabilities()
     wanted = capabilities(options, known)
-    for name in (*_ALWAYS, *(["multifd"] if options.multifd_channel_count else [])):
+    for name in (*_ALWAYS, *options.post_copy.capabilities, *(["multifd"] if options.multifd_channel_count else [])):
         if name not in known:
             raise WrongState(f"this QEMU has no migration capability {name}", reason="CAPABILITY_MISSING", capability=name)
     await qemu.set_capabilities(wanted)

@@ -53,6 +53,15 @@ def record_transfer(facts: Facts, parent: otel_context.Context) -> None:
         at_s += leg.duration_s
 
 
+def record_post_copy(facts: Facts, parent: otel_context.Context) -> None:
+    """Make `migration.postcopy`, from QEMU's `postcopy-active` to its `completed`."""
+    line = facts.timeline
+    if line.post_copy_at_s is None or line.completed_at_s is None:
+        return
+    requests = 0 if facts.progress is None else facts.progress.postcopy_request_count
+    _span("migration.postcopy", line.post_copy_at_s, line.completed_at_s, parent, {"migration.postcopy_requests": requests})
+
+
 def _span(
     name: str, began_s: float, ended_s: float, parent: otel_context.Context, attributes: dict[str, int | float]
 ) -> otel_context.Context:

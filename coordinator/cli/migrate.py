@@ -31,6 +31,7 @@ from coordinator.cli.progress import open_progress
 from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
+from coordinator.cli.wishes_post_copy import PostCopyWishes
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -117,6 +118,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
         Parameter(name="--from", metavar="HOST", show_default=False, help="The host that it is on; without it: found."),
     ] = "",
     wishes: Wishes = Wishes(),
+    post_copy: PostCopyWishes = PostCopyWishes(),
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
     output: Output = Format.TABLE,
@@ -130,9 +132,10 @@ async def migrate(  # noqa: PLR0913 -- an option each
     6 not known.
     """
     screen = Screen()
-    request = pb.StartMigrationRequest(
-        request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=wishes.message()
-    )
+    options = wishes.message()
+    if (wished := post_copy.message()) is not None:
+        options.post_copy.CopyFrom(wished)
+    request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()
     async with Link(settings) as link:
         with trace.span("ferry migrate", {"vm": vm, "destination": to}) as span:

@@ -162,6 +162,8 @@ def _progress_rows(progress: common.Progress) -> Iterator[tuple[str, str]]:
     sent = format_bytes(progress.ram_transferred_bytes)
     yield "sent", f"{sent} in {progress.pass_count} {passes}, {format_rate(average)} on average"
     yield "pages", f"{progress.normal_page_count} whole, {progress.zero_page_count} zero"
+    if progress.postcopy_request_count:
+        yield "waited for", f"{progress.postcopy_request_count} pages in post-copy"
     if progress.throttle_percent:
         yield "throttled", f"{progress.throttle_percent} %"
 
@@ -185,6 +187,8 @@ def _way(options: common.MigrationOptions) -> str:
         words.append(f"at most {format_rate(options.bandwidth_bytes_per_second)}")
     if options.HasField("max_downtime"):
         words.append(f"at most {format_duration(seconds(options.max_downtime))} of downtime")
+    if options.HasField("post_copy"):
+        words.append("post-copy" + (" with preempt" if options.post_copy.preempt else ""))
     if options.pause:
         words.append("paused")
     return ", ".join(words)

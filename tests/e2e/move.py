@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.common.v1 import migration_pb2 as common_pb
+from ferry.common.v1 import post_copy_pb2 as post_copy_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
 from tests.e2e.waiting import POLL_S, deadline
@@ -46,6 +47,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     destination_name: str = "",
     migrate_uri: str = "",
     destination_xml: bytes = b"",
+    post_copy: post_copy_pb.PostCopy | None = None,
 ) -> common_pb.MigrationOptions:
     """Say what is wished of a migration; direct and encrypted by default."""
     return common_pb.MigrationOptions(
@@ -58,6 +60,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         destination_name=destination_name,
         migrate_uri=migrate_uri,
         destination_domain_xml=destination_xml,
+        post_copy=post_copy,
     )
 
 
@@ -149,6 +152,14 @@ class Move:
         """Stop the guest for the rest of the transfer."""
         return (await self._coordinator.PauseMigration(pb.PauseMigrationRequest(migration_id=self.id))).migration
 
+    async def start_postcopy(self) -> Whole:
+        """Let the guest go now."""
+        return (await self._coordinator.StartPostcopy(pb.StartPostcopyRequest(migration_id=self.id))).migration
+
+    async def recover(self) -> Whole:
+        """Make a lost connection anew."""
+        return (await self._coordinator.RecoverMigration(pb.RecoverMigrationRequest(migration_id=self.id))).migration
+
     async def update(self, *, bandwidth_mib_s: float | None = None, max_downtime_s: float | None = None) -> Whole:
         """Change bounds while it runs."""
         request = pb.UpdateMigrationRequest(
@@ -158,6 +169,16 @@ class Move:
             max_downtime=None if max_downtime_s is None else seconds(max_downtime_s),
         )
         return (await self._coordinator.UpdateMigration(request)).migration
+
+
+def post_copy(
+    when: post_copy_pb.PostCopy.When.ValueType = post_copy_pb.PostCopy.WHEN_AFTER_FIRST_PASS,
+    *,
+    bandwidth_mib_s: float = 0,
+    preempt: bool = False,
+) -> post_copy_pb.PostCopy:
+    """Say what is wished of post-copy."""
+    return post_copy_pb.PostCopy(when=when, bandwidth_bytes_per_second=round(bandwidth_mib_s * (1 << 20)), preempt=preempt)
 
 
 async def _wait(
