@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from agent import wire
-from agent.migration.errors import GuestLost, GuestNeverRan
+from agent.migration.errors import GuestLost, GuestNeverRan, GuestWhole
 from agent.migration.order import Endpoint
 from agent.migration.parts import Destination, PathProof, PeerReport
 from common.errors import Expired, Unreachable, WrongState
@@ -94,7 +94,7 @@ class RemoteDestination:
             with calls_to(self._peer):
                 yield
         except WrongState as error:
-            for kind in (GuestNeverRan, GuestLost):
+            for kind in (GuestNeverRan, GuestLost, GuestWhole):
                 if error.reason == kind.default_reason:
                     raise kind(error.text) from error
             raise

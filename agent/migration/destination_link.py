@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from agent.migration import incoming as inc
-from agent.migration.errors import GuestLost, GuestNeverRan
+from agent.migration.errors import GuestLost, GuestNeverRan, GuestWhole
 from agent.migration.migrate_uri import Target, listen_uri, parse_migrate_uri, resolve
 from agent.migration.order import Endpoint, Transport
 from agent.migration.parts import PathProof
@@ -155,6 +155,8 @@ class DestinationLink:
             raise GuestLost(f"the guest's QEMU here ended after it had taken the guest over: {phase.cause.text}")
         if isinstance(phase, inc.Undoing | inc.Abandoned):
             raise GuestNeverRan(f"the guest never ran here and its QEMU is gone: {phase.cause.text}")
+        if isinstance(phase, inc.Loaded | inc.Resuming | inc.Running | inc.Finished):
+            raise GuestWhole("all of the guest's memory is here")
         if not isinstance(phase, _IN_POST_COPY):
             raise WrongState(
                 f"migration {session.facts.migration_id}: the guest here waits for no connection (phase {type(phase).__name__})",

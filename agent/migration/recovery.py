@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.migration import outgoing as out
-from agent.migration.errors import GuestLost, GuestNeverRan
+from agent.migration.errors import GuestLost, GuestNeverRan, GuestWhole
 from agent.migration.machine import Cause
 from agent.migration.migrate_uri import parse_migrate_uri
 from agent.migration.path_proof import prove
@@ -87,6 +87,10 @@ class Recovery:
                 except (GuestLost, GuestNeverRan) as error:
                     event = out.DestinationLost if isinstance(error, GuestLost) else out.DestinationNeverRan
                     session.observe(event(Cause(error.text, error.reason)))
+                    return
+                except GuestWhole:  # the connection was lost just before QEMU could say so here
+                    session.update(waiting_for="", broken_since_s=None)
+                    session.observe(out.QemuCompleted())
                     return
                 except QemuGone:
                     return

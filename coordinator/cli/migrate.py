@@ -31,7 +31,7 @@ from coordinator.cli.progress import open_progress
 from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
-from coordinator.cli.wishes_post_copy import PostCopyWishes
+from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -118,7 +118,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
         Parameter(name="--from", metavar="HOST", show_default=False, help="The host that it is on; without it: found."),
     ] = "",
     wishes: Wishes = Wishes(),
-    post_copy: PostCopyWishes = PostCopyWishes(),
+    post_copy: PostCopyWishes = NO_POST_COPY,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
     output: Output = Format.TABLE,

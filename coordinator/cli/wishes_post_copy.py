@@ -58,10 +58,13 @@ class PostCopyWishes:
 
     def message(self) -> pb.PostCopy | None:
         """Turn the wishes into a message; None when there are none."""
-        if self == PostCopyWishes():
+        if self == NO_POST_COPY:
             return None
         return pb.PostCopy(
             when=_MESSAGES[self.postcopy],
             bandwidth_bytes_per_second=self.postcopy_bandwidth or 0,
             preempt=self.postcopy_preempt,
         )
+
+
+NO_POST_COPY = PostCopyWishes()
