@@ -261,6 +261,11 @@ class Migrations:
             WrongState: the guest may have run here.
         """
         session = self.get_destination(migration_id)
+        if isinstance(session.phase, inc.Loading) and session.facts.options.post_copy.is_allowed and not source_has_ended:
+            raise WrongState(
+                f"migration {migration_id}: cannot be abandoned: the guest may be coming by post-copy; cancel it at the source",
+                reason="GUEST_MAY_BE_HERE",
+            )
         if not isinstance(session.phase, inc.Abandoned | inc.Lost):
             session.request(
                 inc.AbandonRequested(cause, source_has_ended),

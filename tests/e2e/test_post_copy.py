@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
+from agent.qemu import cut
+from ferry.agent.v1 import migration_pb2 as agent_pb
+from ferry.agent.v1 import vm_pb2
+from ferry.common.v1 import post_copy_pb2 as post_copy_pb
 from tests.e2e.binaries import require
-from tests.e2e.guest import Plan
-from tests.e2e.lab import Lab
-from tests.e2e.move import WAYS, State, Where, post_copy
+from tests.e2e.guest import Guest, Plan
+from tests.e2e.lab import Lab, refused
+from tests.e2e.move import WAYS, Move, State, Where, post_copy
+from tests.e2e.waiting import until
 
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
 MEGABYTES = 24
@@ -40,3 +48,158 @@ async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_wh
     await guest.console.wait_sweeps(2)
     await lab.assert_only_on(second, guest)
     guest.assert_whole()
+
+
+# Pushes so slowly that a test can act while memory follows.
+SLOW = {"bandwidth_mib_s": 2.0}
+
+
+async def start_slow(lab: Lab, guest: Guest, way: str, *, to: str = "host-b") -> Move:
+    """Move a guest by post-copy that lasts, and wait until the guest runs on the destination."""
+    source = "host-a" if to == "host-b" else "host-b"
+    move = await lab.start_move(guest.name, to, WAYS[way](bandwidth_mib_s=16, post_copy=post_copy(**SLOW)), source=source)
+    await move.wait_destination_phase("Filling")
+    await move.wait_source(lambda half: half.downtime.HasField("total"), "Resume answered")
+    return move
+
+
+async def assert_moved(lab: Lab, guest: Guest, move: Move, host: str = "host-b") -> None:
+    """Fail unless the move succeeds and the guest is whole."""
+    outcome = await move.outcome(timeout_s=60)
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+    assert outcome.guest_location == Where.GUEST_LOCATION_DESTINATION
+    await guest.console.wait_sweeps(2)
+    await lab.assert_only_on(host, guest)
+    guest.assert_whole()
+
+
+async def test_post_copy_by_command_is_taken_only_if_it_was_allowed(lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+    allowed = post_copy(post_copy_pb.PostCopy.WHEN_ALLOWED)
+    move = await lab.start_move(options=WAYS["psk"](bandwidth_mib_s=16, post_copy=allowed))
+    await move.wait_transferring()
+
+    await move.start_postcopy()
+
+    await assert_moved(lab, guest, move)
+    back = await lab.start_move(to="host-a", options=WAYS["psk"](bandwidth_mib_s=4))
+    await back.wait_transferring()
+    with refused("POSTCOPY_NOT_ALLOWED", "--postcopy allowed"):
+        await back.start_postcopy()
+    await back.cancel()
+    await back.outcome()
+
+
+async def test_in_post_copy_nothing_cancels_the_move_or_ends_either_half(lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+    move = await start_slow(lab, guest, "psk")
+    whole = await move.wait(lambda whole: whole.state == State.STATE_POST_COPY, "post-copy")
+
+    assert whole.guest_location == Where.GUEST_LOCATION_DESTINATION
+    with refused("GUEST_SENT", "not possible any more", "host-b"):
+        await move.cancel()
+    for host in ("host-a", "host-b"):
+        for force in (False, True):
+            with refused("VM_BUSY", "memory"):
+                await lab.agents[host].StopVm(vm_pb2.StopVmRequest(vm=guest.name, force=force))
+    with refused("GUEST_RAN_HERE", "not possible any more", "host-b"):
+        await move.destination.AbandonMigration(agent_pb.AbandonMigrationRequest(epoch=1, migration_id=move.id))
+    with refused("GUEST_NOT_SENT"):
+        await move.source.ConfirmMigration(agent_pb.ConfirmMigrationRequest(epoch=1, migration_id=move.id))
+    with refused("WRONG_PHASE"):
+        await move.destination.FinishMigration(agent_pb.FinishMigrationRequest(epoch=1, migration_id=move.id))
+    for agent in (move.source, move.destination):
+        with refused("NOT_IN_DOUBT"):
+            await agent.FenceMigration(agent_pb.FenceMigrationRequest(migration_id=move.id, peer_is_dead=True))
+
+    await assert_moved(lab, guest, move)
+
+
+@pytest.mark.parametrize("server", ["agent-a", "agent-b", "coordinator"])
+async def test_a_server_killed_while_memory_follows_finishes_the_move(server, lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+    move = await start_slow(lab, guest, "psk")
+
+    await lab.kill(server)
+    await guest.console.wait_ticks(5)
+    await lab.restart(server)
+
+    await assert_moved(lab, guest, move)
+
+
+@pytest.mark.parametrize("server", ["agent-a", "agent-b", "coordinator"])
+async def test_a_server_killed_at_the_moment_of_post_copy_finishes_the_move(server, lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+    move = await lab.start_move(options=WAYS["psk"](bandwidth_mib_s=16, post_copy=post_copy(**SLOW)))
+
+    await move.wait_source_phase("Leaving", "Crossing", "Following")
+    await lab.kill(server)
+    await lab.restart(server)
+
+    await assert_moved(lab, guest, move)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("server", ["tunnel-a", "tunnel-b"])
+async def test_a_killed_tunnel_is_waited_for_and_the_rest_of_the_memory_follows(server, pair, lab: Lab):
+    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
+    guest = await lab.start_guest(first, plan_of(pair))
+    move = await start_slow(lab, guest, "tunnel", to=second)
+
+    await lab.kill(server)
+    half = await move.wait_source(lambda half: half.phase == "Broken" and half.waiting_for, "a lost connection")
+    whole = await move.wait(lambda whole: whole.state == State.STATE_WAITING, "a wait")
+    for text in (half.waiting_for, whole.error):
+        assert f"runs on {second} and waits for memory that is still on {first}" in text
+        assert f"ferry migration recover {move.id}" in text
+    await lab.restart(server)
+
+    await assert_moved(lab, guest, move, second)
+
+
+@pytest.mark.parametrize("server", ["agent-a", "agent-b", "coordinator"])
+async def test_a_server_killed_while_the_connection_is_lost_finishes_the_move(server, lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+    move = await start_slow(lab, guest, "tunnel")
+    await lab.kill("tunnel-a")
+    await move.wait_source_phase("Broken")
+
+    await lab.kill(server)
+    await lab.restart(server)
+    await lab.restart("tunnel-a")
+
+    await assert_moved(lab, guest, move)
+
+
+@pytest.mark.parametrize("way", ["plain", "psk"])
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+async def test_a_cut_connection_is_made_anew(pair, way, lab: Lab):
+    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
+    guest = await lab.start_guest(first, plan_of(pair))
+    move = await start_slow(lab, guest, way, to=second)
+
+    cut_migration(await lab.qemu_pid(first))
+
+    await move.wait_source_phase("Broken")
+    await assert_moved(lab, guest, move, second)
+
+
+@pytest.mark.parametrize("victim", ["host-a", "host-b"])
+async def test_a_qemu_that_dies_in_post_copy_takes_the_guest_along_and_that_is_said(victim, lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+    move = await start_slow(lab, guest, "psk")
+
+    os.kill(await lab.qemu_pid(victim), signal.SIGKILL)
+    outcome = await move.outcome()
+
+    assert outcome.state == State.STATE_FAILED
+    assert outcome.guest_location == Where.GUEST_LOCATION_NOWHERE
+    assert "lost" in outcome.error
+    await until(lambda: not lab.qemus(), "no QEMU")
+    assert await lab.vms("host-a") == {guest.name: "CRASHED" if victim == "host-a" else "STOPPED"}
+
+
+def cut_migration(pid: int) -> None:
+    """End a source QEMU's connections over TCP."""
+    for one in cut.connections(pid):
+        cut.cut(pid, one)
