@@ -51,13 +51,15 @@ async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_wh
 
 
 # Pushes so slowly that a test can act while memory follows.
-SLOW = {"bandwidth_mib_s": 2.0}
+SLOW_MIB_S = 2.0
 
 
 async def start_slow(lab: Lab, guest: Guest, way: str, *, to: str = "host-b") -> Move:
     """Move a guest by post-copy that lasts, and wait until the guest runs on the destination."""
     source = "host-a" if to == "host-b" else "host-b"
-    move = await lab.start_move(guest.name, to, WAYS[way](bandwidth_mib_s=16, post_copy=post_copy(**SLOW)), source=source)
+    move = await lab.start_move(
+        guest.name, to, WAYS[way](bandwidth_mib_s=16, post_copy=post_copy(bandwidth_mib_s=SLOW_MIB_S)), source=source
+    )
     await move.wait_destination_phase("Filling")
     await move.wait_source(lambda half: half.downtime.HasField("total"), "Resume answered")
     return move
@@ -130,7 +132,7 @@ async def test_a_server_killed_while_memory_follows_finishes_the_move(server, la
 @pytest.mark.parametrize("server", ["agent-a", "agent-b", "coordinator"])
 async def test_a_server_killed_at_the_moment_of_post_copy_finishes_the_move(server, lab: Lab):
     guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
-    move = await lab.start_move(options=WAYS["psk"](bandwidth_mib_s=16, post_copy=post_copy(**SLOW)))
+    move = await lab.start_move(options=WAYS["psk"](bandwidth_mib_s=16, post_copy=post_copy(bandwidth_mib_s=SLOW_MIB_S)))
 
     await move.wait_source_phase("Leaving", "Crossing", "Following")
     await lab.kill(server)

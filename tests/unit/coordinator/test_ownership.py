@@ -12,8 +12,8 @@ from tests.unit.coordinator.halves import DESTINATION_PHASES, SOURCE_PHASES, des
 
 WORDS = {
     "begin": Decision.BEGIN,
-    "go": Decision.FOLLOW,
-    "fin": Decision.FINISH,
+    "follow": Decision.FOLLOW,
+    "finish": Decision.FINISH,
     "back": Decision.ROLL_BACK,
     "ask": Decision.ASK_AGAIN,
     "fence": Decision.FENCE,
@@ -21,30 +21,60 @@ WORDS = {
     "lost": Decision.LOST,
 }
 TABLE = """
-source       silent none  Reserved Listening Loading Loaded Arrived Entering Filling Ending Resuming Running Finished Undoing Abandoned Lost
-silent       ask    ask   ask      ask       ask     ask    ask     ask      ask     ask    fin      fin     fin      ask     ask       ask
-none         begin  begin back     back      back    fence  back    ask      ask     lost   fin      fin     fin      back    back      lost
-Begun        begin  begin begin    begin     begin   begin  begin   begin    begin   back   fin      fin     fin      back    back      back
-Connecting   go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Transferring go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Switching    go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Leaving      go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Crossing     go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Following    go     go    go       go        go      go     go      go       go      go     go       go      go       go      go        go
-Broken       go     go    go       go        go      go     go      go       go      go     go       go      go       go      go        go
-Refused      go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Losing       go     go    go       go        go      go     go      go       go      go     go       go      go       go      go        go
-Cancelling   go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Keeping      go     go    go       go        go      go     go      go       go      go     fin      fin     fin      go      go        go
-Sent         fin    fin   fin      fin       fin     fin    fin     fin      fin     lost   fin      fin     fin      fin     fin       lost
-HandedOver   fin    fin   fin      fin       fin     fin    fin     fin      fin     lost   fin      fin     fin      fin     fin       lost
-Retiring     fin    fin   fin      fin       fin     fin    fin     fin      fin     lost   fin      fin     fin      fin     fin       lost
-Retired      fin    fin   fin      fin       fin     fin    fin     fin      fin     lost   fin      fin     fin      fin     fin       lost
-Kept         back   back  back     back      back    back   back    both     both    back   both     both    both     back    back      back
-Lost         ask    lost  lost     lost      ask     fence  ask     lost     lost    lost   fin      fin     fin      lost    lost      lost
+source       silent none   Reserved Listening Loading Loaded Resuming Running Finished Undoing Abandoned Lost
+silent       ask    ask    ask      ask       ask     ask    finish   finish  finish   ask     ask       ask
+none         begin  begin  back     back      back    fence  finish   finish  finish   back    back      lost
+Begun        begin  begin  begin    begin     begin   begin  finish   finish  finish   back    back      back
+Connecting   follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Transferring follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Switching    follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Leaving      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Crossing     follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Following    follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow
+Broken       follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow
+Refused      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Losing       follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow
+Cancelling   follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Keeping      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Sent         finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost
+HandedOver   finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost
+Retiring     finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost
+Retired      finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost
+Kept         back   back   back     back      back    back   both     both    both     back    back      back
+Lost         ask    lost   lost     lost      ask     fence  finish   finish  finish   lost    lost      lost
 """
-_HEADER, *_ROWS = [line.split() for line in TABLE.strip().splitlines()]
-EVERY_PAIR = [(row[0], destination, word) for row in _ROWS for destination, word in zip(_HEADER[1:], row[1:], strict=True)]
+# The same for destinations in post-copy.
+HALVED_TABLE = """
+source       Arrived Entering Filling Ending
+silent       ask     ask      ask     ask
+none         back    ask      ask     lost
+Begun        begin   begin    begin   back
+Connecting   follow  follow   follow  follow
+Transferring follow  follow   follow  follow
+Switching    follow  follow   follow  follow
+Leaving      follow  follow   follow  follow
+Crossing     follow  follow   follow  follow
+Following    follow  follow   follow  follow
+Broken       follow  follow   follow  follow
+Refused      follow  follow   follow  follow
+Losing       follow  follow   follow  follow
+Cancelling   follow  follow   follow  follow
+Keeping      follow  follow   follow  follow
+Sent         finish  finish   finish  lost
+HandedOver   finish  finish   finish  lost
+Retiring     finish  finish   finish  lost
+Retired      finish  finish   finish  lost
+Kept         back    both     both    back
+Lost         ask     lost     lost    lost
+"""
+_TABLES = [[line.split() for line in table.strip().splitlines()] for table in (TABLE, HALVED_TABLE)]
+_DESTINATIONS = [name for header, *_ in _TABLES for name in header[1:]]
+EVERY_PAIR = [
+    (row[0], destination, word)
+    for header, *rows in _TABLES
+    for row in rows
+    for destination, word in zip(header[1:], row[1:], strict=True)
+]
 MAY_RUN_AT_DESTINATION = {"Resuming", "Running", "Finished"}
 HALVED = {"Entering", "Filling"}
 
@@ -58,8 +88,9 @@ def destination_word(name: str) -> Word:
 
 
 def test_the_table_has_every_phase_of_both_machines():
-    assert {row[0] for row in _ROWS} == {"silent", "none", *SOURCE_PHASES}
-    assert set(_HEADER[1:]) == {"silent", "none", *DESTINATION_PHASES}
+    for _, *rows in _TABLES:
+        assert {row[0] for row in rows} == {"silent", "none", *SOURCE_PHASES}
+    assert set(_DESTINATIONS) == {"silent", "none", *DESTINATION_PHASES}
 
 
 @pytest.mark.parametrize(("source", "destination", "word"), EVERY_PAIR)

@@ -208,11 +208,11 @@ def test_no_machine_ends_its_half_of_a_guest_that_is_half_on_each_side():
             for after in _outgoing(world, event):
                 assert after.source_qemu is Qemu.HALF, (world, event)
         has_arrived = isinstance(world.destination, inc.Arrived | inc.Entering | inc.Filling)
-        for event in _destination_may_see(world):
-            if event == inc.AbandonRequested(CAUSE) and not has_arrived:
+        for told in _destination_may_see(world):
+            if told == inc.AbandonRequested(CAUSE) and not has_arrived:
                 continue  # refused by `Migrations.abandon` while the guest may be coming by post-copy
-            for after in _incoming(world, event):
-                assert after.destination_qemu in {Qemu.HALF, Qemu.RUNS_HALF}, (world, event)
+            for after in _incoming(world, told):
+                assert after.destination_qemu in {Qemu.HALF, Qemu.RUNS_HALF}, (world, told)
 
 
 def test_a_guest_that_is_half_on_each_side_goes_on_to_the_destination_when_nothing_ends():
