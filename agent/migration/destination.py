@@ -228,10 +228,10 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     def _see_status(self, status: MigrationStatus) -> None:
         self.status_text = status.value
+        self.link.see(status)
         if status is MigrationStatus.ACTIVE:
             self.observe(inc.QemuActive())
         elif status is MigrationStatus.COMPLETED:
-            self.link.release_vm()
             self.observe(inc.QemuLoaded())
         else:
             self.update()
@@ -322,6 +322,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _tidy(self) -> None:
         remove_key(self._around.key_directory(self.facts.migration_id))
+        await self.link.close()
         # A QEMU that is killed leaves the socket that it listened on.
         self._around.store.session_socket_path(self.facts.migration_id, "in").unlink(missing_ok=True)
         if self.facts.options.transport is Transport.TUNNEL:

@@ -38,6 +38,9 @@ _POST_COPY_STATUSES: Final = frozenset(
         MigrationStatus.POSTCOPY_RECOVER,
     )
 )
+_STARVED: Final = frozenset(
+    {MigrationStatus.POSTCOPY_PAUSED, MigrationStatus.POSTCOPY_RECOVER_SETUP, MigrationStatus.POSTCOPY_RECOVER}
+)
 _PAUSED: Final = MigrationStatus.POSTCOPY_PAUSED.value
 
 
@@ -54,6 +57,8 @@ class DestinationLink:
     async def watch_arrival(self) -> None:
         """Notice that QEMU holds the guest: it says `postcopy-active` before it has read the devices, and nothing after."""
         session = self._session
+        if isinstance(session.phase, _IN_POST_COPY):
+            self.hold_vm()
         while session.facts.options.post_copy.is_allowed:
             if session.status_text not in _POST_COPY_STATUSES or not isinstance(session.phase, _BEFORE_ARRIVED):
                 await session.wait_change()
@@ -70,10 +75,13 @@ class DestinationLink:
         if session.lock is not None:
             session.lock.why = f"not possible now, part of the guest's memory is still on {session.facts.peer or 'the source'}"
 
-    def release_vm(self) -> None:
-        """All of the guest is here."""
-        if self._session.lock is not None:
-            self._session.lock.why = ""
+    def see(self, status: MigrationStatus) -> None:
+        """Let the job lock tell how QEMU is."""
+        lock = self._session.lock
+        if lock is not None:
+            lock.is_starved = status in _STARVED
+            if status is MigrationStatus.COMPLETED:
+                lock.why = ""
 
     # a new connection
 
@@ -136,8 +144,10 @@ class DestinationLink:
         session = self._session
         if session.status_text == _PAUSED:
             return
-        with suppress(QemuRefused):  # it is just giving it up by itself
+        try:
             await session.qemu.migrate_pause()
+        except QemuRefused:  # it has given it up, which an agent that was started since has not heard
+            return
         try:
             async with asyncio.timeout(PAUSE_TIMEOUT_S):
                 while session.status_text != _PAUSED:

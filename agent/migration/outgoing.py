@@ -431,7 +431,7 @@ def _crossing(phase: Crossing, event: Event) -> Step:
             raise InvalidTransition(phase, event)
 
 
-def _in_post_copy(phase: Following | Broken, event: Event) -> Step:  # noqa: PLR0911 - one line an event
+def _in_post_copy(phase: Following | Broken, event: Event) -> Step:  # noqa: C901, PLR0911 - one line an event
     match event:
         case ResumeAnswered():
             return Step(type(phase)(is_resumed=True))
@@ -445,6 +445,8 @@ def _in_post_copy(phase: Following | Broken, event: Event) -> Step:  # noqa: PLR
             return Step(Sent())
         case QemuGaveUp():  # QEMU runs by itself what may be the destination's: it must not
             return Step(phase if phase.is_resumed else Sent(), (do.StopGuest(),))
+        case StoodStillTooLong() if isinstance(phase, Following) and not phase.is_resumed:
+            return Step(phase, (do.CutConnection(),))
         case DestinationNeverRan(cause) if not phase.is_resumed:
             return _never_ran(phase, cause)
         case DestinationLost(cause):

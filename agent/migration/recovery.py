@@ -27,6 +27,7 @@ from agent.qemu.status import MigrationStatus
 from common.errors import FerryError, Unreachable, WrongState
 
 if TYPE_CHECKING:
+    from agent.migration.order import Endpoint
     from agent.migration.parts import Destination
     from agent.migration.source import SourceSession
 
@@ -35,7 +36,8 @@ RETRY_LAST_S: Final = 10.0
 FRAGILE_PROOF_S: Final = 5.0
 PROOF_S: Final = 0.5
 RESUMED_TIMEOUT_S: Final = 10.0
-ANSWER_TIMEOUT_S: Final = 2.0
+REPORT_TIMEOUT_S: Final = 2.0
+SETTLE_S: Final = 1.0
 
 _UNDER_WAY = (MigrationStatus.POSTCOPY_RECOVER, MigrationStatus.POSTCOPY_RECOVER_SETUP)
 _log = structlog.get_logger()
@@ -121,55 +123,57 @@ class Recovery:
             raise Unreachable("the address of its agent is not known")
         session.update(waiting_for=self._waiting_text("the way is being proved"))
         proof = await destination.prove_path(session.facts.migration_id)
-        await self._prove(destination, proof.uri, FRAGILE_PROOF_S if proof.is_fragile else PROOF_S)
+        proof_s = FRAGILE_PROOF_S if proof.is_fragile else PROOF_S
+        if proof.uri:
+            target = parse_migrate_uri(proof.uri)
+            await prove(target.host, target.port or 0, for_s=proof_s)
         endpoint = await destination.reopen(session.facts.migration_id)
-        uri = await session.transfer.open_again(endpoint)
-        if endpoint.uri:
-            session.update(peer_uri=endpoint.uri)
-        session.save()
+        uri = await self._open(endpoint, 0.0 if proof.uri else proof_s)
         if session.facts.options.is_psk:
             await destination.report_channels(session.facts.migration_id, (), is_complete=False)
         self._is_spent = proof.is_fragile
         _log.info("post-copy goes on over a new connection", migration=session.facts.migration_id, uri=uri)
+        session.status_text = ""
         await session.qemu.migrate_again(uri)
         await self._wait_resumed(destination)
 
-    async def _prove(self, destination: Destination, uri: str, for_s: float) -> None:
+    async def _open(self, endpoint: Endpoint, proof_s: float) -> str:
+        """Make the way ready; a tunnel proves itself whenever it is opened, so it is opened again and again for a while."""
         session = self._session
-        if uri:
-            target = parse_migrate_uri(uri)
-            await prove(target.host, target.port or 0, for_s=for_s)
-            return
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + for_s
-        while True:  # the tunnels prove their own way when the entrance is opened
-            await destination.prove_path(session.facts.migration_id)
-            if loop.time() >= until_s:
-                return
+        until_s = loop.time() + proof_s
+        uri = await session.transfer.open_again(endpoint)
+        while loop.time() < until_s:
             await asyncio.sleep(RETRY_FIRST_S)
+            uri = await session.transfer.open_again(endpoint)
+        if endpoint.uri:
+            session.update(peer_uri=endpoint.uri)
+            session.save()
+        return uri
 
     async def _wait_resumed(self, destination: Destination) -> None:
-        """Wait until QEMU says that it goes on; 7.2 says nothing when nobody listens."""
+        """Wait until QEMU says that it goes on, or that it does not; 7.2 says nothing when nobody listens."""
         session = self._session
-        try:
+        if session.facts.options.is_psk:
+            with suppress(FerryError, TimeoutError):
+                async with asyncio.timeout(REPORT_TIMEOUT_S):
+                    await session.transfer.report_channels(session.process.pid, destination)
+        with suppress(TimeoutError):
             async with asyncio.timeout(RESUMED_TIMEOUT_S):
-                if session.facts.options.is_psk:
-                    with suppress(FerryError):
-                        await session.transfer.report_channels(session.process.pid, destination)
-                while isinstance(session.phase, out.Broken):
-                    if session.status_text == MigrationStatus.POSTCOPY_PAUSED.value:
-                        report = await session.qemu.query_migrate()
-                        if report.error_desc and report.status is MigrationStatus.POSTCOPY_PAUSED:
-                            raise WrongState(report.error_desc, reason="RECOVERY_FAILED")
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(RETRY_FIRST_S):
-                            await session.wait_change()
-        except TimeoutError as error:
-            report = await session.qemu.query_migrate()
-            if report.status in _UNDER_WAY:
-                with suppress(QemuRefused):  # 7.2 has no way back from here
-                    await session.qemu.migrate_pause()
-            raise Unreachable(f"QEMU did not go on in {RESUMED_TIMEOUT_S:g} s", reason="RECOVERY_FAILED") from error
+                while self._is_broken() and session.status_text != MigrationStatus.POSTCOPY_PAUSED.value:
+                    await session.wait_change()
+        with suppress(TimeoutError):  # a status that was asked for before QEMU had connected says nothing
+            async with asyncio.timeout(SETTLE_S):
+                while self._is_broken():
+                    await session.wait_change()
+        if not self._is_broken():
+            return
+        report = await session.qemu.query_migrate()
+        if report.status in _UNDER_WAY:
+            with suppress(QemuRefused):  # 7.2 has no way back from here
+                await session.qemu.migrate_pause()
+        why = report.error_desc or f"QEMU did not go on in {RESUMED_TIMEOUT_S:g} s"
+        raise Unreachable(why, reason="RECOVERY_FAILED")
 
     def _waiting_text(self, why: str) -> str:
         facts = self._session.facts

@@ -409,6 +409,11 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     def _waiting_text(self, why: str) -> str:
         peer = self.facts.peer or "the destination"
+        if not isinstance(self.phase, out.Sent):
+            return (
+                f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again. "
+                f"Part of the guest's memory is still on {self.host_name}: end no QEMU of it"
+            )
         return (
             f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again. "
             f"If {peer} is dead for good and the guest does not run there: "

@@ -59,6 +59,8 @@ class SourceWatch:
 
     async def run(self, *, after_restart: bool) -> None:
         """Watch until cancelled."""
+        if isinstance(self._session.phase, (out.Crossing, *_IN_POST_COPY)):
+            self._session.hold_vm()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_qemu(after_restart=after_restart))
             group.create_task(self._poll_progress())
@@ -241,6 +243,9 @@ class SourceWatch:
             with untraced():
                 await self.ask_qemu()
             progress = session.facts.progress
+            passes = 0 if progress is None else progress.pass_count
+            self._start_wished_post_copy(When.IMMEDIATELY, is_due=True)  # the event may have been missed
+            self._start_wished_post_copy(When.AFTER_FIRST_PASS, is_due=passes > 1)
             sent_bytes = 0 if progress is None else progress.ram_transferred_bytes
             if sent_bytes != moved_bytes or not isinstance(session.phase, out.Transferring | out.Following):
                 moved_at_s, moved_bytes = now_s(), sent_bytes
@@ -287,16 +292,24 @@ class SourceWatch:
                     f"the guest stood still for {now_s() - began_s:.1f} s and {self._peer()} did not acknowledge it "
                     f"(allowed: {session.facts.options.max_downtime_s:g} s), so the guest goes on here"
                 )
-                if isinstance(session.phase, out.Crossing):
-                    session.observe(out.StoodStillTooLong())
+                if isinstance(session.phase, out.Crossing | out.Following):
+                    if isinstance(session.phase, out.Crossing) or await self._is_mute():  # QEMU 7.2 sends the devices in either
+                        session.observe(out.StoodStillTooLong())
                     await asyncio.sleep(STANDSTILL_MARGIN_S)
                 else:
                     session.observe(out.CancelRequested(Cause(text, "STANDSTILL_TOO_LONG")))
 
+    async def _is_mute(self) -> bool:
+        try:
+            await self._session.qemu.monitor.probe(timeout_s=MUTE_LIMIT_S)
+        except FerryError:
+            return True
+        return False
+
     def _standstill_began_s(self) -> float | None:
         """Say since when the guest stands still because of the switch-over, not because somebody wished it."""
         session = self._session
-        if not isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING)):
+        if not isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING)) and session.phase != out.Following():
             return None
         stopped_at_s = session.facts.timeline.stopped_at_s
         if session.facts.options.pause or session.facts.guest_was_paused:

@@ -50,6 +50,7 @@ class JobLock:
         self._on_release = on_release
         self.is_held = True
         self.why = ""  # more than the name of the job, for whoever is refused
+        self.is_starved = False  # QEMU waits for the guest's memory and may leave ordinary commands unanswered
 
     def release(self) -> None:
         """Let others have the VM."""

@@ -62,7 +62,7 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
             yield f"{vm} was not moved to {destination}: {migration.error or 'cancelled'}"
         case pb.Migration.STATE_FAILED:
             yield f"{vm} was not moved to {destination}: {_cause(migration)}"
-        case pb.Migration.STATE_WAITING if migration.phase == "Broken":
+        case pb.Migration.STATE_WAITING if migration.phase in {"Following", "Broken"}:
             yield f"{vm} is on {destination} and waits for the rest of its memory: {_cause(migration)}"
             yield f"end no QEMU of it, on either host: {source} and {destination} each hold a part of it"
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
@@ -199,6 +200,26 @@ async def test_a_qemu_that_dies_in_post_copy_takes_the_guest_along_and_that_is_s
     assert "lost" in outcome.error
     await until(lambda: not lab.qemus(), "no QEMU")
     assert await lab.vms("host-a") == {guest.name: "CRASHED" if victim == "host-a" else "STOPPED"}
+
+
+async def test_a_lost_connection_is_made_anew_by_hand_without_waiting_longer(lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+    move = await start_slow(lab, guest, "tunnel")
+    with refused("NOT_BROKEN", "nothing to recover"):
+        await move.recover()
+    await lab.kill("tunnel-a")
+    await move.wait_source_phase("Broken")
+    await guest.wait_silent(6.0)  # the waits between two attempts have grown
+    shown = await asyncio.to_thread(lab.fleet.ferry, "migration", "show", move.id)
+    assert "waits for the rest of its memory" in shown.stderr
+    assert "fence" not in shown.stdout + shown.stderr
+
+    await lab.restart("tunnel-a")
+    done = await asyncio.to_thread(lab.fleet.ferry, "migration", "recover", move.id)
+
+    assert done.returncode == 0, done.stderr
+    await move.wait_source_phase("Following", "HandedOver", "Retiring", "Retired", timeout_s=3.0)
+    await assert_moved(lab, guest, move)
 
 
 def cut_migration(pid: int) -> None:
