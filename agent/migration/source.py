@@ -146,11 +146,14 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             WrongState: the guest is switching or gone already.
         """
         options = self.facts.options
+        if isinstance(self.phase, out.Following) and bandwidth_bytes_per_second is not None and max_downtime_s is None:
+            await self._set_post_copy_bandwidth(bandwidth_bytes_per_second)
+            return
         if bandwidth_bytes_per_second is not None:
             options = replace(options, bandwidth_bytes_per_second=bandwidth_bytes_per_second)
         if max_downtime_s is not None:
             options = replace(options, max_downtime_s=max_downtime_s)
-        if not isinstance(self.phase, out.Begun | out.Connecting | out.Transferring):
+        if not isinstance(self.phase, out.Begun | out.Connecting | out.Transferring | out.Leaving):
             raise WrongState(
                 f"migration {self.facts.migration_id}: bounds cannot be changed any more (phase {type(self.phase).__name__})",
                 reason="TOO_LATE",
@@ -162,6 +165,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             }
         )
         self.update(options=options)
+        self.save()
+
+    async def _set_post_copy_bandwidth(self, bytes_per_second: int) -> None:
+        wished = replace(self.facts.options.post_copy, bandwidth_bytes_per_second=bytes_per_second)
+        await self.qemu.set_parameters({"max-postcopy-bandwidth": bytes_per_second})
+        self.update(options=replace(self.facts.options, post_copy=wished))
         self.save()
 
     async def reattach(self) -> None:

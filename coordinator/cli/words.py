@@ -24,7 +24,7 @@ def short_id(migration_id: str) -> str:
 
 def state_word(migration: pb.Migration) -> str:
     """Name a migration's state in small letters."""
-    return enum_name(pb.Migration.State.DESCRIPTOR, migration.state).lower()
+    return enum_name(pb.Migration.State.DESCRIPTOR, migration.state).lower().replace("_", "-")
 
 
 def location_word(migration: pb.Migration) -> str:

@@ -52,7 +52,7 @@ async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_wh
 
 
 # Pushes so slowly that a test can act while memory follows.
-SLOW_MIB_S = 2.0
+SLOW_MIB_S = 3.0
 
 
 async def start_slow(lab: Lab, guest: Guest, way: str, *, to: str = "host-b") -> Move:
