@@ -14,7 +14,7 @@ from ferry.agent.v1 import vm_pb2
 from ferry.common.v1 import post_copy_pb2 as post_copy_pb
 from tests.e2e.binaries import require
 from tests.e2e.guest import Guest, Plan
-from tests.e2e.lab import Lab, refused
+from tests.e2e.lab import Lab, frozen, refused
 from tests.e2e.move import WAYS, Move, State, Where, post_copy
 from tests.e2e.waiting import until
 
@@ -55,12 +55,11 @@ async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_wh
 SLOW_MIB_S = 3.0
 
 
-async def start_slow(lab: Lab, guest: Guest, way: str, *, to: str = "host-b") -> Move:
+async def start_slow(lab: Lab, guest: Guest, way: str, *, to: str = "host-b", preempt: bool = False) -> Move:
     """Move a guest by post-copy that lasts, and wait until the guest runs on the destination."""
     source = "host-a" if to == "host-b" else "host-b"
-    move = await lab.start_move(
-        guest.name, to, WAYS[way](bandwidth_mib_s=16, post_copy=post_copy(bandwidth_mib_s=SLOW_MIB_S)), source=source
-    )
+    wished = post_copy(bandwidth_mib_s=SLOW_MIB_S, preempt=preempt)
+    move = await lab.start_move(guest.name, to, WAYS[way](bandwidth_mib_s=16, post_copy=wished), source=source)
     await move.wait_destination_phase("Filling")
     await move.wait_source(lambda half: half.downtime.HasField("total"), "Resume answered")
     return move
@@ -185,6 +184,46 @@ async def test_a_cut_connection_is_made_anew(pair, way, lab: Lab):
 
     await move.wait_source_phase("Broken")
     await assert_moved(lab, guest, move, second)
+
+
+@pytest.mark.parametrize("way", ["psk", "tunnel"])
+@pytest.mark.parametrize("pair", [("7.2", "7.2"), ("10.0", "10.0")], ids="-".join)
+async def test_both_connections_of_preempt_are_made_anew_as_often_as_they_are_cut(pair, way, lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(pair))
+    move = await start_slow(lab, guest, way, preempt=True)
+
+    for _ in range(2):
+        if way == "tunnel":
+            await lab.kill("tunnel-b")
+            await move.wait_source_phase("Broken")
+            await lab.restart("tunnel-b")
+        else:
+            cut_migration(await lab.qemu_pid("host-a"))
+            await move.wait_source_phase("Broken")
+        await move.wait_source_phase("Following")
+
+    await assert_moved(lab, guest, move)
+
+
+@pytest.mark.parametrize("pair", [("7.2", "7.2"), ("10.0", "10.0")], ids="-".join)
+async def test_a_destination_that_stands_still_when_post_copy_begins_is_waited_for(pair, lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(pair))
+    allowed = post_copy(post_copy_pb.PostCopy.WHEN_ALLOWED)
+    move = await lab.start_move(options=WAYS["plain"](bandwidth_mib_s=4, post_copy=allowed))
+    await move.wait_transferring()
+
+    with frozen(await lab.qemu_pid("host-b")):
+        await move.start_postcopy()
+        await guest.wait_silent(2.5)
+        half = await move.at_source()
+
+    if half.phase == "Following":
+        await assert_moved(lab, guest, move)
+    else:
+        outcome = await move.outcome()
+        assert outcome.guest_location == Where.GUEST_LOCATION_SOURCE, outcome.error
+        await guest.console.wait_sweeps(1)
+        guest.assert_whole()
 
 
 @pytest.mark.parametrize("victim", ["host-a", "host-b"])
