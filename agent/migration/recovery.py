@@ -81,23 +81,20 @@ class Recovery:
         await session.wait_attached()
         while self._is_broken():
             why = ""
-            if self._is_spent:
-                why = "another loss while it recovers would end the destination's QEMU, so the next attempt needs your word"
-            else:
-                try:
-                    await self._try_once()
-                except (GuestLost, GuestNeverRan) as error:
-                    event = out.DestinationLost if isinstance(error, GuestLost) else out.DestinationNeverRan
-                    session.observe(event(Cause(error.text, error.reason)))
-                    return
-                except GuestWhole:  # the connection was lost just before QEMU could say so here
-                    session.update(waiting_for="", broken_since_s=None)
-                    session.observe(out.QemuCompleted())
-                    return
-                except QemuGone:
-                    return
-                except FerryError as error:
-                    why = error.text
+            try:
+                await self._try_once()
+            except (GuestLost, GuestNeverRan) as error:
+                event = out.DestinationLost if isinstance(error, GuestLost) else out.DestinationNeverRan
+                session.observe(event(Cause(error.text, error.reason)))
+                return
+            except GuestWhole:  # the connection was lost just before QEMU could say so here
+                session.update(waiting_for="", broken_since_s=None)
+                session.observe(out.QemuCompleted())
+                return
+            except QemuGone:
+                return
+            except FerryError as error:
+                why = error.text
             if not self._is_broken():
                 return
             session.update(waiting_for=self._waiting_text(why))
@@ -178,7 +175,10 @@ class Recovery:
     def _waiting_text(self, why: str) -> str:
         facts = self._session.facts
         since = time.strftime("%H:%M:%S UTC", time.gmtime(facts.broken_since_s or time.time()))
-        peer, how = facts.peer or "the destination", "by hand" if self._is_spent else "it is made anew by itself; at once"
+        peer = facts.peer or "the destination"
+        how = "it is made anew by itself; at once"
+        if self._is_spent:
+            how = "another loss while it recovers would end the destination's QEMU, so the next attempt needs your word"
         return (
             f"the guest runs on {peer} and waits for memory that is still on {self._session.host_name}, since {since}: "
             f"the connection was lost{': ' if why else ''}{why}; {how}: ferry migration recover {facts.migration_id}"
