@@ -9,9 +9,11 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from agent import wire_budget
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
+from agent.migration.convergence import GIVEN_UP
 from agent.migration.migrations import AnySession
 from agent.migration.order import (
     DEFAULT_DOWNTIME_S,
@@ -29,7 +31,7 @@ from agent.migration.order import (
 )
 from agent.migration.post_copy import PostCopy, When
 from agent.migration.progress import Leg, Progress, Timeline
-from agent.migration.record import find_cause
+from agent.migration.record import Facts, find_cause
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import VmEvent
@@ -115,6 +117,7 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         migrate_uri=message.migrate_uri,
         force=message.force,
         post_copy=post_copy(message.post_copy),
+        budget=wire_budget.budget(message.budget),
     )
 
 
@@ -298,7 +301,7 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
-        message.progress.CopyFrom(_progress(facts.progress, facts.timeline))
+        message.progress.CopyFrom(_progress(facts.progress, facts))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(_downtime(facts.timeline))
     if with_token and isinstance(phase, _MAY_TELL_TOKEN):
@@ -311,7 +314,7 @@ def _error_text(session: AnySession) -> str:
     if cause is None:
         return ""
     words = session.facts.peer_words
-    if cause.by_wish or not words or words in cause.text:
+    if cause.by_wish or cause.reason in GIVEN_UP or not words or words in cause.text:
         return cause.text
     return f"{cause.text}; {session.facts.peer or 'the destination'}: {words}"
 
@@ -330,6 +333,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         migrate_uri=value.migrate_uri,
         force=value.force,
         post_copy=None if not value.post_copy.is_allowed else _post_copy_message(value.post_copy),
+        budget=wire_budget.budget_message(value.budget),
     )
 
 
@@ -343,8 +347,8 @@ def leg(value: Leg) -> common_pb2.Leg:
     return common_pb2.Leg(name=value.name, duration=duration(value.duration_s))
 
 
-def _progress(value: Progress, line: Timeline) -> common_pb2.Progress:
-    elapsed_s = value.elapsed_s
+def _progress(value: Progress, facts: Facts) -> common_pb2.Progress:
+    line, elapsed_s = facts.timeline, value.elapsed_s
     if not elapsed_s and line.started_at_s is not None:
         elapsed_s = max(time.time() - line.started_at_s, 0.0)
     return common_pb2.Progress(
@@ -361,6 +365,7 @@ def _progress(value: Progress, line: Timeline) -> common_pb2.Progress:
         expected_downtime=duration(value.expected_downtime_s),
         setup=duration(value.setup_s),
         postcopy_request_count=value.postcopy_request_count,
+        decisions=[wire_budget.decision_message(decision) for decision in facts.decisions],
     )
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from common.errors import Expired, FerryError, NotFound, Unreachable
 from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
-from coordinator.halves import Half, HalfState, Location, Move
+from coordinator.halves import Bounds, Half, HalfState, Location, Move
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
@@ -232,15 +231,15 @@ class Agent:
         with calls_to(self._peer):
             return _half((await self._stub.RecoverMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
 
-    async def update(self, move: Move, bandwidth_bytes_per_second: int | None, max_downtime_s: float | None) -> Half:
+    async def update(self, move: Move, bounds: Bounds) -> Half:
         """Source: change bounds."""
         request = pb.UpdateMigrationRequest(
-            epoch=move.epoch, migration_id=move.migration_id, bandwidth_bytes_per_second=bandwidth_bytes_per_second
+            epoch=move.epoch, migration_id=move.migration_id, bandwidth_bytes_per_second=bounds.bandwidth_bytes_per_second
         )
-        if max_downtime_s is not None:
-            span = Duration()
-            span.FromNanoseconds(round(max_downtime_s * _NS))
-            request.max_downtime.CopyFrom(span)
+        if bounds.max_downtime_s is not None:
+            request.max_downtime.FromNanoseconds(round(bounds.max_downtime_s * _NS))
+        if bounds.max_duration_s is not None:
+            request.max_duration.FromNanoseconds(round(bounds.max_duration_s * _NS))
         with calls_to(self._peer):
             return _half((await self._stub.UpdateMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
 

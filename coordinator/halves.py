@@ -69,6 +69,19 @@ class Half:
         return f"Half({self.phase}, {self.location.name}, error={self.error!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a client changes of a running migration; None keeps what there is.
+
+    Attributes:
+        bandwidth_bytes_per_second, max_duration_s: 0 is without a bound.
+    """
+
+    bandwidth_bytes_per_second: int | None = None
+    max_downtime_s: float | None = None
+    max_duration_s: float | None = None
+
+
 class MoveState(Enum):
     """How far a whole migration is; the values are those of ferry.coordinator.v1.Migration.State."""
 

@@ -15,7 +15,7 @@ from common.tasks import OwnedTasks
 from coordinator.agents import MAY_HAVE_HAPPENED, Agent
 from coordinator.board import Board
 from coordinator.fleet import Fleet
-from coordinator.halves import Move, MoveState
+from coordinator.halves import Bounds, Move, MoveState
 from coordinator.traces import Traces
 from coordinator.workflows.migrate import migrate
 from coordinator.workflows.moving import WAITING, Moving
@@ -153,10 +153,10 @@ class Moves:
         await self._fleet.get(move.source).recover(move)
         return self._board.get(move.migration_id)
 
-    async def update(self, id_or_beginning: str, bandwidth_bytes_per_second: int | None, max_downtime_s: float | None) -> Move:
+    async def update(self, id_or_beginning: str, bounds: Bounds) -> Move:
         """Change bounds while it runs."""
         move = self._get_active(id_or_beginning)
-        await self._fleet.get(move.source).update(move, bandwidth_bytes_per_second, max_downtime_s)
+        await self._fleet.get(move.source).update(move, bounds)
         return self._board.get(move.migration_id)
 
     async def trace(self, id_or_beginning: str) -> bytes:

@@ -11,6 +11,7 @@ import grpc
 from coordinator import wire
 from coordinator.board import Board
 from coordinator.fleet import Fleet
+from coordinator.halves import Bounds
 from coordinator.moves import Moves
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
@@ -74,8 +75,9 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         """Change bounds while it runs."""
         bandwidth = request.bandwidth_bytes_per_second if request.HasField("bandwidth_bytes_per_second") else None
         max_downtime_s = wire.seconds(request.max_downtime) if request.HasField("max_downtime") else None
+        max_duration_s = wire.seconds(request.max_duration) if request.HasField("max_duration") else None
         wire.check_bounds(bandwidth, max_downtime_s)
-        move = await self._moves.update(request.migration_id, bandwidth, max_downtime_s)
+        move = await self._moves.update(request.migration_id, Bounds(bandwidth, max_downtime_s, max_duration_s))
         return pb.UpdateMigrationResponse(migration=wire.migration(move))
 
     async def StartPostcopy(self, request: pb.StartPostcopyRequest, context: Context) -> pb.StartPostcopyResponse:

@@ -249,9 +249,7 @@ class Migrations:
             WrongState: the switch-over has begun, or the guest is gone.
         """
         session = self.get_source(migration_id)
-        session.request(out.PauseRequested(), "cannot be paused any more: the guest changes hands", "TOO_LATE")
-        session.update(options=session.facts.options.paused())
-        session.save()
+        session.pause()
         return session
 
     async def abandon(self, migration_id: str, cause: Cause, *, source_has_ended: bool = False) -> DestinationSession:

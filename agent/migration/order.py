@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from agent.migration.budget import Budget, TimeoutAction
 from agent.migration.post_copy import PostCopy
 from common.errors import InvalidRequest
 
@@ -44,6 +45,7 @@ class Options:
         migrate_uri: empty lets the destination choose.
         force: go on where Ferry cannot prove that it is safe.
         post_copy: whether and how the guest may go before its memory.
+        budget: how eager it is to end, and what happens when it does not.
     """
 
     transport: Transport = Transport.DIRECT
@@ -56,6 +58,7 @@ class Options:
     migrate_uri: str = ""
     force: bool = False
     post_copy: PostCopy = field(default_factory=PostCopy)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -91,9 +94,19 @@ class Options:
                 reason="OPTIONS_CONFLICT",
             )
 
+        if self.budget.on_timeout is TimeoutAction.POST_COPY and not self.can_post_copy:
+            raise InvalidRequest(
+                "on-timeout postcopy and postcopy never exclude each other: say postcopy allowed", reason="OPTIONS_CONFLICT"
+            )
+
     def paused(self) -> Options:
         """Return the same wishes, with the guest stopped for the transfer."""
         return replace(self, pause=True)
+
+    @property
+    def can_post_copy(self) -> bool:
+        """Whether the guest may go on at the destination before all of it is there."""
+        return self.post_copy.is_allowed
 
     @property
     def channel_count(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from agent.migration.convergence import Bounds, first_limit_s
 from agent.migration.dh_params import FFDHE2048, FILE_NAME
 from agent.migration.order import HostIdentity, Options
 from agent.qemu.commands import Qemu
@@ -16,29 +17,46 @@ NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
 CREDENTIALS_ID: Final = "ferry-migration"
 PSK_IDENTITY: Final = "ferry"
 AES_PRIORITY: Final = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
+# QEMU takes the capability auto-converge before a migration only, and throttles then when it finds it right. Held down to
+# nothing it waits until the engine lets it. Source: migration/ram.c, mig_throttle_guest_down.
+NO_THROTTLE: Final = {"cpu-throttle-initial": 1, "cpu-throttle-increment": 1, "max-cpu-throttle": 1}
+THROTTLE: Final = {"cpu-throttle-initial": 20, "cpu-throttle-increment": 20, "max-cpu-throttle": 99}
 _ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
 _MS: Final = 1000
 
 
 def capabilities(options: Options, known: Mapping[str, bool]) -> dict[str, bool]:
     """Return every capability that this QEMU knows, with the state that this migration wants; the rest is off."""
-    wanted = {*_ALWAYS, *options.post_copy.capabilities}
-    if options.multifd_channel_count:
-        wanted.add("multifd")
+    wanted = set(_wanted(options))
     return {name: name in wanted for name in known}
+
+
+def _wanted(options: Options) -> tuple[str, ...]:
+    return (
+        *_ALWAYS,
+        *options.post_copy.capabilities,
+        *(["multifd"] if options.multifd_channel_count else []),
+        *(["auto-converge"] if options.budget.may_throttle else []),
+    )
 
 
 def parameters(options: Options) -> dict[str, object]:
     """Return the parameters that both sides set. Source: qapi/migration.json, MigrateSetParameters."""
     return {
-        "downtime-limit": downtime_ms(options.max_downtime_s),
+        "downtime-limit": downtime_ms(first_limit_s(bounds(options))),
         "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
         "max-postcopy-bandwidth": options.post_copy.bandwidth_bytes_per_second,
         "multifd-channels": max(options.multifd_channel_count, 1),
         "multifd-compression": "none",
         "tls-creds": CREDENTIALS_ID if options.is_psk else "",
         "tls-hostname": "",
+        **(NO_THROTTLE if options.budget.may_throttle else {}),
     }
+
+
+def bounds(options: Options) -> Bounds:
+    """Return what the convergence engine may do."""
+    return Bounds(options.budget, options.max_downtime_s, can_post_copy=options.can_post_copy)
 
 
 def downtime_ms(max_downtime_s: float) -> int:
@@ -64,7 +82,7 @@ async def apply_settings(qemu: Qemu, options: Options) -> None:
     """
     known = await qemu.query_capabilities()
     wanted = capabilities(options, known)
-    for name in (*_ALWAYS, *options.post_copy.capabilities, *(["multifd"] if options.multifd_channel_count else [])):
+    for name in _wanted(options):
         if name not in known:
             raise WrongState(f"this QEMU has no migration capability {name}", reason="CAPABILITY_MISSING", capability=name)
     await qemu.set_capabilities(wanted)

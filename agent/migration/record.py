@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from agent.migration import incoming, outgoing
+from agent.migration.convergence import Decision
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role
 from agent.migration.progress import Progress, Timeline
@@ -39,6 +40,7 @@ class Facts:
         guest_was_paused: whether the guest's user had stopped it before the migration.
         guest_ran: whether the guest has run at the destination.
         traceparent: W3C trace context of the request that began this half.
+        decisions: at the source, what the convergence engine decided.
         made_files: what this half has to remove at its end.
         post_copy_cause: at the source, why post-copy began.
         broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
@@ -70,6 +72,7 @@ class Facts:
     post_copy_cause: str = ""
     broken_since_s: float | None = None
     is_fragile: bool = False
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,18 @@ from opentelemetry import context as otel_context
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
 from agent.migration.clocks import now_s
+from agent.migration.convergence import GIVEN_UP
 from agent.migration.errors import GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint
 from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
 from agent.migration.qemu_setup import bandwidth, downtime_ms
-from agent.migration.record import Record
+from agent.migration.record import Record, find_cause
 from agent.migration.recovery import Recovery
 from agent.migration.session import Machine, Session
 from agent.migration.source_watch import SourceWatch
+from agent.migration.steering import Steering
 from agent.migration.surroundings import Surroundings
 from agent.migration.transfer import Transfer
 from agent.migration.transfer_spans import record_post_copy, record_transfer
@@ -87,6 +89,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.status_text = ""
         self._watcher = SourceWatch(self)
         self.recovery = Recovery(self)
+        self.steering = Steering(self)
 
     @property
     def qemu(self) -> Qemu:
@@ -138,7 +141,23 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.transfer = Transfer(self.facts.migration_id, self.facts.options, self._around, uri=endpoint.uri)
         self.request(out.PerformRequested(), "cannot be performed", "WRONG_PHASE")
 
-    async def set_limits(self, *, bandwidth_bytes_per_second: int | None, max_downtime_s: float | None) -> None:
+    def pause(self) -> None:
+        """Stop the guest's vCPUs for the rest of the transfer; it runs again after the hand-over.
+
+        Raises:
+            WrongState: the switch-over has begun, or the guest is gone.
+        """
+        self.request(out.PauseRequested(), "cannot be paused any more: the guest changes hands", "TOO_LATE")
+        self.update(options=self.facts.options.paused())
+        self.save()
+
+    async def ask_qemu(self) -> None:
+        """Ask QEMU how the migration is, and take the answer as truth."""
+        await self._watcher.ask_qemu()
+
+    async def set_limits(
+        self, *, bandwidth_bytes_per_second: int | None, max_downtime_s: float | None, max_duration_s: float | None = None
+    ) -> None:
         """Change bounds while the transfer runs; QEMU heeds them within 100 ms.
 
         Raises:
@@ -153,19 +172,21 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             options = replace(options, bandwidth_bytes_per_second=bandwidth_bytes_per_second)
         if max_downtime_s is not None:
             options = replace(options, max_downtime_s=max_downtime_s)
+        if max_duration_s is not None:
+            options = replace(options, budget=replace(options.budget, max_duration_s=max_duration_s))
         if not isinstance(self.phase, out.Begun | out.Connecting | out.Transferring | out.Leaving):
             raise WrongState(
                 f"migration {self.facts.migration_id}: bounds cannot be changed any more (phase {type(self.phase).__name__})",
                 reason="TOO_LATE",
             )
+        self.update(options=options)
+        self.steering.change(limit_s=max_downtime_s)
         await self.qemu.set_parameters(
             {
                 "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
-                "downtime-limit": downtime_ms(options.max_downtime_s),
+                "downtime-limit": downtime_ms(self.steering.limit_s),
             }
         )
-        self.update(options=options)
-        self.save()
 
     async def _set_post_copy_bandwidth(self, bytes_per_second: int) -> None:
         wished = replace(self.facts.options.post_copy, bandwidth_bytes_per_second=bytes_per_second)
@@ -375,7 +396,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     async def _hear_destination(self) -> None:
         """Wait a moment for the destination's own words about the failure: QEMU gives its reason there alone."""
-        if isinstance(self.phase, out.Keeping) and self.phase.cause.by_wish:
+        cause = find_cause(self.phase)
+        if cause is not None and (cause.by_wish or cause.reason in GIVEN_UP):
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(PEER_WORDS_S):

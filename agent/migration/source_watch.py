@@ -68,6 +68,7 @@ class SourceWatch:
             group.create_task(self._watch_standstill())
             group.create_task(self._watch_connect())
             group.create_task(self._watch_destination())
+            group.create_task(self._session.steering.run())
 
     # what QEMU says
 

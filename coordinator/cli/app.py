@@ -96,7 +96,7 @@ async def run(arguments: Sequence[str]) -> ExitCode:
 
 def _tell(error: FerryError) -> ExitCode:
     from coordinator.cli.link import Undecided  # noqa: PLC0415 -- see the module's docstring
-    from coordinator.cli.migrate import Misused  # noqa: PLC0415
+    from coordinator.cli.options import Misused  # noqa: PLC0415
 
     screen = Screen()
     screen.fail(error.text if isinstance(error, Misused) else f"{error.text} [{error.reason}]")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from common.errors import FerryError, InvalidRequest, Unreachable
+from common.errors import FerryError, Unreachable
 from coordinator.cli.definition_file import read_definition
 from coordinator.cli.exits import ExitCode, of_migration
 from coordinator.cli.follow import Follower, how_to_go_on
@@ -19,6 +19,7 @@ from coordinator.cli.options import (
     DEFAULT_SETTINGS,
     Bandwidth,
     MaxDowntime,
+    Misused,
     Output,
     Patience,
     Settings,
@@ -31,7 +32,8 @@ from coordinator.cli.progress import open_progress
 from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
-from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes
+from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes, OnTimeout
+from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes, When
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -41,12 +43,6 @@ if TYPE_CHECKING:
     from coordinator.cli.link import Coordinator
 
 MAX_MULTIFD_CHANNELS = 255
-
-
-class Misused(InvalidRequest):
-    """Options that contradict each other."""
-
-    default_reason = "USAGE"
 
 
 @Parameter(name="*")
@@ -119,6 +115,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     ] = "",
     wishes: Wishes = Wishes(),
     post_copy: PostCopyWishes = NO_POST_COPY,
+    budget: BudgetWishes = NO_BUDGET,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
     output: Output = Format.TABLE,
@@ -133,8 +130,11 @@ async def migrate(  # noqa: PLR0913 -- an option each
     """
     screen = Screen()
     options = wishes.message()
-    if (wished := post_copy.message()) is not None:
-        options.post_copy.CopyFrom(wished)
+    if post_copy != NO_POST_COPY:
+        options.post_copy.CopyFrom(post_copy.message())
+    elif budget.on_timeout is OnTimeout.POSTCOPY:
+        options.post_copy.CopyFrom(PostCopyWishes(When.ALLOWED).message())
+    options.budget.CopyFrom(budget.message())
     request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()
     async with Link(settings) as link:

@@ -10,13 +10,14 @@ from common.errors import FerryError, InvalidRequest
 from coordinator.cli.exits import ExitCode, of_migration
 from coordinator.cli.interrupts import ask_at_terminal, find_terminal
 from coordinator.cli.link import Coordinator, Link, duration_message, new_request_id
-from coordinator.cli.migrate import Misused, follow, show_result
+from coordinator.cli.migrate import follow, show_result
 from coordinator.cli.options import (
     DEFAULT_PATIENCE_S,
     DEFAULT_SETTINGS,
     Bandwidth,
     MaxDowntime,
     MigrationId,
+    Misused,
     Output,
     Patience,
     Settings,
@@ -28,6 +29,7 @@ from coordinator.cli.report import migration_details, migrations_table
 from coordinator.cli.screen import Format, Screen, printable
 from coordinator.cli.spans import parse_traces, tree
 from coordinator.cli.trace_tree import draw, spans_plain
+from coordinator.cli.wishes_budget import MaxDuration
 from coordinator.cli.words import outcome, short_id, state_word
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -174,23 +176,25 @@ async def recover(
 
 
 @app.command(name="set")
-async def set_limits(
+async def set_limits(  # noqa: PLR0913 -- an option each
     migration_id: MigrationId,
     /,
     *,
     bandwidth: Bandwidth = None,
     max_downtime: MaxDowntime = None,
+    max_duration: MaxDuration = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
-    """Change bandwidth or longest downtime of a running migration."""
-    if bandwidth is None and max_downtime is None:
-        raise Misused("nothing to set: say --bandwidth, --max-downtime or both")
+    """Change what a running migration may cost."""
+    if bandwidth is None and max_downtime is None and max_duration is None:
+        raise Misused("nothing to set: say --bandwidth, --max-downtime or --max-duration")
     request = pb.UpdateMigrationRequest(
         request_id=new_request_id(),
         migration_id=migration_id,
         bandwidth_bytes_per_second=bandwidth,
         max_downtime=None if max_downtime is None else duration_message(max_downtime),
+        max_duration=None if max_duration is None else duration_message(max_duration),
     )
     async with Link(settings) as link:
         coordinator = link.coordinator

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
+from common.errors import InvalidRequest
 from coordinator.cli import units
 from coordinator.cli.screen import Format
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 DEFAULT_COORDINATOR = "127.0.0.1:7700"
 _MAX_DIGITS = 9
 CONNECTION = Group("Connection", sort_key=90)
+
+
+class Misused(InvalidRequest):
+    """Options that contradict each other."""
+
+    default_reason = "USAGE"
 
 
 @Parameter(name="*", group=CONNECTION)

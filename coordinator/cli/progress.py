@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.cli.decisions import decision_words
 from coordinator.cli.exits import FINAL_STATES
 from coordinator.cli.plain import seconds
 from coordinator.cli.screen import printable
@@ -89,16 +90,16 @@ class PlainProgress(_Notes):
     def __init__(self, screen: Screen, now_s: Callable[[], float] = time.monotonic) -> None:
         super().__init__(screen)
         self._now_s = now_s
-        self._shown: tuple[int, int] | None = None
+        self._shown: tuple[int, int, int] | None = None
         self._shown_at_s = 0.0
 
     def update(self, migration: pb.Migration) -> None:
         """Write a line if there is something new to say."""
-        key = (migration.state, migration.progress.pass_count)
+        key = (migration.state, migration.progress.pass_count, len(migration.progress.decisions))
         quiet_s = self._now_s() - self._shown_at_s
         is_due = (
             self._shown is None
-            or key[0] != self._shown[0]
+            or (key[0], key[2]) != (self._shown[0], self._shown[2])
             or (key != self._shown and quiet_s >= _PASS_INTERVAL_S)
             or quiet_s >= _LINE_INTERVAL_S
         )
@@ -176,6 +177,8 @@ def numbers_of(migration: pb.Migration) -> Iterator[str]:
         yield f"expected downtime {format_duration(seconds(progress.expected_downtime))}"
     if progress.throttle_percent:
         yield f"throttled {progress.throttle_percent} %"
+    if progress.decisions:
+        yield decision_words(progress.decisions[-1])
 
 
 def block_of(migration: pb.Migration) -> Group:

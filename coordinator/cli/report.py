@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
+from coordinator.cli.decisions import decisions_table
 from coordinator.cli.plain import enum_name, seconds
 from coordinator.cli.screen import columns, pairs
 from coordinator.cli.units import format_bytes, format_duration, format_rate
 from coordinator.cli.words import elapsed_s, location_word, short_id, state_word
 from ferry.agent.v1 import vm_pb2
+from ferry.common.v1 import budget_pb2 as common_budget
 from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 
@@ -147,6 +149,8 @@ def result_table(migration: pb.Migration) -> RenderableType:
     if migration.phases:
         legs = [(leg.name, format_duration(seconds(leg.duration))) for leg in migration.phases]
         parts += [columns(("PHASE", "TIME"), legs, right=frozenset({"TIME"})), Text()]
+    if migration.progress.decisions:
+        parts += [decisions_table(migration.progress.decisions), Text()]
     rows = [*_progress_rows(migration.progress)] if migration.HasField("progress") else []
     if migration.HasField("downtime"):
         rows += _downtime_rows(migration.downtime, migration.options)
@@ -189,6 +193,10 @@ def _way(options: common.MigrationOptions) -> str:
         words.append(f"at most {format_duration(seconds(options.max_downtime))} of downtime")
     if options.HasField("post_copy"):
         words.append("post-copy" + (" with preempt" if options.post_copy.preempt else ""))
+    if options.budget.policy > common_budget.POLICY_SAFE:
+        words.append(f"policy {common_budget.Policy.Name(options.budget.policy).removeprefix('POLICY_').lower().replace('_', '-')}")
+    if options.budget.HasField("max_duration"):
+        words.append(f"in at most {format_duration(seconds(options.budget.max_duration))}")
     if options.pause:
         words.append("paused")
     return ", ".join(words)

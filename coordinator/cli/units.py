@@ -40,6 +40,7 @@ class Range:
 
 DOWNTIME = Range(Fraction(1, 1000), Fraction(2000), "1ms to 2000s")
 STOP_TIMEOUT = Range(Fraction(1), Fraction(3600), "1s to 1h")
+DURATION = Range(Fraction(1), Fraction(7 * 24 * 3600), "1s to 168h")
 PATIENCE = Range(Fraction(1), Fraction(24 * 3600), "1s to 24h")
 
 

@@ -56,10 +56,8 @@ class PostCopyWishes:
     ] = None
     postcopy_preempt: Annotated[Switch, Parameter(help="Give pages that the guest waits for a connection of their own.")] = False
 
-    def message(self) -> pb.PostCopy | None:
-        """Turn the wishes into a message; None when there are none."""
-        if self == NO_POST_COPY:
-            return None
+    def message(self) -> pb.PostCopy:
+        """Turn the wishes into a message."""
         return pb.PostCopy(
             when=_MESSAGES[self.postcopy],
             bandwidth_bytes_per_second=self.postcopy_bandwidth or 0,

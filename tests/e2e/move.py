@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
 from ferry.agent.v1 import migration_pb2 as agent_pb
+from ferry.common.v1 import budget_pb2 as budget_pb
 from ferry.common.v1 import migration_pb2 as common_pb
 from ferry.common.v1 import post_copy_pb2 as post_copy_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -48,6 +49,9 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     migrate_uri: str = "",
     destination_xml: bytes = b"",
     post_copy: post_copy_pb.PostCopy | None = None,
+    policy: budget_pb.Policy.ValueType = budget_pb.POLICY_UNSPECIFIED,
+    max_duration_s: float | None = None,
+    on_timeout: budget_pb.TimeoutAction.ValueType = budget_pb.TIMEOUT_ACTION_UNSPECIFIED,
 ) -> common_pb.MigrationOptions:
     """Say what is wished of a migration; direct and encrypted by default."""
     return common_pb.MigrationOptions(
@@ -61,6 +65,9 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         migrate_uri=migrate_uri,
         destination_domain_xml=destination_xml,
         post_copy=post_copy,
+        budget=budget_pb.Budget(
+            policy=policy, max_duration=None if max_duration_s is None else seconds(max_duration_s), on_timeout=on_timeout
+        ),
     )
 
 
@@ -160,13 +167,20 @@ class Move:
         """Make a lost connection anew."""
         return (await self._coordinator.RecoverMigration(pb.RecoverMigrationRequest(migration_id=self.id))).migration
 
-    async def update(self, *, bandwidth_mib_s: float | None = None, max_downtime_s: float | None = None) -> Whole:
+    async def update(
+        self,
+        *,
+        bandwidth_mib_s: float | None = None,
+        max_downtime_s: float | None = None,
+        max_duration_s: float | None = None,
+    ) -> Whole:
         """Change bounds while it runs."""
         request = pb.UpdateMigrationRequest(
             request_id=str(uuid4()),
             migration_id=self.id,
             bandwidth_bytes_per_second=None if bandwidth_mib_s is None else round(bandwidth_mib_s * (1 << 20)),
             max_downtime=None if max_downtime_s is None else seconds(max_downtime_s),
+            max_duration=None if max_duration_s is None else seconds(max_duration_s),
         )
         return (await self._coordinator.UpdateMigration(request)).migration
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ferry.common.v1.budget_pb2 import POLICY_FAST
 
 from tests.e2e.guest import Guest, Plan
 from tests.e2e.lab import Lab, frozen, now_s
@@ -135,7 +136,7 @@ async def test_a_source_agent_killed_after_its_decision_finishes_the_move_if_qem
 
 async def test_a_source_agent_killed_after_its_decision_takes_the_guest_back_if_nobody_acknowledges_it(lab: Lab):
     guest = await lab.start_guest(plan=TINY)
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=0.2))
+    move = await lab.start_move(options=wishes(bandwidth_mib_s=0.2, policy=POLICY_FAST))
     await move.wait_source_phase("Transferring")
 
     with frozen(await lab.qemu_pid("host-b")):

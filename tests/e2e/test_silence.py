@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ferry.common.v1.budget_pb2 import POLICY_FAST
 
 from tests.e2e.binaries import require
 from tests.e2e.guest import Plan
@@ -104,7 +105,7 @@ async def test_a_move_whose_bytes_stand_still_gives_up_by_itself(lab: Lab):
 async def test_silence_after_migrate_continue_gives_the_guest_back(way, process, plan, lab: Lab):
     bandwidth_mib_s, allowed_s = (FAST_MIB_S, 1.0) if plan is LARGE else (1, ALLOWED_S)
     guest = await lab.start_guest(plan=plan)
-    move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=bandwidth_mib_s, max_downtime_s=allowed_s))
+    move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=bandwidth_mib_s, max_downtime_s=allowed_s, policy=POLICY_FAST))
     await move.wait_source_phase("Transferring")
 
     with frozen(lab.fleet.pid("agent-a")) as let_agent_go_on:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from ferry.common.v1.budget_pb2 import POLICY_FAST
 
 from deploy.lab.network import TwoHosts
 from tests.e2e.guest import Plan
@@ -147,7 +148,7 @@ async def test_a_network_silent_after_migrate_continue_gives_the_guest_back(way,
     lab = lab_apart
     bandwidth_mib_s, allowed_s = (FAST_MIB_S, 1.0) if plan is LARGE else (1, ALLOWED_S)
     guest = await lab.start_guest(plan=plan)
-    move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=bandwidth_mib_s, max_downtime_s=allowed_s))
+    move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=bandwidth_mib_s, max_downtime_s=allowed_s, policy=POLICY_FAST))
     await move.wait_source_phase("Transferring")
 
     with frozen(lab.fleet.pid("agent-a")) as let_agent_go_on:

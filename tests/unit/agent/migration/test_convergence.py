@@ -1,0 +1,249 @@
+"""The convergence engine: played against a model, replayed over real transfers, and its promises for any guest and any link."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.migration.budget import Budget, Policy, TimeoutAction
+from agent.migration.convergence import MAX_DECISIONS, Bounds, Choice, Decision, Sample, begin, change_bounds, observe
+from common.errors import InvalidRequest
+from tests.unit.agent.migration.link_model import Model, run
+
+MIB = 1 << 20
+RECORDED = Path(__file__).parents[3] / "transcripts" / "convergence"
+SAFE = Bounds(Budget(), 0.3)
+FAST = Bounds(Budget(Policy.FAST), 0.3)
+
+
+def model(dirty_mib_s: float, carries_mib_s: float, *, ram_mib: float = 1024, working_set_mib: float = 512) -> Model:
+    return Model(ram_mib * MIB, working_set_mib * MIB, lambda _: dirty_mib_s * MIB, lambda _: carries_mib_s * MIB)
+
+
+def choices(decisions: list[Decision]) -> list[Choice]:
+    return [decision.choice for decision in decisions]
+
+
+# policies against the model
+
+
+def test_an_idle_guest_is_switched_at_the_first_chance_with_a_short_standstill():
+    outcome = run(model(0.1, 100), SAFE, give_up_s=60)
+
+    assert (outcome.how, outcome.decisions) == ("switched", [])
+    assert outcome.downtime_s <= SAFE.max_downtime_s / 8
+
+
+def test_fast_begins_with_all_that_is_allowed():
+    assert begin(FAST).limit_s == FAST.max_downtime_s
+
+
+@pytest.mark.parametrize("allowed_s", [0.001, 0.01, 0.02, 0.3, 5.0])
+def test_the_first_limit_is_never_above_the_bound(allowed_s: float):
+    first_s = begin(Bounds(Budget(), allowed_s)).limit_s
+
+    assert 0 < first_s <= allowed_s
+
+
+def test_a_guest_that_needs_more_gets_more_once_passes_shrink_no_further():
+    outcome = run(model(60, 100, working_set_mib=20), SAFE, give_up_s=120)
+
+    assert outcome.how == "switched"
+    assert set(choices(outcome.decisions)) == {Choice.RAISE_DOWNTIME}
+    assert 0.04 < outcome.downtime_s <= SAFE.max_downtime_s
+
+
+def test_a_guest_that_never_converges_ends_without_a_duration_too():
+    outcome = run(model(200, 100), SAFE, give_up_s=1000)
+
+    assert outcome.how == "aborted"
+    assert [(decision.choice, decision.is_timeout) for decision in outcome.decisions] == [(Choice.ABORT, True)]
+
+
+def test_fast_throttles_a_guest_that_writes_faster_than_is_sent():
+    outcome = run(model(120, 100), FAST, give_up_s=1000)
+
+    assert outcome.how == "switched"
+    assert choices(outcome.decisions)[0] is Choice.THROTTLE
+    assert outcome.downtime_s <= FAST.max_downtime_s
+
+
+def test_safe_never_throttles():
+    outcome = run(model(120, 100), SAFE, give_up_s=1000)
+
+    assert Choice.THROTTLE not in choices(outcome.decisions)
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_pause_lets_it_end_inside_its_duration(policy: Policy):
+    bounds = Bounds(Budget(policy, 60.0, TimeoutAction.PAUSE), 0.05)
+
+    outcome = run(model(3000, 100), bounds, give_up_s=200)
+
+    assert outcome.how == "switched"
+    assert choices(outcome.decisions)[-1] is Choice.PAUSE
+    assert outcome.at_s <= 60.0 * 1.02
+
+
+def test_post_copy_is_chosen_only_where_both_sides_can():
+    budget = Budget(Policy.FAST, 30.0, TimeoutAction.POST_COPY)
+
+    can = run(model(3000, 100), Bounds(budget, 0.05, can_post_copy=True), give_up_s=100)
+    cannot = run(model(3000, 100), Bounds(budget, 0.05), give_up_s=100)
+
+    assert choices(can.decisions)[-1] is Choice.POST_COPY
+    assert choices(cannot.decisions)[-1] is Choice.ABORT
+
+
+def test_a_dip_of_the_network_holds_the_switch_over_back_and_its_end_lets_it_go():
+    dip = Model(1024 * MIB, 64 * MIB, lambda _: 40 * MIB, lambda at_s: (10 if 15 < at_s < 19 else 100) * MIB)
+
+    outcome = run(dip, Bounds(Budget(), 0.25), give_up_s=100)
+
+    held = [decision.at_s for decision in outcome.decisions if decision.choice is Choice.HOLD]
+    assert outcome.how == "switched"
+    assert not 15 < outcome.at_s < 19
+    assert all(15 <= at_s <= 20 for at_s in held)
+
+
+def test_a_network_that_stays_slow_is_not_waited_for():
+    slower = Model(1024 * MIB, 64 * MIB, lambda _: 5 * MIB, lambda at_s: (20 if at_s > 10.6 else 100) * MIB)
+
+    outcome = run(slower, SAFE, give_up_s=200)
+
+    assert outcome.how == "switched"
+
+
+def test_a_client_that_allows_more_is_heeded_at_once():
+    outlook, decision = change_bounds(begin(SAFE), Sample(3.0, 4, 50 * MIB, 100 * MIB), 2.0)
+
+    assert (outlook.qemu_limit_s, decision.choice) == (2.0, Choice.BOUNDS)
+
+
+# recorded transfers
+
+
+def replay(name: str, bounds: Bounds) -> tuple[list[Decision], float]:
+    """Feed the engine with a recorded transfer; return what it decided, and when QEMU would have switched over, at last at its end.
+
+    What is left to send is known at the beginning of a pass only.
+    """
+    lines = json.loads((RECORDED / f"{name}.json").read_text())
+    outlook, decisions = begin(bounds), list[Decision]()
+    for index, line in enumerate(lines):
+        sample = Sample(**line)
+        is_new_pass = sample.pass_count > outlook.pass_count
+        if is_new_pass and sample.remaining_bytes <= sample.bytes_per_second * outlook.qemu_limit_s:
+            return decisions, sample.at_s
+        if is_new_pass or index % 10 == 0:
+            outlook, decision = observe(outlook, sample, bounds)
+            if decision is not None:
+                decisions.append(decision)
+    return decisions, float(lines[-1]["at_s"])
+
+
+def test_replayed_an_idle_guest_needs_no_decision():
+    decisions, _ = replay("idle", SAFE)
+
+    assert decisions == []
+
+
+def test_replayed_a_guest_that_writes_slower_than_the_link_is_switched():
+    decisions, switched_at_s = replay("slower-than-the-link", SAFE)
+
+    assert switched_at_s < 2.0
+    assert set(choices(decisions)) <= {Choice.RAISE_DOWNTIME}
+
+
+def test_replayed_a_guest_that_writes_faster_is_never_switched_beyond_the_bound_and_ends_in_time():
+    decisions, _ = replay("faster-than-the-link", Bounds(Budget(max_duration_s=10.0), 0.1))
+
+    assert choices(decisions)[-1] is Choice.ABORT
+    assert 10.0 <= decisions[-1].at_s <= 10.6
+    assert all(decision.limit_s <= 0.1 for decision in decisions)
+
+
+def test_replayed_a_guest_that_writes_faster_is_throttled_by_fast():
+    decisions, _ = replay("faster-than-the-link", Bounds(Budget(Policy.FAST), 0.1))
+
+    assert choices(decisions)[0] is Choice.THROTTLE
+
+
+def test_replayed_bursts_are_switched_in_a_quiet_moment():
+    _, switched_at_s = replay("bursts", SAFE)
+
+    assert switched_at_s % 3.0 > 1.4
+
+
+def test_replayed_a_dip_of_the_network_raises_nothing():
+    decisions, _ = replay("dips", Bounds(Budget(), 0.02))
+
+    assert Choice.HOLD in choices(decisions)
+    assert not [one for one in decisions if one.choice is Choice.RAISE_DOWNTIME and 6.5 < one.at_s < 10.5]
+
+
+# promises
+
+_RATES = st.floats(0.5, 4000).map(lambda mib_s: mib_s * MIB)
+_BUDGETS = st.builds(
+    Budget,
+    policy=st.sampled_from([Policy.SAFE, Policy.FAST]),
+    max_duration_s=st.sampled_from([0.0, 5.0, 30.0, 100.0]),
+    on_timeout=st.sampled_from([TimeoutAction.ABORT, TimeoutAction.PAUSE]),
+)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    """Draw any guest and a link that changes now and then."""
+    rates = draw(st.lists(_RATES, min_size=1, max_size=5))
+    writes = draw(st.lists(st.floats(0, 4000).map(lambda mib_s: mib_s * MIB), min_size=1, max_size=5))
+    lasts_s = draw(st.floats(0.5, 20))
+
+    def at(values: list[float], at_s: float) -> float:
+        return values[int(at_s / lasts_s) % len(values)]
+
+    ram_bytes = draw(st.floats(16, 4096)) * MIB
+    return Model(ram_bytes, ram_bytes * draw(st.floats(0, 1)), lambda at_s: at(writes, at_s), lambda at_s: at(rates, at_s))
+
+
+@given(models(), _BUDGETS, st.floats(0.001, 3.0))
+@settings(max_examples=150)
+def test_for_any_guest_and_link_decisions_are_few_and_the_bound_holds(any_model: Model, budget: Budget, allowed_s: float):
+    outcome = run(any_model, Bounds(budget, allowed_s), give_up_s=150)
+
+    raised = [decision.limit_s for decision in outcome.decisions if decision.choice is Choice.RAISE_DOWNTIME]
+    assert len(outcome.decisions) <= MAX_DECISIONS + 1
+    assert all(decision.limit_s <= allowed_s for decision in outcome.decisions)
+    assert raised == sorted(set(raised))
+    assert outcome.downtime_s <= allowed_s * 1.0001
+
+
+@given(models(), st.sampled_from([5.0, 30.0, 100.0]), st.floats(0.001, 3.0))
+@settings(max_examples=100)
+def test_for_any_guest_and_link_it_is_over_when_its_time_is_over(any_model: Model, duration_s: float, allowed_s: float):
+    outcome = run(any_model, Bounds(Budget(max_duration_s=duration_s), allowed_s), give_up_s=duration_s + 1.0)
+
+    assert outcome.how != "endless"
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"max_duration_s": 0.5}, "max-duration: 0.5 s"),
+        ({"max_duration_s": -1.0}, "max-duration: -1 s"),
+        ({"max_duration_s": 8 * 24 * 3600.0}, "max-duration"),
+        ({"policy": Policy.MUST_FINISH, "max_duration_s": 60.0}, "must-finish and on-timeout abort"),
+        ({"policy": Policy.MUST_FINISH, "on_timeout": TimeoutAction.PAUSE}, "needs a max-duration"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(wrong: dict[str, object], told: str):
+    with pytest.raises(InvalidRequest, match=told):
+        Budget(**wrong)  # type: ignore[arg-type]
