@@ -309,3 +309,18 @@ async def test_the_command_shows_post_copy_and_its_trace_has_a_span_of_it(lab: L
     assert "migration.postcopy" in trace.stdout
     await lab.assert_only_on("host-b", guest)
     guest.assert_whole()
+
+
+async def test_a_move_whose_time_is_over_ends_by_post_copy_where_that_was_wished(lab: Lab):
+    guest = await lab.start_guest(plan=plan_of(("7.2", "10.0")))
+
+    wished = ("--bandwidth", "12MiB/s", "--max-duration", "6s", "--on-timeout", "postcopy")
+    done = await asyncio.to_thread(lab.fleet.ferry, "migrate", guest.name, "--to", "host-b", *wished, "-o", "json")
+    told = json.loads(done.stdout)
+
+    assert done.returncode == 0, done.stderr
+    assert told["progress"]["decisions"][-1]["choice"] == "POST_COPY"
+    assert "Following" in [leg["name"] for leg in told["phases"]]
+    await guest.console.wait_sweeps(2)
+    await lab.assert_only_on("host-b", guest)
+    guest.assert_whole()
