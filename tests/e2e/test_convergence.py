@@ -10,7 +10,6 @@ from ferry.common.v1.budget_pb2 import (
     TIMEOUT_ACTION_PAUSE,
     Decision,
 )
-
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, now_s
 from tests.e2e.move import State, Where, Whole, wishes

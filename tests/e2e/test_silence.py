@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ferry.common.v1.budget_pb2 import POLICY_FAST
 
+from ferry.common.v1.budget_pb2 import POLICY_FAST
 from tests.e2e.binaries import require
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, frozen, now_s

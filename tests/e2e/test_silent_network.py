@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from ferry.common.v1.budget_pb2 import POLICY_FAST
 
 from deploy.lab.network import TwoHosts
+from ferry.common.v1.budget_pb2 import POLICY_FAST
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import WAYS, State, Where, wishes

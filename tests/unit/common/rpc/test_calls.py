@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ferry.agent.v1.agent_service_pb2_grpc import AgentServiceStub
-from ferry.agent.v1.host_pb2 import GetHostRequest
-from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import Bug, Busy, Expired, FerryError, InvalidRequest, NotFound, Unreachable, WrongState
@@ -18,6 +15,9 @@ from common.rpc.channel import open_channel
 from common.rpc.peer import peer
 from common.rpc.server import Allowed, serve
 from common.rpc.status import calls_to
+from ferry.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from ferry.agent.v1.host_pb2 import GetHostRequest
+from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
 from tests.unit.common.rpc.echo import echo, make_identity, nothing
 
 PEER = "the agent of host-b at 127.0.0.1:1"

@@ -6,9 +6,6 @@ from typing import Any
 
 import grpc
 import pytest
-from ferry.agent.v1.host_pb2 import GetHostRequest
-from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
-from ferry.agent.v1.vm_pb2 import ListVmsRequest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -23,6 +20,9 @@ from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, serve
 from common.rpc.status import calls_to, code_of
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1.host_pb2 import GetHostRequest
+from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
+from ferry.agent.v1.vm_pb2 import ListVmsRequest
 from tests.unit.common.rpc.echo import echo
 
 PEER = "the agent of host-b"

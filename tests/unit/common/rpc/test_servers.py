@@ -8,8 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-from ferry.agent.v1.host_pb2 import GetHostRequest
-from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from common.errors import InvalidRequest, Unreachable, WrongState
@@ -20,6 +18,8 @@ from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, Service, serve
 from common.rpc.status import calls_to
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
+from ferry.agent.v1.host_pb2 import GetHostRequest
+from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
 from tests.unit.common.rpc.echo import SERVICE, Echo, echo, make_identity, nothing
 
 EVERYBODY = Allowed(frozenset(Role))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ferry.agent.v1.host_pb2 import GetHostRequest
-from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -15,6 +13,8 @@ from common.rpc import tracing
 from common.rpc.status import calls_to
 from common.rpc.tracing import is_traced, short_name
 from common.telemetry import KEPT_TRACES, SpanBuffer
+from ferry.agent.v1.host_pb2 import GetHostRequest
+from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
 from tests.unit.common.rpc.echo import echo
 
 _BUFFER = SpanBuffer()
