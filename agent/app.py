@@ -40,6 +40,8 @@ ALLOWED: Final = Allowed(
         "ResumeMigration": frozenset({Role.AGENT, Role.COORDINATOR}),
         "HandOver": frozenset({Role.AGENT}),
         "ReportChannels": frozenset({Role.AGENT}),
+        "ProvePath": frozenset({Role.AGENT}),
+        "ReopenMigration": frozenset({Role.AGENT}),
         "WatchMigration": frozenset(Role),
         **dict.fromkeys(
             (

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeAlias
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from agent import wire
-from agent.migration.errors import GuestNeverRan
-from agent.migration.parts import Destination, PeerReport
+from agent.migration.errors import GuestLost, GuestNeverRan, GuestWhole
+from agent.migration.order import Endpoint
+from agent.migration.parts import Destination, PathProof, PeerReport
 from common.errors import Expired, Unreachable, WrongState
 from common.identity import Identity
 from common.rpc.channel import open_channel
@@ -23,6 +24,7 @@ from ferry.agent.v1 import migration_pb2 as pb
 
 RESUME_TIMEOUT_S: Final = 6.0
 REPORT_TIMEOUT_S: Final = 2.0
+REOPEN_TIMEOUT_S: Final = 10.0
 HandOver: TypeAlias = "grpc.aio.StreamStreamCall[pb.HandOverRequest, pb.HandOverResponse]"
 
 
@@ -72,6 +74,31 @@ class RemoteDestination:
             raise Unreachable(f"{self._peer} is being stopped", reason="PEER_UNREACHABLE", peer=self._peer)
         return answer.ran_for
 
+    async def prove_path(self, migration_id: str) -> PathProof:
+        """Ask how to prove the way for a new connection."""
+        with self._refusals():
+            answer = await self._stub.ProvePath(pb.ProvePathRequest(migration_id=migration_id), timeout=REOPEN_TIMEOUT_S)
+        return PathProof(answer.uri, answer.is_fragile)
+
+    async def reopen(self, migration_id: str) -> Endpoint:
+        """Let the destination's QEMU listen anew."""
+        request = pb.ReopenMigrationRequest(migration_id=migration_id)
+        with self._refusals():
+            answer = await self._stub.ReopenMigration(request, timeout=REOPEN_TIMEOUT_S)
+        return wire.endpoint(answer.endpoint)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Tell refusals apart that end the migration."""
+        try:
+            with calls_to(self._peer):
+                yield
+        except WrongState as error:
+            for kind in (GuestNeverRan, GuestLost, GuestWhole):
+                if error.reason == kind.default_reason:
+                    raise kind(error.text) from error
+            raise
+
     async def watch(self, migration_id: str) -> AsyncIterator[PeerReport]:
         """Follow the destination's half."""
         with calls_to(self._peer):
@@ -82,6 +109,7 @@ class RemoteDestination:
                     is_final=half.is_final,
                     error=half.error,
                     reason=half.error_reason,
+                    is_lost=half.guest_location == pb.Migration.GUEST_LOCATION_NOWHERE,
                 )
 
 

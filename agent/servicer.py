@@ -222,7 +222,9 @@ class AgentServicer(VmServicer):
         """Undo Prepare."""
         self._migrations.check_epoch(request.migration_id, request.epoch)
         cause = Cause(request.cause or "the migration was given up", "ABANDONED", by_wish=True)
-        return pb.AbandonMigrationResponse(migration=wire.migration(await self._migrations.abandon(request.migration_id, cause)))
+        has_ended = request.source_has_ended
+        session = await self._migrations.abandon(request.migration_id, cause, source_has_ended=has_ended)
+        return pb.AbandonMigrationResponse(migration=wire.migration(session))
 
     async def CancelMigration(self, request: pb.CancelMigrationRequest, context: Context) -> pb.CancelMigrationResponse:
         """Keep the guest here."""
@@ -246,6 +248,30 @@ class AgentServicer(VmServicer):
             max_duration_s=wire.seconds(request.max_duration) if request.HasField("max_duration") else None,
         )
         return pb.UpdateMigrationResponse(migration=wire.migration(session))
+
+    async def StartPostcopy(self, request: pb.StartPostcopyRequest, context: Context) -> pb.StartPostcopyResponse:
+        """Let the guest go now, and the rest of its memory after it."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        session = self._migrations.get_source(request.migration_id)
+        session.start_postcopy(request.cause or "ordered by a client")
+        return pb.StartPostcopyResponse(migration=wire.migration(session))
+
+    async def RecoverMigration(self, request: pb.RecoverMigrationRequest, context: Context) -> pb.RecoverMigrationResponse:
+        """Make a lost connection anew, now."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        session = self._migrations.get_source(request.migration_id)
+        session.recovery.ask()
+        return pb.RecoverMigrationResponse(migration=wire.migration(session))
+
+    async def ProvePath(self, request: pb.ProvePathRequest, context: Context) -> pb.ProvePathResponse:
+        """Give a lost connection up, and echo where QEMU is going to listen."""
+        proof = await self._migrations.get_destination(request.migration_id).link.prove_path()
+        return pb.ProvePathResponse(uri=proof.uri, is_fragile=proof.is_fragile)
+
+    async def ReopenMigration(self, request: pb.ReopenMigrationRequest, context: Context) -> pb.ReopenMigrationResponse:
+        """Let QEMU listen anew."""
+        endpoint = await self._migrations.get_destination(request.migration_id).link.reopen()
+        return pb.ReopenMigrationResponse(endpoint=wire.endpoint_message(endpoint))
 
     async def FenceMigration(self, request: pb.FenceMigrationRequest, context: Context) -> pb.FenceMigrationResponse:
         """Own the guest here."""

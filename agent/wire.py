@@ -29,14 +29,17 @@ from agent.migration.order import (
     Transport,
     Wish,
 )
+from agent.migration.post_copy import PostCopy, When
 from agent.migration.progress import Leg, Progress, Timeline
 from agent.migration.record import find_cause
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import VmEvent
 from agent.vm.vm import VmState, VmView
+from common.errors import InvalidRequest
 from ferry.agent.v1 import adoption_pb2, host_pb2, migration_pb2, vm_pb2
 from ferry.common.v1 import migration_pb2 as common_pb2
+from ferry.common.v1 import post_copy_pb2
 
 RESUME_METHOD: Final = "/ferry.agent.v1.AgentService/ResumeMigration"
 _NS: Final = 1_000_000_000
@@ -54,6 +57,12 @@ _STATES: Final[dict[type, tuple[_State.ValueType, _Where.ValueType]]] = {
     out.Connecting: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
     out.Transferring: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
     out.Switching: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
+    out.Leaving: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
+    out.Crossing: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
+    out.Following: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
+    out.Broken: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
+    out.Refused: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
+    out.Losing: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
     out.Sent: (_State.STATE_HANDING_OVER, _Where.GUEST_LOCATION_SWITCHING),
     out.HandedOver: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_DESTINATION),
     out.Retiring: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_DESTINATION),
@@ -66,6 +75,10 @@ _STATES: Final[dict[type, tuple[_State.ValueType, _Where.ValueType]]] = {
     inc.Listening: (_State.STATE_PREPARING, _Where.GUEST_LOCATION_SOURCE),
     inc.Loading: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
     inc.Loaded: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
+    inc.Arrived: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SWITCHING),
+    inc.Entering: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
+    inc.Filling: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
+    inc.Ending: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_NOWHERE),
     inc.Resuming: (_State.STATE_HANDING_OVER, _Where.GUEST_LOCATION_DESTINATION),
     inc.Running: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_DESTINATION),
     inc.Finished: (_State.STATE_SUCCEEDED, _Where.GUEST_LOCATION_DESTINATION),
@@ -73,7 +86,14 @@ _STATES: Final[dict[type, tuple[_State.ValueType, _Where.ValueType]]] = {
     inc.Abandoned: (_State.STATE_FAILED, _Where.GUEST_LOCATION_SOURCE),
     inc.Lost: (_State.STATE_FAILED, _Where.GUEST_LOCATION_NOWHERE),
 }
-_MAY_TELL_TOKEN: Final = (out.Sent, out.HandedOver, out.Retiring, out.Retired)
+_WHENS: Final = {
+    post_copy_pb2.PostCopy.WHEN_UNSPECIFIED: When.NEVER,
+    post_copy_pb2.PostCopy.WHEN_NEVER: When.NEVER,
+    post_copy_pb2.PostCopy.WHEN_ALLOWED: When.ALLOWED,
+    post_copy_pb2.PostCopy.WHEN_IMMEDIATELY: When.IMMEDIATELY,
+    post_copy_pb2.PostCopy.WHEN_AFTER_FIRST_PASS: When.AFTER_FIRST_PASS,
+}
+_MAY_TELL_TOKEN: Final = (out.Following, out.Broken, out.Sent, out.HandedOver, out.Retiring, out.Retired)
 _VM_STATES: Final = {state: vm_pb2.Vm.State.Value(f"STATE_{state.name}") for state in VmState}
 
 
@@ -97,8 +117,20 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         migrate_uri=message.migrate_uri,
         force=message.force,
         means=wire_means.means(message.means),
+        post_copy=post_copy(message.post_copy),
         budget=wire_budget.budget(message.budget),
     )
+
+
+def post_copy(message: post_copy_pb2.PostCopy) -> PostCopy:
+    """Decode what the user wishes of post-copy.
+
+    Raises:
+        InvalidRequest: a value is unknown or out of range.
+    """
+    if message.when not in _WHENS:
+        raise InvalidRequest(f"post_copy.when {message.when} is unknown; 0 to {max(_WHENS)} are known", reason="POSTCOPY_UNKNOWN")
+    return PostCopy(_WHENS[message.when], message.bandwidth_bytes_per_second, message.preempt)
 
 
 def wish(request: migration_pb2.BeginMigrationRequest) -> Wish:
@@ -306,8 +338,14 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         migrate_uri=value.migrate_uri,
         force=value.force,
         means=wire_means.means_message(value.means),
+        post_copy=None if not value.post_copy.is_allowed else _post_copy_message(value.post_copy),
         budget=wire_budget.budget_message(value.budget),
     )
+
+
+def _post_copy_message(value: PostCopy) -> post_copy_pb2.PostCopy:
+    when = next(number for number, known in _WHENS.items() if known is value.when and number)
+    return post_copy_pb2.PostCopy(when=when, bandwidth_bytes_per_second=value.bandwidth_bytes_per_second, preempt=value.preempt)
 
 
 def leg(value: Leg) -> common_pb2.Leg:

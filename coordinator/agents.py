@@ -201,10 +201,14 @@ class Agent:
         with calls_to(self._peer):
             return _half((await self._stub.CancelMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
 
-    async def abandon(self, move: Move, cause: str) -> Half:
+    async def abandon(self, move: Move, cause: str, *, source_has_ended: bool = False) -> Half:
         """Destination: undo Prepare."""
         request = pb.AbandonMigrationRequest(
-            request_id=f"{move.migration_id}-abandon", epoch=move.epoch, migration_id=move.migration_id, cause=cause
+            request_id=f"{move.migration_id}-abandon",
+            epoch=move.epoch,
+            migration_id=move.migration_id,
+            cause=cause,
+            source_has_ended=source_has_ended,
         )
         with calls_to(self._peer):
             return _half((await self._stub.AbandonMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
@@ -214,6 +218,18 @@ class Agent:
         request = pb.PauseMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
         with calls_to(self._peer):
             return _half((await self._stub.PauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    async def start_postcopy(self, move: Move) -> Half:
+        """Source: let the guest go now, and the rest of its memory after it."""
+        request = pb.StartPostcopyRequest(epoch=move.epoch, migration_id=move.migration_id)
+        with calls_to(self._peer):
+            return _half((await self._stub.StartPostcopy(request, timeout=FINISH_TIMEOUT_S)).migration)
+
+    async def recover(self, move: Move) -> Half:
+        """Source: make a connection that was lost in post-copy anew."""
+        request = pb.RecoverMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
+        with calls_to(self._peer):
+            return _half((await self._stub.RecoverMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
 
     async def update(self, move: Move, bounds: Bounds) -> Half:
         """Source: change bounds."""

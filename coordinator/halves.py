@@ -22,6 +22,7 @@ class HalfState(Enum):
     SUCCEEDED = 7
     FAILED = 8
     CANCELLED = 9
+    POST_COPY = 10
 
 
 class Location(Enum):
@@ -93,6 +94,7 @@ class MoveState(Enum):
     SUCCEEDED = 7
     FAILED = 8
     CANCELLED = 9
+    POST_COPY = 10
 
     @property
     def is_final(self) -> bool:

@@ -141,6 +141,18 @@ class Moves:
         await self._fleet.get(move.source).pause(move)
         return self._board.get(move.migration_id)
 
+    async def start_postcopy(self, id_or_beginning: str) -> Move:
+        """Let the guest go now, and the rest of its memory after it."""
+        move = self._get_active(id_or_beginning)
+        await self._fleet.get(move.source).start_postcopy(move)
+        return self._board.get(move.migration_id)
+
+    async def recover_connection(self, id_or_beginning: str) -> Move:
+        """Make a connection that was lost in post-copy anew, now."""
+        move = self._get_active(id_or_beginning)
+        await self._fleet.get(move.source).recover(move)
+        return self._board.get(move.migration_id)
+
     async def update(self, id_or_beginning: str, bounds: Bounds) -> Move:
         """Change bounds while it runs."""
         move = self._get_active(id_or_beginning)

@@ -49,6 +49,7 @@ class _At(Enum):
     AT_WORK = auto()  # source: sends; destination: loads
     WHOLE = auto()  # destination: holds the whole guest, which has not run there
     GIVEN = auto()  # source: gave it away; destination: took it over
+    HALVED = auto()  # post-copy: the guest is the destination's, part of its memory is still at the source
     KEPT = auto()  # source: keeps it; destination: undone
     LOST = auto()  # its QEMU ended
     UNREADABLE = auto()  # an agent of another version
@@ -57,6 +58,7 @@ class _At(Enum):
 _STATES = {
     HalfState.PREPARING: _At.READY,
     HalfState.TRANSFERRING: _At.AT_WORK,
+    HalfState.POST_COPY: _At.HALVED,
     HalfState.HANDING_OVER: _At.GIVEN,
     HalfState.HANDED_OVER: _At.GIVEN,
     HalfState.SUCCEEDED: _At.GIVEN,
@@ -72,16 +74,22 @@ def decide(source: Word, destination: Word) -> Decision:  # noqa: C901, PLR0911,
     match _place(source, _SOURCE_STATES), _place(destination, _DESTINATION_STATES):
         case (_At.UNREADABLE, _) | (_, _At.UNREADABLE):
             return Decision.ASK_AGAIN
-        case _At.KEPT, _At.GIVEN:
+        case _At.KEPT, (_At.GIVEN | _At.HALVED):
             return Decision.CONFLICT
         case _At.KEPT, _:
             return Decision.ROLL_BACK
+        case _At.HALVED, _:
+            return Decision.FOLLOW
         case _, _At.GIVEN:
             return Decision.FINISH
         case _At.SILENT, _:
             return Decision.ASK_AGAIN
         case _At.AT_WORK, _:
             return Decision.FOLLOW
+        case _At.LOST, _At.HALVED:
+            return Decision.LOST
+        case _At.UNKNOWN, _At.HALVED:
+            return Decision.ASK_AGAIN
         case ((_At.GIVEN | _At.LOST | _At.UNKNOWN), _At.LOST):
             return Decision.LOST
         case _At.GIVEN, _:
@@ -102,7 +110,12 @@ def decide(source: Word, destination: Word) -> Decision:  # noqa: C901, PLR0911,
 
 def has_taken_over(destination: Word) -> bool:
     """Say whether the guest is the destination's by its own word, so that it may run there."""
-    return _place(destination, _DESTINATION_STATES) is _At.GIVEN
+    return _place(destination, _DESTINATION_STATES) in {_At.GIVEN, _At.HALVED}
+
+
+def is_halved(word: Word) -> bool:
+    """Say whether the guest is the destination's and part of its memory still at the source."""
+    return isinstance(word, Half) and word.state is HalfState.POST_COPY
 
 
 def holds_all(destination: Word) -> bool:

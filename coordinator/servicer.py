@@ -80,6 +80,14 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         move = await self._moves.update(request.migration_id, Bounds(bandwidth, max_downtime_s, max_duration_s))
         return pb.UpdateMigrationResponse(migration=wire.migration(move))
 
+    async def StartPostcopy(self, request: pb.StartPostcopyRequest, context: Context) -> pb.StartPostcopyResponse:
+        """Let the guest go now, and the rest of its memory after it."""
+        return pb.StartPostcopyResponse(migration=wire.migration(await self._moves.start_postcopy(request.migration_id)))
+
+    async def RecoverMigration(self, request: pb.RecoverMigrationRequest, context: Context) -> pb.RecoverMigrationResponse:
+        """Make a lost connection anew, now."""
+        return pb.RecoverMigrationResponse(migration=wire.migration(await self._moves.recover_connection(request.migration_id)))
+
     async def GetTrace(self, request: pb.GetTraceRequest, context: Context) -> pb.GetTraceResponse:
         """Hand out the spans of a migration's trace."""
         return pb.GetTraceResponse(traces_data=await self._moves.trace(request.migration_id))

@@ -28,6 +28,7 @@ def needs(options: Options) -> tuple[str, ...]:
     """Return the names of what both sides have to be able to do."""
     return (
         *ALWAYS,
+        *options.post_copy.capabilities,
         *(["multifd"] if options.multifd_channel_count else []),
         *(["auto-converge"] if options.budget.may_throttle else []),
         *([TLS] if options.is_psk else []),

@@ -13,6 +13,7 @@ from opentelemetry import context as otel_context
 
 from agent.migration import incoming as inc
 from agent.migration.clocks import now_s
+from agent.migration.destination_link import DestinationLink
 from agent.migration.errors import GuestLost, GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint, Transport
@@ -31,6 +32,7 @@ from agent.vm.vm import Vm
 from common.errors import Expired, FerryError, InvalidRequest, WrongState
 
 RESUME_TIMEOUT_S: Final = 5.0
+ARRIVAL_TIMEOUT_S: Final = 4.0
 RETRY_FIRST_S: Final = 0.01
 RETRY_LAST_S: Final = 1.0
 TIDY_TIMEOUT_S: Final = 1.0
@@ -44,8 +46,12 @@ _MACHINE: Final = Machine[inc.Phase, inc.Event, inc.Effect](
     inc.step,
     inc.effects_after_restart,
     inc.FINAL,
-    remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Running),
-    decision_after={inc.Loading: inc.Resuming(keep_paused=False), inc.Loaded: inc.Resuming(keep_paused=False)},
+    remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Arrived, inc.Filling, inc.Running),
+    decision_after={
+        inc.Loading: inc.Resuming(keep_paused=False),
+        inc.Loaded: inc.Resuming(keep_paused=False),
+        inc.Arrived: inc.Entering(keep_paused=False),
+    },
 )
 
 
@@ -74,6 +80,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         self.endpoint: Endpoint | None = None
         self._runs_since_s: float | None = None
         self._strangers: Strangers | None = None
+        self.link = DestinationLink(self, around)
 
     def take(self, vm: Vm, lock: JobLock) -> None:
         """Own the VM that was started for this migration."""
@@ -88,7 +95,9 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     def guard_port(self, port: int) -> None:
         """Cut strangers on the port that QEMU listens on, from the next turn of the watch on."""
-        if self._vm is not None:
+        if self._strangers is not None:
+            self._strangers.move(port)
+        elif self._vm is not None:
             self._strangers = Strangers(self.facts.migration_id, self._vm.get_keeper().identity.pid, port)
             self.update()
 
@@ -128,7 +137,11 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     async def _resume(self, *, keep_paused: bool) -> float:
         if isinstance(self.phase, _BEFORE_LOADED):  # QEMU's event may still be on its way
             await self._ask_qemu()
-        if isinstance(self.phase, inc.Loaded) and self._has_qemu_ended():
+        if isinstance(self.phase, _BEFORE_LOADED) and self.facts.options.post_copy.is_allowed:
+            with suppress(TimeoutError):  # QEMU 7.2 tells the source before the guest is sent
+                async with asyncio.timeout(ARRIVAL_TIMEOUT_S):
+                    await self.wait_phase(inc.Arrived, inc.Loaded, inc.Undoing)
+        if isinstance(self.phase, inc.Loaded | inc.Arrived) and self._has_qemu_ended():
             await self._see_exit()  # not noticed yet; once Resume is written down, nobody could say that the guest never ran
         if isinstance(self.phase, inc.Undoing | inc.Abandoned):
             return await self._refuse_undone()
@@ -140,11 +153,11 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             )
             try:
                 async with asyncio.timeout(RESUME_TIMEOUT_S):
-                    await self.wait_phase(inc.Running)
+                    await self.wait_phase(inc.Running, inc.Filling, inc.Ending)
             except TimeoutError as error:
                 why = self.facts.waiting_for or f"no answer in {RESUME_TIMEOUT_S:g} s"
                 raise Expired(f"the guest does not run here yet: {why}", reason="GUEST_NOT_RUNNING_YET") from error
-        if isinstance(self.phase, inc.Lost):
+        if isinstance(self.phase, inc.Lost | inc.Ending):
             raise GuestLost(f"the guest's QEMU here ended after it had taken the guest over: {self.phase.cause.text}")
         return 0.0 if self._runs_since_s is None else max(now_s() - self._runs_since_s, 0.0)
 
@@ -164,6 +177,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_strangers())
             group.create_task(self._follow_qemu(after_restart=after_restart))
+            group.create_task(self.link.watch_arrival())
 
     async def _watch_strangers(self) -> None:
         while self._strangers is None:
@@ -215,6 +229,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     def _see_status(self, status: MigrationStatus) -> None:
         self.status_text = status.value
+        self.link.see(status)
         if status is MigrationStatus.ACTIVE:
             self.observe(inc.QemuActive())
         elif status is MigrationStatus.COMPLETED:
@@ -247,7 +262,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _run_guest(self) -> None:
         delay_s = RETRY_FIRST_S
-        while isinstance(self.phase, inc.Resuming):
+        while isinstance(self.phase, inc.Resuming | inc.Entering):
             try:
                 if self.phase.keep_paused:
                     self.update(guest_ran=True)
@@ -294,7 +309,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _undo(self) -> None:
         delay_s = RETRY_FIRST_S
-        while isinstance(self.phase, inc.Undoing):
+        while isinstance(self.phase, inc.Undoing | inc.Ending):
             try:
                 if self._lock is not None:
                     await self._around.vms.forget(self._lock)
@@ -315,6 +330,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _tidy(self) -> None:
         remove_key(self._around.key_directory(self.facts.migration_id))
+        await self.link.close()
         # A QEMU that is killed leaves the socket that it listened on.
         self._around.store.session_socket_path(self.facts.migration_id, "in").unlink(missing_ok=True)
         if self.facts.options.transport is Transport.TUNNEL:

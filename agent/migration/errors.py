@@ -11,6 +11,12 @@ class GuestNeverRan(WrongState):
     default_reason = "GUEST_NEVER_RAN"
 
 
+class GuestWhole(WrongState):
+    """All of the guest's memory is at the destination already."""
+
+    default_reason = "GUEST_WHOLE"
+
+
 class GuestLost(WrongState):
     """The guest's QEMU ended at the destination after it had taken the guest over."""
 

@@ -6,8 +6,15 @@
                     v
                  Undoing -> Abandoned
 
-The guest may run here from `Resuming` on, which is saved before `cont` is sent; until then this half can be undone without harm,
-and `Abandoned` is the proof that the guest never ran here and that its QEMU is gone.
+In post-copy the guest comes before its memory is all here:
+
+    Loading -> Arrived -> Entering -> Filling -> Running
+                  |          |           |
+                  v          `-----------+-> Ending -> Lost     (the source's QEMU ended with memory that is missing here)
+               Undoing
+
+The guest may run here from `Resuming` or `Entering` on, which is saved before `cont` is sent; until then this half can be undone
+without harm, and `Abandoned` is the proof that the guest never ran here and that its QEMU is gone.
 """
 
 from __future__ import annotations
@@ -38,6 +45,30 @@ class Loading:
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """The whole guest is here and stands still; it may be run only with the source's token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """The guest is here without all of its memory and stands still; it may be run only with the source's token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entering:
+    """The source gave the guest away in post-copy; from here on it may run here."""
+
+    keep_paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """The guest is here, and the rest of its memory follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The source's QEMU ended with memory that is missing here; what is here of the guest is being ended."""
+
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +109,22 @@ class Lost:
     cause: Cause
 
 
-Phase: TypeAlias = Reserved | Listening | Loading | Loaded | Resuming | Running | Finished | Undoing | Abandoned | Lost
+Phase: TypeAlias = (
+    Reserved
+    | Listening
+    | Loading
+    | Loaded
+    | Arrived
+    | Entering
+    | Filling
+    | Ending
+    | Resuming
+    | Running
+    | Finished
+    | Undoing
+    | Abandoned
+    | Lost
+)
 
 
 # events
@@ -90,6 +136,11 @@ class QemuListening:
 @dataclass(frozen=True, slots=True)
 class QemuActive:
     """QEMU reports that memory comes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestArrived:
+    """QEMU has the guest's devices in post-copy and holds it stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +181,14 @@ class FinishRequested:
 
 @dataclass(frozen=True, slots=True)
 class AbandonRequested:
-    """The migration will not happen."""
+    """The migration will not happen.
+
+    Attributes:
+        source_has_ended: the source's half is over: it keeps the guest, or its QEMU has ended.
+    """
 
     cause: Cause
+    source_has_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +199,7 @@ class Undone:
 Event: TypeAlias = (
     QemuListening
     | QemuActive
+    | GuestArrived
     | QemuLoaded
     | QemuGaveUp
     | QemuExited
@@ -171,7 +228,7 @@ Step: TypeAlias = AnyStep[Phase, Effect]
 FINAL = (Finished, Abandoned, Lost)
 
 
-def step(phase: Phase, event: Event) -> Step:
+def step(phase: Phase, event: Event) -> Step:  # noqa: PLR0911 - one line a phase
     """Answer an event.
 
     Raises:
@@ -182,6 +239,12 @@ def step(phase: Phase, event: Event) -> Step:
             return _before_loaded(phase, event)
         case Loaded():
             return _loaded(phase, event)
+        case Arrived():
+            return _arrived(phase, event)
+        case Entering() | Filling():
+            return _in_post_copy(phase, event)
+        case Ending():
+            return _ending(phase, event)
         case Resuming():
             return _resuming(phase, event)
         case Running():
@@ -197,9 +260,9 @@ def step(phase: Phase, event: Event) -> Step:
 def effects_after_restart(phase: Phase) -> tuple[Effect, ...]:
     """Return what a driver that starts again in `phase` has to do, once it has told the machine what QEMU says now."""
     match phase:
-        case Resuming():
+        case Resuming() | Entering():
             return (EnsureGuestRuns(),)
-        case Undoing():
+        case Undoing() | Ending():
             return (EnsureUndone(),)
         case _:
             return ()
@@ -213,6 +276,8 @@ def _before_loaded(phase: Reserved | Listening | Loading, event: Event) -> Step:
             return Step(Loading())
         case ((Listening() | Loading()), QemuLoaded()):
             return Step(Loaded())
+        case ((Listening() | Loading()), GuestArrived()):
+            return Step(Arrived())
         case _:
             return _undo_or_refuse(phase, event)
 
@@ -223,6 +288,46 @@ def _loaded(phase: Loaded, event: Event) -> Step:
             return Step(Resuming(keep_paused), (EnsureGuestRuns(),))
         case _:
             return _undo_or_refuse(phase, event)
+
+
+def _arrived(phase: Arrived, event: Event) -> Step:
+    match event:
+        case ResumeRequested(keep_paused):
+            return Step(Entering(keep_paused), (EnsureGuestRuns(),))
+        case QemuLoaded():
+            return Step(Loaded())
+        case AbandonRequested(source_has_ended=False):  # the source's QEMU may have given up its own half
+            raise InvalidTransition(phase, event)
+        case _:
+            return _undo_or_refuse(phase, event)
+
+
+def _in_post_copy(phase: Entering | Filling, event: Event) -> Step:
+    match phase, event:
+        case _, QemuExited(cause):
+            return Step(Lost(cause))
+        case _, AbandonRequested(cause, source_has_ended=True):
+            return Step(Ending(cause), (EnsureUndone(),))
+        case _, ResumeRequested():
+            return Step(phase)
+        case _, GuestRuns():
+            return Step(Filling())
+        case Entering(keep_paused), QemuLoaded():
+            return Step(Resuming(keep_paused))
+        case Filling(), QemuLoaded():
+            return Step(Running())
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _ending(phase: Ending, event: Event) -> Step:
+    match event:
+        case Undone():
+            return Step(Lost(phase.cause))
+        case QemuGaveUp() | QemuExited() | AbandonRequested():
+            return Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)
 
 
 def _undo_or_refuse(phase: Phase, event: Event) -> Step:

@@ -248,7 +248,10 @@ class Migrations:
         if isinstance(session.phase, out.Kept | out.Lost):
             return session
         peer = session.facts.peer or "the destination"
-        session.request(out.CancelRequested(cause), f"cannot be cancelled any more: the guest was given to {peer}", "GUEST_SENT")
+        where = f"the guest was given to {peer}"
+        if isinstance(session.phase, out.Crossing | out.Following | out.Broken):
+            where = session.too_late
+        session.request(out.CancelRequested(cause), f"cannot be cancelled any more: {where}", "GUEST_SENT")
         return session
 
     async def pause(self, migration_id: str) -> SourceSession:
@@ -261,17 +264,22 @@ class Migrations:
         session.pause()
         return session
 
-    async def abandon(self, migration_id: str, cause: Cause) -> DestinationSession:
+    async def abandon(self, migration_id: str, cause: Cause, *, source_has_ended: bool = False) -> DestinationSession:
         """Undo Prepare, and wait until it is; undoing what is undone already is fine.
 
         Raises:
             WrongState: the guest may have run here.
         """
         session = self.get_destination(migration_id)
-        if not isinstance(session.phase, inc.Abandoned):
+        if isinstance(session.phase, inc.Loading) and session.facts.options.post_copy.is_allowed and not source_has_ended:
+            raise WrongState(
+                f"migration {migration_id}: cannot be abandoned: the guest may be coming by post-copy; cancel it at the source",
+                reason="GUEST_MAY_BE_HERE",
+            )
+        if not isinstance(session.phase, inc.Abandoned | inc.Lost):
             session.request(
-                inc.AbandonRequested(cause),
-                "cannot be abandoned: the guest was taken over by this host",
+                inc.AbandonRequested(cause, source_has_ended),
+                f"cannot be abandoned: not possible any more, the guest runs on {self._around.identity.name}",
                 "GUEST_RAN_HERE",
             )
             with suppress(TimeoutError):

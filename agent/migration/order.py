@@ -11,6 +11,7 @@ from typing import Final
 
 from agent.migration.budget import Budget, TimeoutAction
 from agent.migration.means import Compression, Means, refuse_conflicts
+from agent.migration.post_copy import PostCopy
 from common.errors import InvalidRequest
 
 MAX_CHANNEL_COUNT: Final = 255
@@ -45,6 +46,7 @@ class Options:
         migrate_uri: empty lets the destination choose.
         force: go on where Ferry cannot prove that it is safe.
         means: how memory is sent.
+        post_copy: whether and how the guest may go before its memory.
         budget: how eager it is to end, and what happens when it does not.
     """
 
@@ -58,6 +60,7 @@ class Options:
     migrate_uri: str = ""
     force: bool = False
     means: Means = field(default_factory=Means)
+    post_copy: PostCopy = field(default_factory=PostCopy)
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -78,6 +81,11 @@ class Options:
                 f"max-downtime: {self.max_downtime_s:g} s; more than 0 and at most {MAX_DOWNTIME_S:g} s is wanted",
                 reason="DOWNTIME_OUT_OF_RANGE",
             )
+        if self.post_copy.is_allowed and self.multifd_channel_count:
+            raise InvalidRequest(
+                f"postcopy and multifd ({self.multifd_channel_count} channels): QEMU cannot do both, so one of them has to go",
+                reason="OPTIONS_CONFLICT",
+            )
         if self.transport is Transport.TUNNEL and self.plain:
             raise InvalidRequest(
                 "plain and tunnel: the tunnel is encrypted by its own channel, so one of them has to go",
@@ -90,7 +98,9 @@ class Options:
             )
         refuse_conflicts(self._wished())
         if self.budget.on_timeout is TimeoutAction.POST_COPY and not self.can_post_copy:
-            raise InvalidRequest("on-timeout postcopy: this version of Ferry has no post-copy yet", reason="OPTIONS_CONFLICT")
+            raise InvalidRequest(
+                "on-timeout postcopy and postcopy never exclude each other: say postcopy allowed", reason="OPTIONS_CONFLICT"
+            )
 
     def _wished(self) -> frozenset[str]:
         wishes = {
@@ -110,12 +120,12 @@ class Options:
     @property
     def can_post_copy(self) -> bool:
         """Whether the guest may go on at the destination before all of it is there."""
-        return False
+        return self.post_copy.is_allowed
 
     @property
     def channel_count(self) -> int:
-        """How many connections QEMU makes: the main one and the multifd ones."""
-        return 1 + self.multifd_channel_count
+        """How many connections QEMU makes: the main one, the multifd ones, and that of post-copy's preempt."""
+        return 1 + self.multifd_channel_count + self.post_copy.preempt
 
     @property
     def is_psk(self) -> bool:

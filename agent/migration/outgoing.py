@@ -6,6 +6,16 @@
       v                         v                |       |
     Kept <--- Keeping <--- Cancelling ---(lost the race)-+   (also from Sent, when the destination proves it never ran)
 
+In post-copy the guest goes first and the rest of its memory follows:
+
+    Transferring -> Leaving -> Crossing -> Following -> HandedOver
+                                            |   ^
+                                            v   |
+                                            Broken        (the connection was lost; it is made anew)
+
+From `Crossing`, which is the written decision, to the source's `completed` nothing is cancelled and no QEMU is ended: the guest
+exists once, half on each side. `Losing` ends what is left here of a guest that its destination has lost.
+
 Any phase before `Sent` ends in `Lost` when QEMU ends, unless the destination may hold the whole guest by then. `Switching` is the
 written decision: it is saved before `migrate-continue` is sent. From `Sent` on only the destination may run the guest, until its
 agent proves that it never did, or an operator fences it.
@@ -40,6 +50,44 @@ class Transferring:
 @dataclass(frozen=True, slots=True)
 class Switching:
     """The decision is written and device state is on its way; the guest stands still, QEMU's report decides where it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """Post-copy was ordered and QEMU stops the guest at the next chance; the guest is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """The decision for post-copy is written; the guest stands still, QEMU's report decides where it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """QEMU is in post-copy: the guest is the destination's, and the rest of its memory follows."""
+
+    is_resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The connection was lost in post-copy; the guest is the destination's and waits for memory that is here."""
+
+    is_resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The guest never ran at the destination, whose QEMU is gone; QEMU's report decides whether it is here."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Losing:
+    """The destination lost the guest in post-copy; its rest here is being ended, the guest runs nowhere."""
+
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +142,24 @@ class Lost:
 
 
 Phase: TypeAlias = (
-    Begun | Connecting | Transferring | Switching | Sent | HandedOver | Retiring | Retired | Cancelling | Keeping | Kept | Lost
+    Begun
+    | Connecting
+    | Transferring
+    | Switching
+    | Leaving
+    | Crossing
+    | Following
+    | Broken
+    | Refused
+    | Losing
+    | Sent
+    | HandedOver
+    | Retiring
+    | Retired
+    | Cancelling
+    | Keeping
+    | Kept
+    | Lost
 )
 
 
@@ -107,6 +172,33 @@ class PerformRequested:
 @dataclass(frozen=True, slots=True)
 class QemuActive:
     """QEMU reports that it sends memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostCopyRequested:
+    """The guest is to go now, and the rest of its memory after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuInPostCopy:
+    """QEMU reports `postcopy-active`: it can never run the guest again."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuLinkLost:
+    """QEMU reports `postcopy-paused`: the connection is gone, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoodStillTooLong:
+    """The guest stands still for longer than is allowed while QEMU sends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationLost:
+    """The destination's agent proves that the guest's QEMU ended there."""
+
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +280,11 @@ class HuskEnded:
 Event: TypeAlias = (
     PerformRequested
     | QemuActive
+    | PostCopyRequested
+    | QemuInPostCopy
+    | QemuLinkLost
+    | StoodStillTooLong
+    | DestinationLost
     | QemuAtSwitchover
     | QemuCompleted
     | QemuGaveUp
@@ -208,7 +305,7 @@ Step: TypeAlias = AnyStep[Phase, do.Effect]
 FINAL = (Retired, Kept, Lost)
 
 
-def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911 - one line a phase
+def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911, PLR0912 - one line a phase
     """Answer an event.
 
     Raises:
@@ -223,6 +320,16 @@ def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911 - one line 
             return _transferring(phase, event)
         case Switching():
             return _switching(phase, event)
+        case Leaving():
+            return _leaving(phase, event)
+        case Crossing():
+            return _crossing(phase, event)
+        case Following() | Broken():
+            return _in_post_copy(phase, event)
+        case Refused():
+            return _refused(phase, event)
+        case Losing():
+            return _losing(phase, event)
         case Sent():
             return _sent(phase, event)
         case HandedOver():
@@ -239,11 +346,19 @@ def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911 - one line 
             assert_never(phase)
 
 
-def effects_after_restart(phase: Phase) -> tuple[do.Effect, ...]:
+def effects_after_restart(phase: Phase) -> tuple[do.Effect, ...]:  # noqa: PLR0911 - one line a phase
     """Return what a driver that starts again in `phase` has to do, once it has told the machine what QEMU says now."""
     match phase:
-        case Switching():
+        case Leaving():
+            return (do.StartPostCopy(),)
+        case Switching() | Crossing():
             return (do.ContinueMigration(),)
+        case Following(is_resumed=False):
+            return (do.RequestResume(),)
+        case Broken(is_resumed):
+            return (do.EnsureRecovered(),) if is_resumed else (do.RequestResume(), do.EnsureRecovered())
+        case Losing():
+            return (do.EnsureLostEnded(),)
         case Sent():
             return (do.RequestResume(),)
         case Cancelling():
@@ -279,10 +394,99 @@ def _connecting(phase: Connecting, event: Event) -> Step:
 
 
 def _transferring(phase: Transferring, event: Event) -> Step:
-    return _before_switching(phase, event)
+    match event:
+        case PostCopyRequested():
+            return Step(Leaving(), (do.StartPostCopy(),))
+        case _:
+            return _before_switching(phase, event)
 
 
-def _before_switching(phase: Connecting | Transferring, event: Event) -> Step:
+def _leaving(phase: Leaving, event: Event) -> Step:
+    match event:
+        case QemuAtSwitchover():
+            return Step(Crossing(), (do.ContinueMigration(),))
+        case PostCopyRequested():
+            return Step(phase)
+        case PauseRequested():
+            raise InvalidTransition(phase, event)
+        case _:
+            return _before_switching(phase, event)
+
+
+def _crossing(phase: Crossing, event: Event) -> Step:
+    match event:
+        case QemuInPostCopy():
+            return Step(Following(), (do.RequestResume(),))
+        case QemuLinkLost():
+            return Step(Broken(), (do.RequestResume(), do.EnsureRecovered()))
+        case QemuCompleted():  # the last pass was quicker
+            return Step(Sent(), (do.RequestResume(),))
+        case QemuGaveUp(cause):
+            return Step(Keeping(cause), (do.EnsureGuestRestored(),))
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case StoodStillTooLong():
+            return Step(phase, (do.CutConnection(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _in_post_copy(phase: Following | Broken, event: Event) -> Step:  # noqa: C901, PLR0911 - one line an event
+    match event:
+        case ResumeAnswered():
+            return Step(type(phase)(is_resumed=True))
+        case QemuInPostCopy():
+            return Step(Following(phase.is_resumed))
+        case QemuLinkLost():
+            return Step(Broken(phase.is_resumed), (do.EnsureRecovered(),) if isinstance(phase, Following) else ())
+        case QemuCompleted() if phase.is_resumed:
+            return Step(HandedOver(), (do.RecordPostCopy(),))
+        case QemuCompleted():  # Resume is still being asked for
+            return Step(Sent())
+        case QemuGaveUp():  # QEMU runs by itself what may be the destination's: it must not
+            return Step(phase if phase.is_resumed else Sent(), (do.StopGuest(),))
+        case StoodStillTooLong() if isinstance(phase, Following) and not phase.is_resumed:
+            return Step(phase, (do.CutConnection(),))
+        case DestinationNeverRan(cause) if not phase.is_resumed:
+            return _never_ran(phase, cause)
+        case DestinationLost(cause):
+            return Step(Losing(cause), (do.EnsureLostEnded(),))
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _never_ran(phase: Following | Broken, cause: Cause) -> Step:
+    """QEMU 7.2 reports `postcopy-active` before it sends the devices, and takes the guest back when that fails."""
+    if isinstance(phase, Following):
+        return Step(Refused(cause))
+    return Step(Losing(cause), (do.EnsureLostEnded(),))
+
+
+def _refused(phase: Refused, event: Event) -> Step:
+    match event:
+        case QemuGaveUp() | QemuCompleted():
+            return Step(Keeping(phase.cause), (do.EnsureGuestRestored(),))
+        case QemuLinkLost():
+            return Step(Losing(phase.cause), (do.EnsureLostEnded(),))
+        case QemuExited():
+            return Step(Lost(phase.cause))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _losing(phase: Losing, event: Event) -> Step:
+    match event:
+        case HuskEnded():
+            return Step(Lost(phase.cause))
+        case QemuExited():
+            return Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) -> Step:
     match event:
         case QemuAtSwitchover():
             return Step(Switching(), (do.ContinueMigration(),))
@@ -302,6 +506,8 @@ def _before_switching(phase: Connecting | Transferring, event: Event) -> Step:
 
 def _switching(phase: Switching, event: Event) -> Step:
     match event:
+        case QemuInPostCopy():
+            return Step(Following(), (do.RequestResume(),))
         case QemuCompleted():
             return Step(Sent(), (do.RequestResume(),))
         case QemuGaveUp(cause):

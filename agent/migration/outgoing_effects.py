@@ -41,6 +41,42 @@ class EnsureHuskEnded:
     """End the source's QEMU and forget the VM; report HuskEnded."""
 
 
+@dataclass(frozen=True, slots=True)
+class StartPostCopy:
+    """`migrate-start-postcopy`; QEMU stops in `pre-switchover` first."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutConnection:
+    """End QEMU's connections from outside, so that it says what became of the guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureRecovered:
+    """Connect to the destination anew, until QEMU reports `postcopy-active` again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPostCopy:
+    """Read the figures of a post-copy that is over, and make its span."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureLostEnded:
+    """End the source's QEMU, whose guest was lost at the destination; keep the definition; report HuskEnded."""
+
+
 Effect: TypeAlias = (
-    StartTransfer | ContinueMigration | StopGuest | FreeGuest | EnsureGuestRestored | RequestResume | EnsureHuskEnded
+    StartTransfer
+    | ContinueMigration
+    | StopGuest
+    | FreeGuest
+    | EnsureGuestRestored
+    | RequestResume
+    | EnsureHuskEnded
+    | StartPostCopy
+    | CutConnection
+    | EnsureRecovered
+    | RecordPostCopy
+    | EnsureLostEnded
 )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from agent.migration.order import Endpoint
+
 
 @dataclass(frozen=True, slots=True)
 class PeerReport:
@@ -16,12 +18,27 @@ class PeerReport:
     Attributes:
         is_undone: the guest never ran there and never will.
         error: why it failed; empty while it has not.
+        is_lost: the guest was taken over there, and its QEMU has ended.
     """
 
     is_undone: bool
     is_final: bool
     error: str
     reason: str
+    is_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PathProof:
+    """How the way to the destination is proved before QEMU uses it again.
+
+    Attributes:
+        uri: direct: where the destination's agent echoes, `tcp:host:port`, until QEMU listens there; empty for a tunnel.
+        is_fragile: the destination's QEMU dies when this connection is lost while it recovers.
+    """
+
+    uri: str
+    is_fragile: bool
 
 
 class Destination(Protocol):
@@ -36,6 +53,20 @@ class Destination(Protocol):
         Raises:
             GuestNeverRan: the destination proves that it never ran there and that its QEMU is gone.
             Unreachable, Expired: it may have happened; ask again.
+        """
+
+    async def prove_path(self, migration_id: str) -> PathProof:
+        """Ask how to prove the way for a connection of post-copy that is to be made anew.
+
+        Raises:
+            FerryError: the destination's guest does not wait for one.
+        """
+
+    async def reopen(self, migration_id: str) -> Endpoint:
+        """Let the destination's QEMU listen anew for the rest of the guest's memory.
+
+        Raises:
+            FerryError: it cannot.
         """
 
     def watch(self, migration_id: str) -> AsyncIterator[PeerReport]:

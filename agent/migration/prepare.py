@@ -37,6 +37,8 @@ from common.errors import InvalidRequest, WrongState
 KEY_BYTES: Final = 32
 TOKEN_LIFETIME_S: Final = 24 * 3600.0
 DIGEST_BYTES: Final = 32
+# Before it a connection that is lost while post-copy recovers ends the destination's QEMU; versions between were not tried.
+STURDY_VERSION: Final = 10
 
 
 class Preparation:
@@ -107,7 +109,7 @@ class Preparation:
         qemu = around.vms.qemu(vm)
         check_cpu(self._source, await guest_cpu(qemu), self._definition)
         key = await self._install_key(qemu) if self._options.is_psk else ""
-        await apply_settings(qemu, self._options, self._agreed)
+        await self._apply_settings(qemu)
         if self._options.transport is Transport.TUNNEL:
             endpoint = await self._listen_for_tunnel(qemu)
         else:
@@ -115,6 +117,24 @@ class Preparation:
         session.endpoint = endpoint = replace(endpoint, agreed=self._agreed)
         session.request(inc.QemuListening(), "it was undone while it was being prepared", "WRONG_PHASE")
         return endpoint
+
+    async def _apply_settings(self, qemu: Qemu) -> None:
+        try:
+            await apply_settings(qemu, self._options, self._agreed)
+        except QemuRefused as error:
+            if not self._options.post_copy.is_allowed or "ostcopy" not in error.description:
+                raise
+            here = self._around.identity.name
+            raise WrongState(
+                f"post-copy is not possible to {here}: its QEMU may not use userfaultfd there ({error.description}); set "
+                "vm.unprivileged_userfaultfd=1, or give the user of QEMU access to /dev/userfaultfd (QEMU 8 and newer), "
+                "or move without --postcopy",
+                reason="POSTCOPY_NOT_POSSIBLE",
+                host=here,
+            ) from error
+        if self._options.post_copy.is_allowed:
+            version = await qemu.query_version()
+            self.session.update(is_fragile=version.major < STURDY_VERSION)
 
     async def _install_key(self, qemu: Qemu) -> str:
         key = secrets.token_hex(KEY_BYTES)

@@ -50,6 +50,7 @@ class Timeline:
         pass_at_s: QEMU began each pass.
         stopped_at_s: the guest stopped.
         continued_at_s: `migrate-continue` was sent.
+        post_copy_at_s: QEMU reported `postcopy-active` for the first time.
         completed_at_s: QEMU reported `completed`.
         resumed_at_s: the destination answered Resume.
         ran_for_s: how long the guest had run there by then, by the destination's clock.
@@ -66,17 +67,18 @@ class Timeline:
     ran_for_s: float = 0.0
     qemu_downtime_ms: int | None = None
     qemu_total_ms: int | None = None
+    post_copy_at_s: float | None = None
 
     def downtime_legs(self) -> tuple[Leg, ...]:
         """Return the parts of the downtime in order: `stop`, `device`, `resume`; empty before the guest runs again.
 
-        `stop` is from the guest's STOP to `migrate-continue` sent, `device` from there to `completed`, `resume` from there to the
-        answer, less the time that the guest already ran. Their sum is the downtime.
+        `stop` is from the guest's STOP to `migrate-continue` sent, `device` from there to `completed`, in post-copy to
+        `postcopy-active`, `resume` from there to the answer, less the time that the guest already ran. Their sum is the downtime.
         """
         stopped, continued, completed, resumed = (
             self.stopped_at_s,
             self.continued_at_s,
-            self.completed_at_s,
+            self.completed_at_s if self.post_copy_at_s is None else self.post_copy_at_s,
             self.resumed_at_s,
         )
         if stopped is None or completed is None or resumed is None:

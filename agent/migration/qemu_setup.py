@@ -29,6 +29,7 @@ def capabilities(options: Options, agreed: tuple[str, ...]) -> tuple[str, ...]:
     """Return the capabilities that this migration wants, on both sides; the rest is off."""
     return (
         *ALWAYS,
+        *options.post_copy.capabilities,
         *(["multifd"] if options.multifd_channel_count else []),
         *(["auto-converge"] if options.budget.may_throttle else []),
         *options.means.capabilities(),
@@ -46,6 +47,7 @@ def parameters(options: Options) -> dict[str, object]:
     return {
         "downtime-limit": downtime_ms(first_limit_s(bounds(options))),
         "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
+        "max-postcopy-bandwidth": options.post_copy.bandwidth_bytes_per_second,
         "multifd-channels": max(options.multifd_channel_count, 1),
         **options.means.parameters(),
         "tls-creds": CREDENTIALS_ID if options.is_psk else "",

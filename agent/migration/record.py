@@ -42,6 +42,9 @@ class Facts:
         traceparent: W3C trace context of the request that began this half.
         decisions: at the source, what the convergence engine decided.
         made_files: what this half has to remove at its end.
+        post_copy_cause: at the source, why post-copy began.
+        broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
+        is_fragile: at the destination, whether its QEMU dies when the connection is lost while it recovers.
     """
 
     migration_id: str
@@ -66,6 +69,9 @@ class Facts:
     waiting_for: str = ""
     timeline: Timeline = field(default_factory=Timeline)
     progress: Progress | None = None
+    post_copy_cause: str = ""
+    broken_since_s: float | None = None
+    is_fragile: bool = False
     decisions: tuple[Decision, ...] = ()
 
 

@@ -94,6 +94,11 @@ class Session(ABC, Generic[P, V, F]):
         return self.record.phase
 
     @property
+    def lock(self) -> JobLock | None:
+        """The job lock of the VM, while it is held."""
+        return self._lock
+
+    @property
     def is_final(self) -> bool:
         """Whether nothing will change any more."""
         return isinstance(self.phase, self._machine.final)
@@ -123,6 +128,8 @@ class Session(ABC, Generic[P, V, F]):
             self._save_soon()
         elif not self._commit_decision():
             self.save()
+            if type(phase) in self._machine.decision_after:
+                self._save_soon()
         self._start(after.effects)
         self._announce(before, event)
         self._wake()
@@ -180,7 +187,8 @@ class Session(ABC, Generic[P, V, F]):
         """Save, and write down the decision that is likely to come."""
         self.save()
         decision = self._machine.decision_after.get(type(self.phase))
-        if decision is not None and self._decision is None:
+        if decision is not None and (self._decision is None or self._decision[0] != decision):
+            self._drop_decision()
             record = Record(self.facts, decision)
             self._decision = (decision, self._store.stage_session(self.facts.migration_id, record.to_json()))
 

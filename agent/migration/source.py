@@ -21,12 +21,13 @@ from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
 from agent.migration.qemu_setup import bandwidth, downtime_ms
 from agent.migration.record import Record, find_cause
+from agent.migration.recovery import Recovery
 from agent.migration.session import Machine, Session
 from agent.migration.source_watch import SourceWatch
 from agent.migration.steering import Steering
 from agent.migration.surroundings import Surroundings
 from agent.migration.transfer import Transfer
-from agent.migration.transfer_spans import record_transfer
+from agent.migration.transfer_spans import record_post_copy, record_transfer
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
 from agent.qemu.identity import ProcessIdentity
@@ -55,8 +56,8 @@ _MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
     out.step,
     out.effects_after_restart,
     out.FINAL,
-    remembered_by_qemu=(out.Transferring, out.Sent, out.HandedOver),
-    decision_after={out.Transferring: out.Switching()},
+    remembered_by_qemu=(out.Transferring, out.Following, out.Broken, out.Sent, out.HandedOver),
+    decision_after={out.Transferring: out.Switching(), out.Leaving: out.Crossing()},
 )
 
 
@@ -87,6 +88,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.transfer = Transfer(record.facts.migration_id, record.facts.options, around, uri=record.facts.peer_uri)
         self.status_text = ""
         self._watcher = SourceWatch(self)
+        self.recovery = Recovery(self)
         self.steering = Steering(self)
 
     @property
@@ -111,6 +113,11 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     def destination(self) -> Destination | None:
         """The destination's agent, once Perform told its address."""
         return self._destination
+
+    @property
+    def host_name(self) -> str:
+        """The name of this host."""
+        return self._around.identity.name
 
     def last_words(self) -> str:
         """Read QEMU's last message; empty when it said nothing."""
@@ -158,13 +165,16 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             WrongState: the guest is switching or gone already.
         """
         options = self.facts.options
+        if isinstance(self.phase, out.Following) and bandwidth_bytes_per_second is not None and max_downtime_s is None:
+            await self._set_post_copy_bandwidth(bandwidth_bytes_per_second)
+            return
         if bandwidth_bytes_per_second is not None:
             options = replace(options, bandwidth_bytes_per_second=bandwidth_bytes_per_second)
         if max_downtime_s is not None:
             options = replace(options, max_downtime_s=max_downtime_s)
         if max_duration_s is not None:
             options = replace(options, budget=replace(options.budget, max_duration_s=max_duration_s))
-        if not isinstance(self.phase, out.Begun | out.Connecting | out.Transferring):
+        if not isinstance(self.phase, out.Begun | out.Connecting | out.Transferring | out.Leaving):
             raise WrongState(
                 f"migration {self.facts.migration_id}: bounds cannot be changed any more (phase {type(self.phase).__name__})",
                 reason="TOO_LATE",
@@ -178,6 +188,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             }
         )
 
+    async def _set_post_copy_bandwidth(self, bytes_per_second: int) -> None:
+        wished = replace(self.facts.options.post_copy, bandwidth_bytes_per_second=bytes_per_second)
+        await self.qemu.set_parameters({"max-postcopy-bandwidth": bytes_per_second})
+        self.update(options=replace(self.facts.options, post_copy=wished))
+        self.save()
+
     async def reattach(self) -> None:
         """Take the transfer up again after the agent was restarted."""
         if self.facts.peer_address:
@@ -187,12 +203,40 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         if self._destination is None:
             self._destination = await self._connections.enter_async_context(self._around.peers.connect(agent_address))
 
+    def start_postcopy(self, cause: str) -> None:
+        """Let the guest go now and the rest of its memory after it; asks, does not wait. Again is fine.
+
+        Raises:
+            WrongState: post-copy was not wished for, or memory is not on its way yet or any more.
+        """
+        if not self.facts.options.post_copy.is_allowed:
+            raise WrongState(
+                f"migration {self.facts.migration_id} was started without post-copy; --postcopy allowed makes it possible",
+                reason="POSTCOPY_NOT_ALLOWED",
+            )
+        if isinstance(self.phase, out.Crossing | out.Following | out.Broken):
+            return
+        if not self.facts.post_copy_cause:
+            self.update(post_copy_cause=cause)
+        self.request(out.PostCopyRequested(), "post-copy cannot begin now", "WRONG_PHASE")
+
+    def hold_vm(self) -> None:
+        """Let the job lock tell why the guest's QEMU must not be ended."""
+        if self._lock is not None:
+            self._lock.why = self.too_late
+
+    @property
+    def too_late(self) -> str:
+        """Say in post-copy why nothing can be undone."""
+        peer = self.facts.peer or "the destination"
+        return f"not possible any more, the guest runs on {peer} and part of its memory is still here"
+
     # effects
 
     async def _watch(self, *, after_restart: bool) -> None:
         await self._watcher.run(after_restart=after_restart)
 
-    async def _run_effect(self, effect: do.Effect) -> None:
+    async def _run_effect(self, effect: do.Effect) -> None:  # noqa: C901 - one line an effect
         match effect:
             case do.StartTransfer():
                 await self._start_transfer()
@@ -208,6 +252,17 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 await self._request_resume()
             case do.EnsureHuskEnded():
                 await self._end_husk()
+            case do.StartPostCopy():
+                await self._start_post_copy()
+            case do.CutConnection():
+                await self._cut_and_yank()
+            case do.EnsureRecovered():
+                await self.recovery.run()
+            case do.RecordPostCopy():
+                await self._keep_figures()
+                record_post_copy(self.facts, self.parent)
+            case do.EnsureLostEnded():
+                await self._end_lost()
 
     def _on_bug(self, error: Exception) -> None:
         cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
@@ -242,7 +297,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     async def _continue_migration(self) -> None:
         await self.wait_attached()
-        if not isinstance(self.phase, out.Switching):
+        if not isinstance(self.phase, out.Switching | out.Crossing):
             return
         if self.facts.timeline.continued_at_s is None:
             self.update(timeline=replace(self.facts.timeline, continued_at_s=now_s()))
@@ -251,6 +306,33 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         except QemuRefused as error:
             # Also after a restart, when QEMU has left pre-switchover: its report decides.
             _log.info("migrate-continue refused", migration=self.facts.migration_id, error=error.text)
+
+    async def _start_post_copy(self) -> None:
+        await self.wait_attached()
+        if not isinstance(self.phase, out.Leaving):
+            return
+        try:
+            await self.qemu.migrate_start_postcopy()
+        except QemuRefused as error:
+            self.update(warnings=(*self.facts.warnings, f"post-copy was refused: {error.text}"))
+            return
+        if self._destination is not None and self.facts.options.is_psk and self.facts.options.post_copy.preempt:
+            with suppress(FerryError, TimeoutError):  # QEMU 10.0 makes the second connection only now
+                await self.transfer.report_channels(self.process.pid, self._destination)
+
+    async def _end_lost(self) -> None:
+        delay_s = RETRY_FIRST_S
+        while isinstance(self.phase, out.Losing):
+            try:
+                if self._lock is not None:
+                    await self._around.vms.end_lost(self._lock)
+            except FerryError as error:
+                self.update(waiting_for=f"the source's QEMU does not end: {error.text}")
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RETRY_LAST_S)
+            else:
+                self.update(waiting_for="")
+                self.observe(out.HuskEnded())
 
     async def _free_guest(self) -> None:
         """Cancel; the connections of a mute QEMU are cut and yanked out of band; until QEMU says how it ended."""
@@ -282,7 +364,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         except FerryError as error:
             _log.warning("connection not cut", migration=self.facts.migration_id, error=error.text)
             self.update(waiting_for=error.text)
-        if isinstance(self.phase, out.Cancelling):
+        if isinstance(self.phase, out.Cancelling | out.Crossing):
             with suppress(FerryError, TimeoutError):
                 async with asyncio.timeout(YANK_ANSWER_S):
                     await self.qemu.yank_migration()
@@ -324,7 +406,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     async def _request_resume(self) -> None:
         delay_s = RETRY_FIRST_S
-        while isinstance(self.phase, out.Sent):
+        while self._is_giving_away():
             try:
                 if self._destination is None:
                     raise Unreachable("the address of its agent is not known")
@@ -339,15 +421,30 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             else:
                 line = replace(self.facts.timeline, resumed_at_s=now_s(), ran_for_s=ran_for_s)
                 self.update(timeline=line, guest_ran=True, waiting_for="")
-                await self._keep_figures()
+                if isinstance(self.phase, out.Sent):
+                    await self._keep_figures()
                 self.observe(out.ResumeAnswered())
+                if isinstance(self.phase, out.HandedOver) and self.facts.timeline.post_copy_at_s is not None:
+                    record_post_copy(self.facts, self.parent)
                 record_transfer(self.facts, self.parent)
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_LAST_S)
 
+    def _is_giving_away(self) -> bool:
+        match self.phase:
+            case out.Sent() | out.Following(is_resumed=False) | out.Broken(is_resumed=False):
+                return True
+            case _:
+                return False
+
     def _waiting_text(self, why: str) -> str:
         peer = self.facts.peer or "the destination"
+        if not isinstance(self.phase, out.Sent):
+            return (
+                f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again. "
+                f"Part of the guest's memory is still on {self.host_name}: end no QEMU of it"
+            )
         return (
             f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again. "
             f"If {peer} is dead for good and the guest does not run there: "

@@ -12,6 +12,7 @@ import structlog
 from agent.migration import outgoing as out
 from agent.migration.clocks import now_s
 from agent.migration.machine import Cause
+from agent.migration.post_copy import When
 from agent.migration.progress import progress_of
 from agent.migration.transfer_spans import untraced
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
@@ -26,10 +27,23 @@ MUTE_LIMIT_S: Final = 1.0
 STANDSTILL_MARGIN_S: Final = 1.0
 CONNECT_LIMIT_S: Final = 15.0
 STALL_LIMIT_S: Final = 30.0
+POST_COPY_STALL_LIMIT_S: Final = 10.0
 WATCH_RETRY_S: Final = 0.5
 
-_BEFORE_SENT = (out.Begun, out.Connecting, out.Transferring, out.Switching, out.Cancelling)
-_ON_THE_WAY = (out.Connecting, out.Transferring)
+_IN_POST_COPY = (out.Following, out.Broken)
+_BEFORE_SENT = (
+    out.Begun,
+    out.Connecting,
+    out.Transferring,
+    out.Switching,
+    out.Leaving,
+    out.Crossing,
+    *_IN_POST_COPY,
+    out.Refused,
+    out.Cancelling,
+)
+_ON_THE_WAY = (out.Connecting, out.Transferring, out.Leaving)
+_SWITCHING = (out.Switching, out.Crossing)
 _RUN_STATES_OF_SENT = (RunState.POSTMIGRATE, RunState.FINISH_MIGRATE)
 _log = structlog.get_logger()
 
@@ -45,6 +59,8 @@ class SourceWatch:
 
     async def run(self, *, after_restart: bool) -> None:
         """Watch until cancelled."""
+        if isinstance(self._session.phase, (out.Crossing, *_IN_POST_COPY)):
+            self._session.hold_vm()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_qemu(after_restart=after_restart))
             group.create_task(self._poll_progress())
@@ -103,9 +119,10 @@ class SourceWatch:
             case "MIGRATION_PASS":
                 passes = session.facts.timeline.pass_at_s
                 session.update(timeline=replace(session.facts.timeline, pass_at_s=(*passes, event.at_s)))
+                self._start_wished_post_copy(When.AFTER_FIRST_PASS, is_due=len(passes) > 0)
             case "STOP" if isinstance(session.phase, _ON_THE_WAY):
                 session.update(timeline=replace(session.facts.timeline, stopped_at_s=event.at_s))
-            case "RESUME" if not isinstance(session.phase, out.Sent | out.HandedOver):
+            case "RESUME" if not isinstance(session.phase, (out.Sent, out.HandedOver, *_IN_POST_COPY)):
                 session.update(timeline=replace(session.facts.timeline, stopped_at_s=None))
             case "SHUTDOWN":
                 self._shutdown_reason = str(event.data.get("reason", ""))
@@ -116,6 +133,11 @@ class SourceWatch:
         match status:
             case MigrationStatus.ACTIVE:
                 session.observe(out.QemuActive())
+                self._start_wished_post_copy(When.IMMEDIATELY, is_due=True)
+            case MigrationStatus.POSTCOPY_ACTIVE:
+                self._see_post_copy(at_s)
+            case MigrationStatus.POSTCOPY_PAUSED:
+                self._see_link_lost(at_s)
             case MigrationStatus.PRE_SWITCHOVER:
                 if session.facts.timeline.stopped_at_s is None:
                     session.update(timeline=replace(session.facts.timeline, stopped_at_s=at_s))
@@ -126,6 +148,29 @@ class SourceWatch:
             case _:
                 session.update()
 
+    def _start_wished_post_copy(self, when: When, *, is_due: bool) -> None:
+        session = self._session
+        if is_due and session.facts.options.post_copy.when is when and isinstance(session.phase, out.Transferring):
+            session.start_postcopy(f"as wished: {when.value}")
+
+    def _see_post_copy(self, at_s: float) -> None:
+        session = self._session
+        session.hold_vm()
+        if session.facts.timeline.post_copy_at_s is None:
+            session.update(timeline=replace(session.facts.timeline, post_copy_at_s=at_s))
+        if isinstance(session.phase, out.Broken):
+            session.update(broken_since_s=None, waiting_for="")
+        session.observe(out.QemuInPostCopy())
+
+    def _see_link_lost(self, at_s: float) -> None:
+        session = self._session
+        session.hold_vm()
+        if session.facts.timeline.post_copy_at_s is None:
+            session.update(timeline=replace(session.facts.timeline, post_copy_at_s=at_s))
+        if session.facts.broken_since_s is None:
+            session.update(broken_since_s=at_s)
+        session.observe(out.QemuLinkLost())
+
     def _see_report(self, report: MigrationReport) -> None:
         """Take a report, which is the truth where an event was missed."""
         session = self._session
@@ -135,11 +180,15 @@ class SourceWatch:
             session.update(progress=progress)
         match report.status:
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
-                if isinstance(session.phase, out.Connecting | out.Transferring | out.Switching | out.Cancelling):
+                if isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING, *_IN_POST_COPY, out.Refused, out.Cancelling)):
                     session.observe(out.QemuGaveUp(self._gave_up(report.status, report.error_desc or "")))
             case MigrationStatus.ACTIVE if isinstance(session.phase, out.Connecting):
                 session.observe(out.QemuActive())
             case MigrationStatus.PRE_SWITCHOVER if isinstance(session.phase, _ON_THE_WAY):
+                self._see_status(report.status, now_s())
+            case MigrationStatus.POSTCOPY_ACTIVE if not isinstance(session.phase, out.Following):
+                self._see_status(report.status, now_s())
+            case MigrationStatus.POSTCOPY_PAUSED if not isinstance(session.phase, out.Broken):
                 self._see_status(report.status, now_s())
             case MigrationStatus.COMPLETED if isinstance(session.phase, _BEFORE_SENT):
                 self._see_status(report.status, now_s())
@@ -154,6 +203,8 @@ class SourceWatch:
         }.get(self._shutdown_reason, ("the guest's QEMU on the source ended unexpectedly", "QEMU_ENDED"))
         words = self._session.last_words()
         text = f"{how[0]}: {words}" if words and not self._shutdown_reason else how[0]
+        if isinstance(self._session.phase, (out.Crossing, *_IN_POST_COPY)):
+            text += f"; it held memory of the guest that {self._peer()} did not have yet, so the guest is lost"
         self._session.observe(out.QemuExited(Cause(text, how[1]), was_watched=self._was_watched))
 
     async def ask_qemu(self) -> None:
@@ -188,14 +239,21 @@ class SourceWatch:
         moved_at_s, moved_bytes = now_s(), -1
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
-            if not isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
+            if not isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING, *_IN_POST_COPY)):
                 continue
             with untraced():
                 await self.ask_qemu()
             progress = session.facts.progress
+            passes = 0 if progress is None else progress.pass_count
+            self._start_wished_post_copy(When.IMMEDIATELY, is_due=True)  # the event may have been missed
+            self._start_wished_post_copy(When.AFTER_FIRST_PASS, is_due=passes > 1)
             sent_bytes = 0 if progress is None else progress.ram_transferred_bytes
-            if sent_bytes != moved_bytes or not isinstance(session.phase, out.Transferring):
+            if sent_bytes != moved_bytes or not isinstance(session.phase, out.Transferring | out.Following):
                 moved_at_s, moved_bytes = now_s(), sent_bytes
+            elif isinstance(session.phase, out.Following):
+                if now_s() - moved_at_s > POST_COPY_STALL_LIMIT_S:
+                    await session.recovery.give_connection_up()
+                    moved_at_s = now_s()
             elif now_s() - moved_at_s > STALL_LIMIT_S:
                 text = f"no byte has moved for {STALL_LIMIT_S:g} s: the network or {self._peer()} is silent"
                 session.observe(out.CancelRequested(Cause(text, "TRANSFER_STALLED")))
@@ -235,12 +293,24 @@ class SourceWatch:
                     f"the guest stood still for {now_s() - began_s:.1f} s and {self._peer()} did not acknowledge it "
                     f"(allowed: {session.facts.options.max_downtime_s:g} s), so the guest goes on here"
                 )
-                session.observe(out.CancelRequested(Cause(text, "STANDSTILL_TOO_LONG")))
+                if isinstance(session.phase, out.Crossing | out.Following):
+                    if isinstance(session.phase, out.Crossing) or await self._is_mute():  # QEMU 7.2 sends the devices in either
+                        session.observe(out.StoodStillTooLong())
+                    await asyncio.sleep(STANDSTILL_MARGIN_S)
+                else:
+                    session.observe(out.CancelRequested(Cause(text, "STANDSTILL_TOO_LONG")))
+
+    async def _is_mute(self) -> bool:
+        try:
+            await self._session.qemu.monitor.probe(timeout_s=MUTE_LIMIT_S)
+        except FerryError:
+            return True
+        return False
 
     def _standstill_began_s(self) -> float | None:
         """Say since when the guest stands still because of the switch-over, not because somebody wished it."""
         session = self._session
-        if not isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
+        if not isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING)) and session.phase != out.Following():
             return None
         stopped_at_s = session.facts.timeline.stopped_at_s
         if session.facts.options.pause or session.facts.guest_was_paused:
@@ -253,7 +323,8 @@ class SourceWatch:
         await self._until(out.Connecting)
         with suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_LIMIT_S):
-                await session.wait_phase(out.Transferring, out.Switching, out.Cancelling, out.Keeping, out.Sent)
+                while isinstance(session.phase, out.Connecting):
+                    await session.wait_change()
                 return
         way = session.facts.peer_uri or "tunnel"
         text = f"no connection to {self._peer()} in {CONNECT_LIMIT_S:g} s ({way}): is a firewall in the way?"
@@ -271,6 +342,9 @@ class SourceWatch:
                     self.destination_is_over = report.is_undone or report.is_final
                     if report.error and report.error != session.facts.peer_words:
                         session.update(peer_words=report.error)
+                    if report.is_lost:
+                        text = f"{self._peer()}: {report.error or 'its QEMU ended'}; the guest was lost there"
+                        session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED")))
                     if report.is_undone and isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
                         session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))

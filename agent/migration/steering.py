@@ -108,7 +108,9 @@ class Steering:
                 session.pause()
             case Choice.ABORT:
                 session.observe(out.CancelRequested(self._why_given_up(decision)))
-            case Choice.POST_COPY | Choice.BOUNDS:
+            case Choice.POST_COPY:
+                session.start_postcopy(f"decided by the policy {session.facts.options.budget.policy.value}")
+            case Choice.BOUNDS:
                 pass
 
     def _why_given_up(self, decision: Decision) -> Cause:

@@ -32,6 +32,12 @@ class Strangers:
         self._source_ports: frozenset[int] = frozenset()
         self._first_seen_s: dict[int, float] = {}
 
+    def move(self, port: int) -> None:
+        """Watch another port, whose source announces itself anew."""
+        self._port = port
+        self._is_announced = self._is_complete = False
+        self._first_seen_s.clear()
+
     def report(self, ports: tuple[int, ...], *, is_complete: bool) -> None:
         """Take the source's word for which connections are its own; a first one without ports says that it is about to connect."""
         self._is_announced = True

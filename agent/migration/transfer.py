@@ -53,6 +53,17 @@ class Transfer:
         self._uri = endpoint.uri
         return endpoint.uri
 
+    async def open_again(self, endpoint: Endpoint) -> str:
+        """Make the way ready for a post-copy that lost its connection; return the URI for `migrate`.
+
+        Raises:
+            FerryError: the tunnel refused.
+        """
+        if self._options.transport is Transport.TUNNEL:
+            return await self._open_tunnel(endpoint)
+        self._uri, self._addresses = endpoint.uri, ()
+        return endpoint.uri
+
     async def _install_key(self, qemu: Qemu, endpoint: Endpoint) -> None:
         try:
             directory = self._around.write_key(self._migration_id, endpoint.psk_key)

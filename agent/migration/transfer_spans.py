@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -53,8 +53,21 @@ def record_transfer(facts: Facts, parent: otel_context.Context) -> None:
         at_s += leg.duration_s
 
 
+def record_post_copy(facts: Facts, parent: otel_context.Context) -> None:
+    """Make `migration.postcopy`, from QEMU's `postcopy-active` to its `completed`."""
+    line = facts.timeline
+    if line.post_copy_at_s is None or line.completed_at_s is None:
+        return
+    requests = 0 if facts.progress is None else facts.progress.figures.postcopy_request_count
+    attributes: dict[str, int | float | str] = {
+        "migration.postcopy_requests": requests,
+        "migration.postcopy_cause": facts.post_copy_cause,
+    }
+    _span("migration.postcopy", line.post_copy_at_s, line.completed_at_s, parent, attributes)
+
+
 def _span(
-    name: str, began_s: float, ended_s: float, parent: otel_context.Context, attributes: dict[str, int | float]
+    name: str, began_s: float, ended_s: float, parent: otel_context.Context, attributes: Mapping[str, int | float | str]
 ) -> otel_context.Context:
     span = _tracer.start_span(name, parent, start_time=int(began_s * _NS), attributes=attributes)
     span.end(int(max(ended_s, began_s) * _NS))

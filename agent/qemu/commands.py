@@ -153,6 +153,22 @@ class Qemu:
         """Start to send the guest. Returns before the connection is tried."""
         await self._execute("migrate", {"uri": uri})
 
+    async def migrate_again(self, uri: str) -> None:
+        """Go on with a post-copy whose connection was lost. Returns before the connection is tried."""
+        await self._execute("migrate", {"uri": uri, "resume": True})
+
+    async def migrate_start_postcopy(self) -> None:
+        """Ask for post-copy; only `postcopy-active` tells that it is, since the last pass may be quicker."""
+        await self._execute("migrate-start-postcopy")
+
+    async def migrate_recover(self, uri: str) -> None:
+        """Let a destination whose connection was lost listen anew, out of band: its main loop may wait for a page."""
+        await self.monitor.execute_oob("migrate-recover", {"uri": uri})
+
+    async def migrate_pause(self) -> None:
+        """Give the connection of a post-copy up, out of band; either side, in `postcopy-active`."""
+        await self.monitor.execute_oob("migrate-pause")
+
     async def migrate_incoming(self, uri: str, *, exit_on_error: bool | None = None) -> None:
         """Listen for a source; works once in the life of a QEMU.
 

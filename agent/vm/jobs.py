@@ -49,6 +49,8 @@ class JobLock:
         self.holder_id = holder_id
         self._on_release = on_release
         self.is_held = True
+        self.why = ""  # more than the name of the job, for whoever is refused
+        self.is_starved = False  # QEMU waits for the guest's memory and may leave ordinary commands unanswered
 
     def release(self) -> None:
         """Let others have the VM."""
@@ -90,7 +92,7 @@ class Jobs:
             return held
         named = f"{held.job.value} {held.holder_id}".strip()
         raise Busy(
-            f"VM {vm_name} is busy: {named}",
+            f"VM {vm_name} is busy: {named}{': ' if held.why else ''}{held.why}",
             reason="VM_BUSY",
             vm=vm_name,
             job=held.job.value,

@@ -378,6 +378,10 @@ class Vms:
             await quit_qemu(vm, self._engine, Reason.MIGRATED)
         self._remove_definition(vm, Reason.MIGRATED)
 
+    async def end_lost(self, lock: JobLock) -> None:
+        """End the QEMU of a guest that was lost at its destination; its definition stays. May be repeated."""
+        await quit_qemu(self._locked(lock, Job.MIGRATION_OUT), self._engine, Reason.FAILED)
+
     # What saving and restoring do
 
     def check_place(self, path: str) -> Path:

@@ -22,7 +22,8 @@ ANSWER_TIMEOUT_S = 1.0
 
 async def view_vm(vm: Vm, lock: JobLock | None) -> VmView:
     """Describe a VM within about a second, even if its QEMU is mute."""
-    state = await _find_state(vm)
+    # Questions that a starved QEMU does not answer would fill its queue, and bar the command that helps it.
+    state = VmState.RUNNING if lock is not None and lock.is_starved else await _find_state(vm)
     running = vm.running
     process = None if running is None else running.process
     return VmView(

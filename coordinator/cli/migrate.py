@@ -32,8 +32,9 @@ from coordinator.cli.progress import open_progress
 from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
-from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes
+from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes, OnTimeout
 from coordinator.cli.wishes_means import NO_MEANS, MeansWishes
+from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes, When
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -115,6 +116,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     ] = "",
     wishes: Wishes = Wishes(),
     means: MeansWishes = NO_MEANS,
+    post_copy: PostCopyWishes = NO_POST_COPY,
     budget: BudgetWishes = NO_BUDGET,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
@@ -132,6 +134,10 @@ async def migrate(  # noqa: PLR0913 -- an option each
     options = wishes.message()
     if (wished := means.message(has_multifd=wishes.multifd > 0, is_plain=wishes.plain)) is not None:
         options.means.CopyFrom(wished)
+    if post_copy != NO_POST_COPY:
+        options.post_copy.CopyFrom(post_copy.message())
+    elif budget.on_timeout is OnTimeout.POSTCOPY:
+        options.post_copy.CopyFrom(PostCopyWishes(When.ALLOWED).message())
     options.budget.CopyFrom(budget.message())
     request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()

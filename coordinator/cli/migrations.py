@@ -153,6 +153,33 @@ async def pause(migration_id: MigrationId, /, *, output: Output = Format.TABLE, 
     return _changed(Screen(), migration, output)
 
 
+@app.command
+async def postcopy(
+    migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
+) -> ExitCode:
+    """Let the guest go now and the rest of its memory after it; needs ferry migrate --postcopy allowed.
+
+    It always ends, and cannot be cancelled from then on.
+    """
+    async with Link(settings) as link:
+        coordinator = link.coordinator
+        request = pb.StartPostcopyRequest(request_id=new_request_id(), migration_id=migration_id)
+        migration = (await coordinator.change(coordinator.stub.StartPostcopy, request)).migration
+    return _changed(Screen(), migration, output)
+
+
+@app.command
+async def recover(
+    migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
+) -> ExitCode:
+    """Make a connection that was lost in post-copy anew, now."""
+    async with Link(settings) as link:
+        coordinator = link.coordinator
+        request = pb.RecoverMigrationRequest(request_id=new_request_id(), migration_id=migration_id)
+        migration = (await coordinator.change(coordinator.stub.RecoverMigration, request)).migration
+    return _changed(Screen(), migration, output)
+
+
 @app.command(name="set")
 async def set_limits(  # noqa: PLR0913 -- an option each
     migration_id: MigrationId,

@@ -29,7 +29,7 @@ _PASS_INTERVAL_S = 1.0
 _LINE_INTERVAL_S = 5.0
 _BAR_WIDTH = 40
 # While the guest changes hands the numbers stand still.
-_MOVING_STATES = frozenset({pb.Migration.STATE_TRANSFERRING, pb.Migration.STATE_CANCELLING})
+_MOVING_STATES = frozenset({pb.Migration.STATE_TRANSFERRING, pb.Migration.STATE_CANCELLING, pb.Migration.STATE_POST_COPY})
 
 
 class Progress(Protocol):
@@ -168,6 +168,9 @@ def numbers_of(migration: pb.Migration) -> Iterator[str]:
     yield f"{_percent(migration):.0f} %"
     yield f"{format_bytes(progress.ram_remaining_bytes)} of {format_bytes(progress.ram_total_bytes)} left"
     yield format_rate(progress.bytes_per_second)
+    if migration.state == pb.Migration.STATE_POST_COPY:
+        yield f"{progress.figures.postcopy_request_count} pages waited for"
+        return
     if progress.dirty_bytes_per_second:
         yield f"dirtied {format_rate(progress.dirty_bytes_per_second)}"
     if progress.HasField("expected_downtime"):

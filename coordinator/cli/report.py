@@ -167,6 +167,8 @@ def _progress_rows(progress: common.Progress) -> Iterator[tuple[str, str]]:
     sent = format_bytes(progress.ram_transferred_bytes)
     yield "sent", f"{sent} in {progress.pass_count} {passes}, {format_rate(average)} on average"
     yield "pages", f"{progress.normal_page_count} whole, {progress.zero_page_count} zero"
+    if progress.figures.postcopy_request_count:
+        yield "waited for", f"{progress.figures.postcopy_request_count} pages in post-copy"
     if progress.throttle_percent:
         yield "throttled", f"{progress.throttle_percent} %"
 
@@ -191,6 +193,8 @@ def _way(options: common.MigrationOptions) -> str:
         words.append(f"at most {format_rate(options.bandwidth_bytes_per_second)}")
     if options.HasField("max_downtime"):
         words.append(f"at most {format_duration(seconds(options.max_downtime))} of downtime")
+    if options.HasField("post_copy"):
+        words.append("post-copy" + (" with preempt" if options.post_copy.preempt else ""))
     if options.budget.policy > common_budget.POLICY_SAFE:
         words.append(f"policy {common_budget.Policy.Name(options.budget.policy).removeprefix('POLICY_').lower().replace('_', '-')}")
     if options.budget.HasField("max_duration"):

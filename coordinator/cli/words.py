@@ -24,7 +24,7 @@ def short_id(migration_id: str) -> str:
 
 def state_word(migration: pb.Migration) -> str:
     """Name a migration's state in small letters."""
-    return enum_name(pb.Migration.State.DESCRIPTOR, migration.state).lower()
+    return enum_name(pb.Migration.State.DESCRIPTOR, migration.state).lower().replace("_", "-")
 
 
 def location_word(migration: pb.Migration) -> str:
@@ -62,6 +62,10 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
             yield f"{vm} was not moved to {destination}: {migration.error or 'cancelled'}"
         case pb.Migration.STATE_FAILED:
             yield f"{vm} was not moved to {destination}: {_cause(migration)}"
+        case pb.Migration.STATE_WAITING if migration.phase in {"Following", "Broken"}:
+            yield f"{vm} is on {destination} and waits for the rest of its memory: {_cause(migration)}"
+            yield f"end no QEMU of it, on either host: {source} and {destination} each hold a part of it"
+            return
         case pb.Migration.STATE_WAITING:
             yield f"{vm} stands still and waits: {_cause(migration)}"
             yield from _waiting(migration)

@@ -15,7 +15,7 @@ import structlog
 from common.errors import FerryError, NotFound, WrongState
 from coordinator.agents import MAY_HAVE_HAPPENED
 from coordinator.halves import Half, HalfState, Location, MoveState
-from coordinator.ownership import Decision, Silent, Word, decide, has_taken_over
+from coordinator.ownership import Decision, Silent, Word, decide, has_taken_over, is_halved
 from coordinator.workflows import texts
 from coordinator.workflows.moving import Moving
 
@@ -55,7 +55,7 @@ async def follow(moving: Moving, open_stream: Callable[[], AsyncGenerator[Half]]
             return
         except MAY_HAVE_HAPPENED as error:
             destination = await moving.ask(moving.destination)
-            if has_taken_over(destination):
+            if has_taken_over(destination) and not is_halved(destination):
                 return
             moving.wait(texts.source_silent(moving.move, error.text, destination))
         await asyncio.sleep(next(delays))
@@ -79,6 +79,9 @@ async def complete(moving: Moving) -> None:
         FerryError: an agent refuses.
     """
     await _ensure_resumed(moving)
+    while moving.is_halved:
+        await follow(moving, lambda: moving.source.watch(moving.migration_id))
+        await _ensure_resumed(moving)
     if not moving.move.state.is_final:
         moving.change(state=MoveState.FINISHING, location=Location.DESTINATION, error="", error_reason="")
     kept = await moving.step("finish", lambda: _until_answered(moving, "finish", lambda: moving.destination.finish(moving.move)))
@@ -99,9 +102,10 @@ async def _ensure_resumed(moving: Moving) -> None:
     began_s = moving.clock.monotonic_s()
     for delay_s in moving.pace.short_delays():
         source, destination = await moving.ask_both()
+        moving.is_halved = is_halved(source) or is_halved(destination)
         if has_taken_over(destination) and not _is_resuming(destination):
             return
-        if decide(source, destination) not in {Decision.FINISH, Decision.ASK_AGAIN}:
+        if decide(source, destination) not in {Decision.FINISH, Decision.FOLLOW, Decision.ASK_AGAIN}:
             raise TurnedBack
         if moving.resume_token and moving.clock.monotonic_s() - began_s >= moving.pace.resume_patience_s:
             try:

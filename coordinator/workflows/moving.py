@@ -46,6 +46,7 @@ class Moving:
     Attributes:
         failure: the first reason why it does not happen; what the undo says later follows from it.
         resume_token, keep_paused: what Resume needs, once the source told it. In memory only.
+        is_halved: whether part of the guest's memory was still at the source when both were asked last.
     """
 
     migration_id: str
@@ -57,6 +58,7 @@ class Moving:
     failure: Failure | None = None
     resume_token: bytes = b""
     keep_paused: bool = False
+    is_halved: bool = False
 
     def __post_init__(self) -> None:
         """Remember why an earlier coordinator gave the migration up."""

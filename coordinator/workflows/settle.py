@@ -87,7 +87,10 @@ async def _end(moving: Moving, source: Word, destination: Word, location: Locati
         moving.wait(destination.why)
         return
     if destination is not None and not destination.is_final:
-        destination = await moving.attempt("abandon", lambda: moving.destination.abandon(moving.move, moving.cause))
+        has_ended = isinstance(source, Half) and source.is_final
+        destination = await moving.attempt(
+            "abandon", lambda: moving.destination.abandon(moving.move, moving.cause, source_has_ended=has_ended)
+        )
     moving.change(is_tidy=destination is None or destination.is_final)
 
 

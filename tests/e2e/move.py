@@ -17,6 +17,7 @@ from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.common.v1 import budget_pb2 as budget_pb
 from ferry.common.v1 import means_pb2 as means_pb
 from ferry.common.v1 import migration_pb2 as common_pb
+from ferry.common.v1 import post_copy_pb2 as post_copy_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
 from tests.e2e.waiting import POLL_S, deadline
@@ -49,6 +50,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     migrate_uri: str = "",
     destination_xml: bytes = b"",
     means: means_pb.Means | None = None,
+    post_copy: post_copy_pb.PostCopy | None = None,
     policy: budget_pb.Policy.ValueType = budget_pb.POLICY_UNSPECIFIED,
     max_duration_s: float | None = None,
     on_timeout: budget_pb.TimeoutAction.ValueType = budget_pb.TIMEOUT_ACTION_UNSPECIFIED,
@@ -65,6 +67,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         migrate_uri=migrate_uri,
         destination_domain_xml=destination_xml,
         means=means,
+        post_copy=post_copy,
         budget=budget_pb.Budget(
             policy=policy, max_duration=None if max_duration_s is None else seconds(max_duration_s), on_timeout=on_timeout
         ),
@@ -159,6 +162,14 @@ class Move:
         """Stop the guest for the rest of the transfer."""
         return (await self._coordinator.PauseMigration(pb.PauseMigrationRequest(migration_id=self.id))).migration
 
+    async def start_postcopy(self) -> Whole:
+        """Let the guest go now."""
+        return (await self._coordinator.StartPostcopy(pb.StartPostcopyRequest(migration_id=self.id))).migration
+
+    async def recover(self) -> Whole:
+        """Make a lost connection anew."""
+        return (await self._coordinator.RecoverMigration(pb.RecoverMigrationRequest(migration_id=self.id))).migration
+
     async def update(
         self,
         *,
@@ -175,6 +186,16 @@ class Move:
             max_duration=None if max_duration_s is None else seconds(max_duration_s),
         )
         return (await self._coordinator.UpdateMigration(request)).migration
+
+
+def post_copy(
+    when: post_copy_pb.PostCopy.When.ValueType = post_copy_pb.PostCopy.WHEN_AFTER_FIRST_PASS,
+    *,
+    bandwidth_mib_s: float = 0,
+    preempt: bool = False,
+) -> post_copy_pb.PostCopy:
+    """Say what is wished of post-copy."""
+    return post_copy_pb.PostCopy(when=when, bandwidth_bytes_per_second=round(bandwidth_mib_s * (1 << 20)), preempt=preempt)
 
 
 async def _wait(

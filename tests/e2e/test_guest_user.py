@@ -17,7 +17,7 @@ from deploy.lab.fleet import HOSTS, Fleet
 from tests.e2e.binaries import PATHS
 from tests.e2e.guest import Guest, Plan, domain
 from tests.e2e.lab import RUNNING, Lab
-from tests.e2e.move import State, wishes
+from tests.e2e.move import State, post_copy, wishes
 from tests.guests.console import Console
 
 USER = "nobody"
@@ -86,3 +86,16 @@ async def test_an_image_that_the_user_may_not_open_is_refused_with_the_user_name
 
     with pytest.raises(WrongState, match=rf"Permission denied.*runs as user {USER}"):
         await its_lab.start_vm("host-a", "web")
+
+
+async def test_post_copy_to_a_user_that_may_not_use_userfaultfd_is_refused_before_anything_moves(its_lab: Lab):
+    guest = await start(its_lab)
+
+    outcome = await (await its_lab.start_move(options=wishes(post_copy=post_copy()))).outcome()
+
+    assert outcome.state == State.STATE_FAILED
+    assert outcome.error_reason == "POSTCOPY_NOT_POSSIBLE"
+    assert "host-b" in outcome.error
+    assert "userfaultfd" in outcome.error
+    await its_lab.assert_only_on("host-a", guest)
+    guest.assert_whole()

@@ -149,7 +149,7 @@ class FakeAgent(rpc.AgentServiceServicer):
         async with self._call("Abandon", request):
             cause = Cause(request.cause or "the migration was given up", "ABANDONED", by_wish=True)
             if not isinstance(self._world.get(self._host), inc.Abandoned):
-                self._world.request(self._host, inc.AbandonRequested(cause), "GUEST_RAN_HERE")
+                self._world.request(self._host, inc.AbandonRequested(cause, request.source_has_ended), "GUEST_RAN_HERE")
         return pb.AbandonMigrationResponse(migration=self._half())
 
     async def PauseMigration(self, request: Any, context: Any) -> pb.PauseMigrationResponse:

@@ -92,8 +92,11 @@ class World:
     def runs_on(self) -> set[str]:
         """Name the hosts on which the guest may run."""
         source, destination = self.phases.get("host-a"), self.phases.get("host-b")
-        is_given = isinstance(source, out.Switching | out.Sent | out.HandedOver | out.Retiring | out.Retired | out.Lost)
-        is_taken = isinstance(destination, inc.Resuming | inc.Running | inc.Finished)
+        in_post_copy = out.Crossing | out.Following | out.Broken
+        is_given = isinstance(
+            source, out.Switching | in_post_copy | out.Sent | out.HandedOver | out.Retiring | out.Retired | out.Lost
+        )
+        is_taken = isinstance(destination, inc.Entering | inc.Filling | inc.Resuming | inc.Running | inc.Finished)
         return (set() if is_given else {"host-a"}) | ({"host-b"} if is_taken else set())
 
     async def wait_called(self, method: str, count: int = 1) -> None:
@@ -142,6 +145,14 @@ class World:
         self.apply("host-a", out.QemuAtSwitchover())
         self.apply("host-b", inc.QemuLoaded())
         self.apply("host-a", out.QemuCompleted())
+
+    def go_into_post_copy(self) -> None:
+        """Let a transfer that goes on become post-copy: the guest runs at the destination, memory follows."""
+        self.outcome = Outcome.HANDED_OVER
+        self.apply("host-a", out.PostCopyRequested())
+        self.apply("host-a", out.QemuAtSwitchover())
+        self.apply("host-b", inc.GuestArrived())
+        self.apply("host-a", out.QemuInPostCopy())
 
     def get(self, host: str) -> AnyPhase:
         """Return a half."""

@@ -39,32 +39,36 @@ def _machine(
     for phase in phases:
         for variant, note in _variants(phase):
             for event in events:
-                lines += _row(step, variant, note, _make(event))
+                for made, event_note in _event_variants(event):
+                    lines += _row(step, (variant, note), (made, event_note))
     lines += ["", "```mermaid", "stateDiagram-v2", f"    [*] --> {type(start).__name__}", *_arrows(step, phases, events), "```", ""]
     return "\n".join(lines)
 
 
-def _row(step: Callable[[Any, Any], Step[Any, Any]], phase: object, note: str, event: object) -> list[str]:
+def _row(step: Callable[[Any, Any], Step[Any, Any]], noted: tuple[object, str], told: tuple[object, str]) -> list[str]:
+    (phase, note), (event, event_note) = noted, told
     try:
         after = step(phase, event)
     except InvalidTransition:
         return []
     effects = ", ".join(f"`{type(effect).__name__}`" for effect in after.effects)
-    return [f"| `{type(phase).__name__}`{note} | `{type(event).__name__}` | `{type(after.phase).__name__}` | {effects} |"]
+    return [
+        f"| `{type(phase).__name__}`{note} | `{type(event).__name__}`{event_note} | `{type(after.phase).__name__}` | {effects} |"
+    ]
 
 
 def _arrows(step: Callable[[Any, Any], Step[Any, Any]], phases: tuple[type, ...], events: tuple[type, ...]) -> list[str]:
     arrows: dict[tuple[str, str], list[str]] = {}
     for phase in phases:
         for variant, _ in _variants(phase):
-            for event in events:
+            for made, _ in (one for event in events for one in _event_variants(event)):
                 try:
-                    after = step(variant, _make(event)).phase
+                    after = step(variant, made).phase
                 except InvalidTransition:
                     continue
                 names = arrows.setdefault((phase.__name__, type(after).__name__), [])
-                if event.__name__ not in names:
-                    names.append(event.__name__)
+                if type(made).__name__ not in names:
+                    names.append(type(made).__name__)
     return [f"    {before} --> {after}: {', '.join(names)}" for (before, after), names in arrows.items() if before != after]
 
 
@@ -74,7 +78,16 @@ def _variants(phase: type) -> list[tuple[object, str]]:
         return [(outgoing.Sent(), ""), (outgoing.Sent(qemu_is_gone=True), ", QEMU is gone")]
     if phase is outgoing.Cancelling:
         return [(outgoing.Cancelling(_CAUSE), ""), (outgoing.Cancelling(_CAUSE, was_switching=True), ", was switching")]
+    if phase in {outgoing.Following, outgoing.Broken}:
+        return [(phase(), ""), (phase(is_resumed=True), ", resumed")]
     return [(_make(phase), "")]
+
+
+def _event_variants(event: type) -> list[tuple[object, str]]:
+    """Make the event with each value of its flags that matters."""
+    if event is incoming.AbandonRequested:
+        return [(_make(event), ""), (incoming.AbandonRequested(_CAUSE, source_has_ended=True), ", source has ended")]
+    return [(_make(event), "")]
 
 
 def _make(kind: type) -> object:

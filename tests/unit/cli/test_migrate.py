@@ -12,6 +12,7 @@ import pytest
 from common.errors import NotFound, Unreachable, WrongState
 from coordinator.cli.app import run
 from coordinator.cli.exits import ExitCode
+from ferry.common.v1 import post_copy_pb2 as post_copy_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from tests.unit.cli.fake_fleet import ID, migration
 
@@ -50,6 +51,22 @@ async def test_json_of_a_move_has_units_in_its_names_and_numbers_for_times(fleet
     assert shown["downtime"]["total_s"] == 0.012
     assert shown["create_time"] == "2023-11-14T22:13:20Z"
     assert shown["progress"] is None
+
+
+async def test_what_is_wished_of_post_copy_travels_as_it_was_typed(fleet):
+    fleet.coordinator.story = [MOVED]
+
+    await fleet.ferry(
+        *("migrate", "web", "--to", "host-b", "--postcopy", "after-first-pass"),
+        *("--postcopy-bandwidth", "8MiB/s", "--postcopy-preempt"),
+    )
+    await fleet.ferry("migrate", "web", "--to", "host-b")
+
+    wished, plain = (one.options for one in fleet.coordinator.requests if isinstance(one, pb.StartMigrationRequest))
+    assert wished.post_copy.when == post_copy_pb.PostCopy.WHEN_AFTER_FIRST_PASS
+    assert wished.post_copy.bandwidth_bytes_per_second == 8 << 20
+    assert wished.post_copy.preempt
+    assert not plain.HasField("post_copy")
 
 
 async def test_the_options_travel_as_they_were_typed(fleet):

@@ -40,6 +40,17 @@ def test_a_line_is_written_for_each_change_and_not_for_each_update(capsys):
     ]
 
 
+def test_in_post_copy_the_line_counts_the_pages_that_the_guest_waited_for(capsys):
+    state = transferring(2)
+    state.state = pb.Migration.STATE_POST_COPY
+    state.progress.figures.postcopy_request_count = 7
+
+    PlainProgress(Screen()).update(state)
+
+    numbers = "pass 2, 75 %, 128 MiB of 512 MiB left, 100 MiB/s, 7 pages waited for"
+    assert capsys.readouterr().err.splitlines() == [f"web: host-a -> host-b  post-copy, 3.90 s: {numbers}"]
+
+
 def test_nothing_is_written_while_a_question_is_open(capsys):
     progress = PlainProgress(Screen())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import cache
 
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
@@ -25,6 +26,9 @@ class Qemu(Enum):
     RUNS = auto()  # the guest's vCPUs run
     WAITS = auto()  # source: pre-switchover; destination: listens
     SENDS = auto()  # source: device
+    HALVING = auto()  # source: says that it is in post-copy, and sends the devices
+    HALF = auto()  # source: sends the rest of the memory; destination: has the guest without it, stopped
+    RUNS_HALF = auto()  # destination: runs the guest while its memory comes
     HOLDS = auto()  # source: postmigrate; destination: completed and paused
     GONE = auto()
 
@@ -40,6 +44,7 @@ class World:
     token_given: bool = False
 
 
+RUNNING = (Qemu.RUNS, Qemu.RUNS_HALF)
 START = World(out.Begun(), inc.Reserved(), Qemu.RUNS, Qemu.WAITS)
 
 
@@ -51,7 +56,13 @@ def _outgoing(world: World, event: out.Event) -> Iterator[World]:
     changed = replace(world, source=after.phase)
     for effect in after.effects:
         if isinstance(effect, do.ContinueMigration) and changed.source_qemu is Qemu.WAITS:
+            if isinstance(changed.source, out.Crossing):
+                yield replace(changed, source_qemu=Qemu.HALVING)
             changed = replace(changed, source_qemu=Qemu.SENDS)
+        if isinstance(effect, do.StopGuest) and isinstance(changed.source, out.Sent | out.Following | out.Broken):
+            changed = replace(changed, source_qemu=Qemu.HOLDS)
+        if isinstance(effect, do.EnsureLostEnded):
+            changed = replace(changed, source_qemu=Qemu.GONE)
         if isinstance(effect, do.RequestResume):
             changed = replace(changed, token_given=True)
         if isinstance(effect, do.EnsureGuestRestored) and changed.source_qemu is Qemu.HOLDS:
@@ -70,6 +81,8 @@ def _incoming(world: World, event: inc.Event) -> Iterator[World]:
     for effect in after.effects:
         if isinstance(effect, inc.EnsureGuestRuns) and changed.destination_qemu is Qemu.HOLDS:
             changed = replace(changed, destination_qemu=Qemu.RUNS)
+        if isinstance(effect, inc.EnsureGuestRuns) and changed.destination_qemu is Qemu.HALF:
+            changed = replace(changed, destination_qemu=Qemu.RUNS_HALF)
         if isinstance(effect, inc.EnsureUndone):
             changed = replace(changed, destination_qemu=Qemu.GONE)
     yield changed
@@ -86,9 +99,18 @@ def successors(world: World) -> Iterator[World]:
 
 def _qemus_move(world: World) -> Iterator[World]:
     source, destination = world.source_qemu, world.destination_qemu
-    sending = isinstance(world.source, out.Connecting | out.Transferring | out.Switching | out.Cancelling)
-    if source is Qemu.RUNS and isinstance(world.source, out.Connecting | out.Transferring):
+    before = out.Connecting | out.Transferring | out.Leaving
+    sending = isinstance(world.source, before | out.Switching | out.Crossing | out.Cancelling)
+    if source is Qemu.RUNS and isinstance(world.source, before):
         yield replace(world, source_qemu=Qemu.WAITS)
+    if source is Qemu.HALVING and destination is Qemu.WAITS:
+        yield replace(world, source_qemu=Qemu.HALF, destination_qemu=Qemu.HALF)
+    if source is Qemu.HALVING:
+        yield replace(world, source_qemu=Qemu.RUNS)  # the devices could not be sent: QEMU goes on by itself
+    if source is Qemu.HALF and destination is Qemu.HALF:
+        yield replace(world, source_qemu=Qemu.HOLDS, destination_qemu=Qemu.HOLDS)
+    if source is Qemu.HALF and destination is Qemu.RUNS_HALF:
+        yield replace(world, source_qemu=Qemu.HOLDS, destination_qemu=Qemu.RUNS)
     if source is Qemu.SENDS and destination is Qemu.WAITS:
         yield replace(world, destination_qemu=Qemu.HOLDS)
     if source is Qemu.SENDS and destination is Qemu.HOLDS:
@@ -100,7 +122,8 @@ def _qemus_move(world: World) -> Iterator[World]:
 
 
 def _source_may_see(world: World) -> Iterator[out.Event]:
-    yield from (out.PerformRequested(), out.CancelRequested(CAUSE), out.PauseRequested())
+    yield from _source_may_be_told(world)
+    yield from (out.PerformRequested(), out.CancelRequested(CAUSE), out.PauseRequested(), out.PostCopyRequested())
     match world.source_qemu:
         case Qemu.RUNS:
             yield from (out.QemuActive(), out.GuestRestored())
@@ -108,10 +131,21 @@ def _source_may_see(world: World) -> Iterator[out.Event]:
                 yield out.QemuGaveUp(CAUSE)
         case Qemu.WAITS:
             yield out.QemuAtSwitchover()
+        case Qemu.HALVING:
+            yield from (out.QemuInPostCopy(), out.StoodStillTooLong())
+        case Qemu.HALF:
+            yield from (out.QemuInPostCopy(), out.QemuLinkLost())
         case Qemu.HOLDS:
             yield out.QemuCompleted()
         case Qemu.GONE:
             yield from (out.QemuExited(CAUSE), out.QemuExited(CAUSE, was_watched=False), out.HuskEnded())
+
+
+def _source_may_be_told(world: World) -> Iterator[out.Event]:
+    if isinstance(world.destination, inc.Filling):
+        yield out.ResumeAnswered()
+    if isinstance(world.destination, inc.Lost):
+        yield out.DestinationLost(CAUSE)
     if isinstance(world.destination, inc.Running | inc.Finished):
         yield from (out.ResumeAnswered(), out.ConfirmRequested())
     if isinstance(world.destination, inc.Abandoned):
@@ -123,20 +157,33 @@ def _destination_may_see(world: World) -> Iterator[inc.Event]:
     match world.destination_qemu:
         case Qemu.WAITS:
             yield inc.QemuActive()
+        case Qemu.HALF:
+            yield inc.GuestArrived()
+        case Qemu.RUNS_HALF:
+            yield from (inc.GuestArrived(), inc.GuestRuns())
         case Qemu.HOLDS:
             yield inc.QemuLoaded()
         case Qemu.RUNS:
-            yield inc.GuestRuns()
+            yield from (inc.GuestRuns(), inc.QemuLoaded())
         case Qemu.GONE:
             yield from (inc.QemuExited(CAUSE), inc.Undone())
+    is_taken = isinstance(world.destination, inc.Entering | inc.Filling)
+    if isinstance(world.source, out.Lost) or (isinstance(world.source, out.Kept) and not is_taken):
+        yield inc.AbandonRequested(CAUSE, source_has_ended=True)
     if world.token_given:
         yield inc.ResumeRequested()
 
 
-def every_world() -> set[World]:
+@cache
+def every_world() -> frozenset[World]:
     """Return all worlds that can be reached from the start."""
-    seen = {START}
-    queue = [START]
+    return frozenset(worlds_from(START))
+
+
+def worlds_from(start: World) -> set[World]:
+    """Return all worlds that can be reached from one."""
+    seen = {start}
+    queue = [start]
     while queue:
         for world in successors(queue.pop()):
             if world not in seen:
@@ -149,7 +196,31 @@ def test_no_reachable_world_has_the_guest_running_on_both_hosts():
     worlds = every_world()
 
     assert len(worlds) > 300
-    assert not [w for w in worlds if w.source_qemu is Qemu.RUNS and w.destination_qemu is Qemu.RUNS]
+    assert not [w for w in worlds if w.source_qemu is Qemu.RUNS and w.destination_qemu in RUNNING]
+
+
+def test_no_machine_ends_its_half_of_a_guest_that_is_half_on_each_side():
+    for world in every_world():
+        if world.source_qemu is not Qemu.HALF or world.destination_qemu not in {Qemu.HALF, Qemu.RUNS_HALF}:
+            continue
+        assert isinstance(world.source, out.Crossing | out.Following | out.Broken), world
+        for event in _source_may_see(world):
+            for after in _outgoing(world, event):
+                assert after.source_qemu is Qemu.HALF, (world, event)
+        has_arrived = isinstance(world.destination, inc.Arrived | inc.Entering | inc.Filling)
+        for told in _destination_may_see(world):
+            if told == inc.AbandonRequested(CAUSE) and not has_arrived:
+                continue  # refused by `Migrations.abandon` while the guest may be coming by post-copy
+            for after in _incoming(world, told):
+                assert after.destination_qemu in {Qemu.HALF, Qemu.RUNS_HALF}, (world, told)
+
+
+def test_a_guest_that_is_half_on_each_side_goes_on_to_the_destination_when_nothing_ends():
+    halves = [w for w in every_world() if w.source_qemu is Qemu.HALF and w.destination_qemu in {Qemu.HALF, Qemu.RUNS_HALF}]
+
+    assert len(halves) > 10
+    for world in halves:
+        assert any(isinstance(w.source, out.HandedOver) and w.destination_qemu is Qemu.RUNS for w in worlds_from(world)), world
 
 
 def test_no_reachable_world_gives_the_guest_up_on_both_sides_while_a_whole_copy_exists():
@@ -157,4 +228,4 @@ def test_no_reachable_world_gives_the_guest_up_on_both_sides_while_a_whole_copy_
         if isinstance(world.source, out.Retired):
             assert isinstance(world.destination, inc.Running | inc.Finished | inc.Lost)
         if isinstance(world.source, out.Kept):
-            assert world.destination_qemu is not Qemu.RUNS
+            assert world.destination_qemu not in RUNNING

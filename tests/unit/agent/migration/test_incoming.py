@@ -14,6 +14,7 @@ CAUSE = Cause("the coordinator gave up", "ABANDONED", by_wish=True)
 EVENTS: tuple[inc.Event, ...] = (
     inc.QemuListening(),
     inc.QemuActive(),
+    inc.GuestArrived(),
     inc.QemuLoaded(),
     inc.QemuGaveUp(CAUSE),
     inc.QemuExited(CAUSE),
@@ -21,24 +22,25 @@ EVENTS: tuple[inc.Event, ...] = (
     inc.GuestRuns(),
     inc.FinishRequested(),
     inc.AbandonRequested(CAUSE),
+    inc.AbandonRequested(CAUSE, source_has_ended=True),
     inc.Undone(),
 )
 LENGTH = 7
 START: inc.Phase = inc.Reserved()
-MAY_RUN_HERE = (inc.Resuming, inc.Running, inc.Finished)
+MAY_RUN_HERE = (inc.Resuming, inc.Running, inc.Finished, inc.Entering, inc.Filling, inc.Ending)
 
 
 def test_a_guest_runs_here_only_after_the_token_came_for_a_loaded_guest():
     for history in histories(inc.step, START, EVENTS, LENGTH):
         for index, (before, after) in enumerate(pairwise(history.phases)):
             if isinstance(after, MAY_RUN_HERE) and not isinstance(before, MAY_RUN_HERE):
-                assert isinstance(before, inc.Loaded)
+                assert isinstance(before, inc.Loaded | inc.Arrived)
                 assert isinstance(history.events[index], inc.ResumeRequested)
 
 
 def test_the_effect_that_runs_the_guest_comes_once_a_history():
     for history in histories(inc.step, START, EVENTS, LENGTH):
-        resumed = any(isinstance(phase, inc.Resuming) for phase in history.phases)
+        resumed = any(isinstance(phase, inc.Resuming | inc.Entering) for phase in history.phases)
 
         assert history.effects.count(inc.EnsureGuestRuns()) == (1 if resumed else 0)
 
@@ -50,9 +52,23 @@ def test_abandoned_is_reached_only_by_histories_in_which_the_guest_never_ran_her
 
 
 def test_abandon_is_refused_once_the_guest_may_have_run_here():
-    for phase in (inc.Resuming(), inc.Running(), inc.Finished()):
+    for phase in (inc.Arrived(), inc.Entering(), inc.Filling(), inc.Resuming(), inc.Running(), inc.Finished()):
         with pytest.raises(InvalidTransition):
             inc.step(phase, inc.AbandonRequested(CAUSE))
+
+
+def test_a_guest_without_its_memory_is_ended_only_when_the_source_has_ended():
+    for phase in (inc.Entering(), inc.Filling()):
+        after = inc.step(phase, inc.AbandonRequested(CAUSE, source_has_ended=True))
+
+        assert after == inc.Step(inc.Ending(CAUSE), (inc.EnsureUndone(),))
+        assert inc.step(after.phase, inc.Undone()).phase == inc.Lost(CAUSE)
+
+
+def test_a_guest_that_came_by_post_copy_is_finished_only_when_all_of_it_is_here():
+    with pytest.raises(InvalidTransition):
+        inc.step(inc.Filling(), inc.FinishRequested())
+    assert inc.step(inc.Filling(), inc.QemuLoaded()).phase == inc.Running()
 
 
 def test_resume_is_refused_before_the_guest_is_loaded():

@@ -16,6 +16,11 @@ EVENTS: tuple[out.Event, ...] = (
     out.PerformRequested(),
     out.QemuActive(),
     out.QemuAtSwitchover(),
+    out.PostCopyRequested(),
+    out.QemuInPostCopy(),
+    out.QemuLinkLost(),
+    out.StoodStillTooLong(),
+    out.DestinationLost(CAUSE),
     out.QemuCompleted(),
     out.QemuGaveUp(CAUSE),
     out.QemuExited(CAUSE),
@@ -89,6 +94,64 @@ def test_a_source_that_died_unwatched_while_switching_gives_nothing_away():
     assert after == out.Step(out.Lost(CAUSE))
 
 
+TO_POST_COPY = (
+    out.PerformRequested(),
+    out.QemuActive(),
+    out.PostCopyRequested(),
+    out.QemuAtSwitchover(),
+    out.QemuInPostCopy(),
+)
+
+
+def test_post_copy_gives_the_guest_away_when_qemu_is_in_it_and_ends_when_qemu_completes():
+    phase, effects = replay(*TO_POST_COPY, out.ResumeAnswered(), out.QemuCompleted())
+
+    assert phase == out.HandedOver()
+    assert effects == (
+        do.StartTransfer(),
+        do.StartPostCopy(),
+        do.ContinueMigration(),
+        do.RequestResume(),
+        do.RecordPostCopy(),
+    )
+
+
+def test_a_post_copy_that_loses_its_connection_asks_for_a_new_one_and_goes_on():
+    phase, effects = replay(*TO_POST_COPY, out.ResumeAnswered(), out.QemuLinkLost(), out.QemuInPostCopy())
+
+    assert phase == out.Following(is_resumed=True)
+    assert effects[-1] == do.EnsureRecovered()
+
+
+def test_a_last_pass_that_is_quicker_than_post_copy_ends_as_pre_copy_does():
+    assert replay(*TO_POST_COPY[:-1], out.QemuCompleted())[0] == out.Sent()
+
+
+def test_from_the_decision_for_post_copy_on_nothing_is_cancelled():
+    for phase in (out.Crossing(), out.Following(), out.Following(is_resumed=True), out.Broken(), out.Broken(is_resumed=True)):
+        for event in (out.CancelRequested(CAUSE), out.PauseRequested(), out.ConfirmRequested(), out.Fenced(CAUSE)):
+            with pytest.raises(InvalidTransition):
+                out.step(phase, event)
+
+
+def test_a_post_copy_that_qemu_gives_up_before_the_destination_ran_comes_back_on_the_destinations_proof():
+    phase, effects = replay(*TO_POST_COPY, out.QemuGaveUp(CAUSE), out.DestinationNeverRan(CAUSE), out.GuestRestored())
+    other, _ = replay(*TO_POST_COPY, out.DestinationNeverRan(CAUSE), out.QemuGaveUp(CAUSE), out.GuestRestored())
+
+    assert phase == other == out.Kept(CAUSE)
+    assert effects[-2:] == (do.StopGuest(), do.EnsureGuestRestored())
+
+
+def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is_proved_to_have_lost_the_guest():
+    for history in histories(out.step, START, EVENTS, LENGTH):
+        for index, (before, after) in enumerate(pairwise(history.phases)):
+            if isinstance(after, out.Losing) and not isinstance(before, out.Losing):
+                proofs = (out.DestinationLost, out.DestinationNeverRan)
+                assert isinstance(history.events[index], proofs) or isinstance(before, out.Refused)
+            if isinstance(before, out.Following | out.Broken):
+                assert not isinstance(after, out.Retiring | out.Keeping | out.Cancelling)
+
+
 def test_a_pause_is_refused_from_the_switch_over_on():
     with pytest.raises(InvalidTransition, match="PauseRequested has no meaning in Switching"):
         out.step(out.Switching(), out.PauseRequested())
@@ -107,7 +170,7 @@ def test_no_history_restores_a_guest_that_qemu_did_not_give_back():
         count += 1
         for phase, event, after in zip(history.phases, history.events, history.phases[1:], strict=False):
             if isinstance(after, out.Keeping) and not isinstance(phase, out.Keeping):
-                assert isinstance(event, proofs) or isinstance(phase, out.Begun)
+                assert isinstance(event, proofs) or isinstance(phase, out.Begun | out.Refused)
 
     assert count > 1000
 
@@ -133,4 +196,4 @@ def test_every_unfinished_phase_has_a_way_to_an_end():
 
     assert reached == set(out.Phase.__args__)
     for start in {h.phase for h in histories(out.step, START, EVENTS, 5)}:
-        assert any(isinstance(h.phase, out.FINAL) for h in histories(out.step, start, EVENTS, LENGTH))
+        assert any(isinstance(h.phase, out.FINAL) for h in histories(out.step, start, EVENTS, 4))
