@@ -219,6 +219,11 @@ class SourceWatch:
 
     async def _reattach(self) -> None:
         session = self._session
+        line = session.facts.timeline
+        if isinstance(session.phase, _SWITCHING) and (line.stopped_at_s is None or line.continued_at_s is None):
+            # The agent ended before it wrote down when the guest was stopped: its standstill is reckoned from now on.
+            known_s = line.stopped_at_s or now_s()
+            session.update(timeline=replace(line, stopped_at_s=known_s, continued_at_s=line.continued_at_s or known_s))
         with suppress(FerryError):
             report = await session.qemu.query_migrate()
             state = await session.qemu.query_status()

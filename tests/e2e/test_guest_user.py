@@ -94,7 +94,7 @@ async def test_post_copy_to_a_user_that_may_not_use_userfaultfd_is_refused_befor
     outcome = await (await its_lab.start_move(options=wishes(post_copy=post_copy()))).outcome()
 
     assert outcome.state == State.STATE_FAILED
-    assert outcome.error_reason == "POSTCOPY_NOT_POSSIBLE"
+    assert outcome.error_reason == "CAPABILITY_MISSING"
     assert "host-b" in outcome.error
     assert "userfaultfd" in outcome.error
     await its_lab.assert_only_on("host-a", guest)
