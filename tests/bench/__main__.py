@@ -17,7 +17,8 @@ from tests.bench import raw, report
 from tests.bench.guest import Make, linux_guest, tick_guest
 from tests.bench.machine import describe
 from tests.bench.measure import Bench
-from tests.bench.sample import WAYS, Run
+from tests.bench.sample import Run
+from tests.bench.ways import WAYS
 from tests.guests import linux
 
 _ROUNDS = 9
@@ -69,10 +70,10 @@ async def _measure(plan: Mapping[str, tuple[Make, int]]) -> dict[str, Run]:
 
 async def _rounds(bench: Bench, make: Make, count: int) -> Run:
     """Let the ways take turns; each round begins with another one."""
-    samples = []
+    samples, names = [], tuple(WAYS)
     for number in range(count):
         first = number % len(WAYS)
-        for way in (*WAYS[first:], *WAYS[:first]):
+        for way in (*names[first:], *names[:first]):
             sample = await bench.move(number, way, make)
             samples.append(sample)
             print(f"round {number + 1} of {count}, {way}: {sample.elapsed_s * 1000:.0f} ms", file=sys.stderr)

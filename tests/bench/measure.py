@@ -7,8 +7,9 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 from uuid import uuid4
@@ -25,7 +26,8 @@ from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
 from tests.bench import raw
 from tests.bench.guest import NAME, Guest, Make
-from tests.bench.sample import COMMAND, PLAIN, PSK, RAW, RAW_PSK, TUNNEL, Sample
+from tests.bench.sample import COMMAND, Sample
+from tests.bench.ways import WAYS, FerryWay, RawWay
 from tests.guests.console import Console
 
 SOURCE: Final = "host-a"
@@ -38,8 +40,6 @@ COOL_S: Final = 3.0
 GAP_MARGIN_S: Final = 0.1
 GAP_TICKS: Final = 100
 _NS: Final = 1e9
-_RAW_OPTIONS: Final = {RAW: raw.Options(), RAW_PSK: raw.Options(is_encrypted=True)}
-_FERRY_OPTIONS: Final = {PLAIN: ("--plain",), PSK: (), TUNNEL: ("--tunnel",)}
 
 
 class Bench:
@@ -68,15 +68,17 @@ class Bench:
         with tempfile.TemporaryDirectory(prefix="fb", dir=self._fleet.directory) as name:
             guest = make(Path(name))
             with Console(guest.serial) as console:
-                if way in _RAW_OPTIONS:
-                    return await _move_raw(round_number, way, guest, console)
-                return await self._move_ferry(round_number, way, guest, console)
+                match WAYS[way]:
+                    case RawWay(options):
+                        return replace(await _move_raw(guest, console, options), round_number=round_number, way=way)
+                    case FerryWay(options):
+                        return replace(await self._move_ferry(guest, console, options), round_number=round_number, way=way)
 
-    async def _move_ferry(self, round_number: int, way: str, guest: Guest, console: Console) -> Sample:
+    async def _move_ferry(self, guest: Guest, console: Console, options: Sequence[str]) -> Sample:
         async with self._guest(guest, console):
             before, wall_offset_s = self._cpu_s(), time.time() - time.monotonic()
             began_s = time.monotonic()
-            command = ("migrate", NAME, "--to", DESTINATION, *_FERRY_OPTIONS[way], "--output", "json")
+            command = ("migrate", NAME, "--to", DESTINATION, *options, "--output", "json")
             with _children_cpu_s() as command_cpu:
                 done = await asyncio.to_thread(self._fleet.ferry, *command, check=True)
             command_s = time.monotonic() - began_s
@@ -92,9 +94,7 @@ class Bench:
                 at_s - wall_offset_s for at_s in (moments.began_s("qmp migrate"), moments.ended_s("migration.downtime"))
             )
             return Sample(
-                round_number,
-                way,
-                elapsed_s=resumed_s - started_s,
+                elapsed_s=moments.elapsed_s(),
                 transferred_bytes=migration.progress.ram_transferred_bytes,
                 qemu_downtime_s=migration.downtime.qemu_reported.ToNanoseconds() / _NS,
                 gap_s=await _gap_s(console, started_s, resumed_s),
@@ -146,31 +146,33 @@ class _Moments:
     def ended_s(self, name: str) -> float:
         return self._spans[name].end_time_unix_nano / _NS
 
+    def elapsed_s(self) -> float:
+        ended_s = self.ended_s("migration.postcopy" if "migration.postcopy" in self._spans else "migration.downtime")
+        return ended_s - self.began_s("qmp migrate")
+
     def own_downtime_s(self) -> float:
         stop_s = self.ended_s("migration.downtime.stop") - self.began_s("migration.downtime.stop")
         return stop_s + self.ended_s("AgentService/ResumeMigration") - self.began_s("migration.downtime.resume")
 
 
-async def _move_raw(round_number: int, way: str, guest: Guest, console: Console) -> Sample:
+async def _move_raw(guest: Guest, console: Console, options: raw.Options) -> Sample:
     directory = guest.serial.parent
     async with raw.start(guest.raw, directory / "a") as source:
         await console.wait_ticks(timeout_s=BOOT_TIMEOUT_S)
         async with raw.start(guest.raw, directory / "b", incoming=True) as destination:
             await asyncio.sleep(SETTLE_S)
-            figures = await raw.move(source, destination, _RAW_OPTIONS[way])
+            figures = await raw.move(source, destination, options)
             gap_s = await _gap_s(console, figures.started_at_s, figures.resumed_at_s)
     return Sample(
-        round_number,
-        way,
         elapsed_s=figures.elapsed_s,
         transferred_bytes=figures.transferred_bytes,
         qemu_downtime_s=figures.qemu_downtime_ms / 1000,
         gap_s=gap_s,
-        own_downtime_s=figures.stop_to_continue_s + figures.completed_to_resume_s,
+        own_downtime_s=figures.stop_to_continue_s + figures.loaded_to_resume_s,
         legs_s={
             "stop": figures.stop_to_continue_s,
-            "device": figures.continue_to_completed_s,
-            "resume": figures.completed_to_resume_s,
+            "device": figures.continue_to_loaded_s,
+            "resume": figures.loaded_to_resume_s,
         },
     )
 

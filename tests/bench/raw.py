@@ -23,8 +23,9 @@ from tests.bench.qmp import Qmp, QmpError
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 _CAPABILITIES = ("events", "return-path", "pause-before-switchover", "late-block-activate")
+_POST_COPY_CAPABILITIES = ("events", "return-path", "postcopy-ram")
 _UNLIMITED_BYTES_S = 1 << 40
-_AES_128_FIRST = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
+AES_128_FIRST = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
 _START_TIMEOUT_S = 10.0
 _EXIT_TIMEOUT_S = 5.0
 
@@ -97,7 +98,9 @@ class Options:
 
     Attributes:
         channel_count: connections that carry memory; more than 1 turns multifd on.
-        is_encrypted: TLS with a one-time key, AES-128-GCM first.
+        is_encrypted: TLS with a one-time key.
+        priority: which ciphers, in GnuTLS's words; empty for QEMU's own choice.
+        is_post_copy: the guest goes over at once, and its memory after it.
         is_unix: a UNIX socket in place of TCP on loopback.
         bandwidth_bytes_s: QEMU's own limit.
         downtime_limit_ms: what QEMU may plan for.
@@ -106,6 +109,8 @@ class Options:
 
     channel_count: int = 1
     is_encrypted: bool = False
+    priority: str = AES_128_FIRST
+    is_post_copy: bool = False
     is_unix: bool = False
     bandwidth_bytes_s: int = _UNLIMITED_BYTES_S
     downtime_limit_ms: int = 300
@@ -117,13 +122,13 @@ class Figures:
     """What a move took; spans are on this process's clock unless QEMU's.
 
     Attributes:
-        elapsed_s: `migrate` sent until the destination's RESUME.
+        elapsed_s: `migrate` sent until the destination's RESUME; of post-copy until the source's `completed`.
         started_at_s: when `migrate` was sent; `time.monotonic()`.
         stopped_at_s: when the source's STOP arrived.
         resumed_at_s: when the destination's RESUME arrived.
         stop_to_continue_s: STOP received until `migrate-continue` sent.
-        continue_to_completed_s: from there until the source's `completed` received.
-        completed_to_resume_s: from there until the destination's RESUME received.
+        continue_to_loaded_s: from there until the source's `completed` received; of post-copy its `postcopy-active`.
+        loaded_to_resume_s: from there until the destination's RESUME received.
         qemu_total_ms: QEMU's `total-time`.
         qemu_downtime_ms: QEMU's `downtime`.
         transferred_bytes: QEMU's `ram.transferred`.
@@ -135,8 +140,8 @@ class Figures:
     stopped_at_s: float
     resumed_at_s: float
     stop_to_continue_s: float
-    continue_to_completed_s: float
-    completed_to_resume_s: float
+    continue_to_loaded_s: float
+    loaded_to_resume_s: float
     qemu_total_ms: int
     qemu_downtime_ms: int
     transferred_bytes: int
@@ -219,7 +224,8 @@ async def move(source: RawQemu, destination: RawQemu, options: Options | None = 
     wanted = options or Options()
     async with asyncio.timeout(wanted.timeout_s):
         uri = await _listen(source, destination, wanted)
-        return await _send(source.qmp, destination.qmp, uri, wanted)
+        send = _send_post_copy if wanted.is_post_copy else _send
+        return await send(source.qmp, destination.qmp, uri, wanted)
 
 
 async def _open(path: Path, process: subprocess.Popen[bytes]) -> Qmp:
@@ -235,7 +241,9 @@ async def _open(path: Path, process: subprocess.Popen[bytes]) -> Qmp:
 
 async def _listen(source: RawQemu, destination: RawQemu, options: Options) -> str:
     """Set both sides up alike and return the address that the destination listens on."""
-    capabilities = [*_CAPABILITIES, *(("multifd",) if options.channel_count > 1 else ())]
+    capabilities = [*_POST_COPY_CAPABILITIES] if options.is_post_copy else [*_CAPABILITIES]
+    if options.channel_count > 1:
+        capabilities.append("multifd")
     parameters: dict[str, object] = {
         "max-bandwidth": options.bandwidth_bytes_s,
         "downtime-limit": options.downtime_limit_ms,
@@ -243,7 +251,7 @@ async def _listen(source: RawQemu, destination: RawQemu, options: Options) -> st
     if options.channel_count > 1:
         parameters["multifd-channels"] = options.channel_count
     if options.is_encrypted:
-        await _share_key(source, destination)
+        await _share_key(source, destination, options.priority)
         parameters["tls-creds"] = "raw-key"
     for side in (source.qmp, destination.qmp):
         states = [{"capability": name, "state": True} for name in capabilities]
@@ -258,7 +266,7 @@ async def _listen(source: RawQemu, destination: RawQemu, options: Options) -> st
     return f"tcp:127.0.0.1:{report['socket-address'][0]['port']}"
 
 
-async def _share_key(source: RawQemu, destination: RawQemu) -> None:
+async def _share_key(source: RawQemu, destination: RawQemu, priority: str) -> None:
     key = destination.directory / "keys.psk"
     key.touch(mode=0o600)
     key.write_text(f"raw:{secrets.token_hex(32)}\n")
@@ -268,7 +276,7 @@ async def _share_key(source: RawQemu, destination: RawQemu) -> None:
         "dir": str(destination.directory),
     }
     await destination.qmp.execute("object-add", {**common, "endpoint": "server"})
-    client = {**common, "endpoint": "client", "username": "raw", "priority": _AES_128_FIRST}
+    client = {**common, "endpoint": "client", "username": "raw", **({"priority": priority} if priority else {})}
     await source.qmp.execute("object-add", client)
 
 
@@ -287,15 +295,49 @@ async def _send(source: Qmp, destination: Qmp, uri: str, options: Options) -> Fi
     resumed = await destination.wait_event("RESUME", after=destination_from)
 
     stopped = await source.wait_event("STOP", after=source_from)
+    moments = _Moments(started_at_s, stopped.received_at_s, continued_at_s, completed.received_at_s, resumed.received_at_s)
+    return await _figures(source, moments, ended_at_s=resumed.received_at_s)
+
+
+async def _send_post_copy(source: Qmp, destination: Qmp, uri: str, options: Options) -> Figures:
+    source_from, destination_from = len(source.events), len(destination.events)
+    patience_s = options.timeout_s
+
+    started_at_s = time.monotonic()
+    await source.execute("migrate", {"uri": uri})
+    await source.execute("migrate-start-postcopy")
+    active = await source.wait_event("MIGRATION", status="postcopy-active", after=source_from, timeout_s=patience_s)
+    await destination.wait_event("MIGRATION", status="postcopy-active", after=destination_from)
+    await destination.execute("cont")
+    resumed = await destination.wait_event("RESUME", after=destination_from)
+    completed = await source.wait_event("MIGRATION", status="completed", after=source_from, timeout_s=patience_s)
+
+    stopped = await source.wait_event("STOP", after=source_from)
+    moments = _Moments(started_at_s, stopped.received_at_s, stopped.received_at_s, active.received_at_s, resumed.received_at_s)
+    return await _figures(source, moments, ended_at_s=completed.received_at_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """When things happened; `time.monotonic()`."""
+
+    started_at_s: float
+    stopped_at_s: float
+    continued_at_s: float
+    loaded_at_s: float
+    resumed_at_s: float
+
+
+async def _figures(source: Qmp, moments: _Moments, *, ended_at_s: float) -> Figures:
     report = await source.execute("query-migrate")
     return Figures(
-        elapsed_s=resumed.received_at_s - started_at_s,
-        started_at_s=started_at_s,
-        stopped_at_s=stopped.received_at_s,
-        resumed_at_s=resumed.received_at_s,
-        stop_to_continue_s=continued_at_s - stopped.received_at_s,
-        continue_to_completed_s=completed.received_at_s - continued_at_s,
-        completed_to_resume_s=resumed.received_at_s - completed.received_at_s,
+        elapsed_s=ended_at_s - moments.started_at_s,
+        started_at_s=moments.started_at_s,
+        stopped_at_s=moments.stopped_at_s,
+        resumed_at_s=moments.resumed_at_s,
+        stop_to_continue_s=moments.continued_at_s - moments.stopped_at_s,
+        continue_to_loaded_s=moments.loaded_at_s - moments.continued_at_s,
+        loaded_to_resume_s=moments.resumed_at_s - moments.loaded_at_s,
         qemu_total_ms=report["total-time"],
         qemu_downtime_ms=report["downtime"],
         transferred_bytes=report["ram"]["transferred"],

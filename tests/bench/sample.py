@@ -6,13 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-RAW = "raw"
-RAW_PSK = "raw PSK"
-PLAIN = "Ferry plain"
-PSK = "Ferry PSK"
-TUNNEL = "Ferry tunnel"
-WAYS = (RAW, PLAIN, RAW_PSK, PSK, TUNNEL)
-
 TUNNELS = ("tunnel-a", "tunnel-b")
 COMMAND = "command"
 _GB = 1e9
@@ -23,9 +16,7 @@ class Sample:
     """One move of one guest.
 
     Attributes:
-        round_number: moves of one round are compared with each other.
-        way: one of `WAYS`.
-        elapsed_s: from `migrate` sent until the guest runs at the destination.
+        elapsed_s: from `migrate` sent until the guest runs at the destination; of post-copy until all of its memory is there.
         transferred_bytes: QEMU's `ram.transferred`.
         qemu_downtime_s: QEMU's `downtime`.
         gap_s: the longest silence of the guest's own ticks around the move.
@@ -34,10 +25,10 @@ class Sample:
         command_s: the whole `ferry migrate`; None for raw.
         cpu_s: CPU time that each of Ferry's processes took, by its name.
         agent_resident_bytes: the larger of the two agents after the move; None for raw.
+        round_number: moves of one round are compared with each other.
+        way: one of `ways.WAYS`.
     """
 
-    round_number: int
-    way: str
     elapsed_s: float
     transferred_bytes: int
     qemu_downtime_s: float
@@ -47,6 +38,8 @@ class Sample:
     command_s: float | None = None
     cpu_s: Mapping[str, float] = field(default_factory=dict)
     agent_resident_bytes: int | None = None
+    round_number: int = 0
+    way: str = ""
 
     @property
     def bytes_s(self) -> float:
