@@ -9,7 +9,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent import wire_budget, wire_means
+from agent import wire_budget, wire_means, wire_modes
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
@@ -119,6 +119,7 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         means=wire_means.means(message.means),
         post_copy=post_copy(message.post_copy),
         budget=wire_budget.budget(message.budget),
+        modes=wire_modes.modes(message.modes),
     )
 
 
@@ -301,12 +302,14 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         options=options_message(facts.options),
         guest_ran=facts.guest_ran,
         waiting_for=facts.waiting_for,
-        keep_paused=facts.guest_was_paused,
+        keep_paused=facts.stays_paused,
     )
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
         message.progress.CopyFrom(progress(facts.progress, facts.timeline, facts.decisions))
+    if isinstance(phase, inc.Finished):
+        message.progress.arrival.CopyFrom(wire_modes.arrival_message(facts.arrival))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(downtime(facts.timeline))
     if with_token and isinstance(phase, _MAY_TELL_TOKEN):
@@ -340,6 +343,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         means=wire_means.means_message(value.means),
         post_copy=None if not value.post_copy.is_allowed else _post_copy_message(value.post_copy),
         budget=wire_budget.budget_message(value.budget),
+        modes=wire_modes.modes_message(value.modes),
     )
 
 

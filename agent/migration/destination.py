@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 import hmac
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import structlog
 from opentelemetry import context as otel_context
 
+from agent.migration import arrival
 from agent.migration import incoming as inc
 from agent.migration.clocks import now_s
 from agent.migration.destination_link import DestinationLink
@@ -132,7 +134,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 f"(phase {type(self.phase).__name__})",
                 reason="NOT_IN_DOUBT",
             )
-        await self._resume(keep_paused=False)
+        await self._resume(keep_paused=self.facts.stays_paused)
 
     async def _resume(self, *, keep_paused: bool) -> float:
         if isinstance(self.phase, _BEFORE_LOADED):  # QEMU's event may still be on its way
@@ -265,7 +267,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         while isinstance(self.phase, inc.Resuming | inc.Entering):
             try:
                 if self.phase.keep_paused:
-                    self.update(guest_ran=True)
+                    self.update(guest_ran=True, arrival=replace(self.facts.arrival, is_paused=True))
                     self.observe(inc.GuestRuns())
                     return
                 await self.qemu.cont()
@@ -302,10 +304,12 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")
 
     async def _keep_figures(self) -> None:
-        """Read how long vCPUs waited for pages, if they had to."""
+        """Read how long vCPUs waited for pages, if they had to, and how often the network is told."""
         with suppress(FerryError, TimeoutError):
             async with asyncio.timeout(TIDY_TIMEOUT_S):
                 self.update(progress=progress_of(await self.qemu.query_migrate()))
+                rounds = await arrival.announce_round_count(self.qemu)
+                self.update(arrival=replace(self.facts.arrival, announce_round_count=rounds))
 
     async def _undo(self) -> None:
         delay_s = RETRY_FIRST_S

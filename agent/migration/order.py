@@ -11,6 +11,7 @@ from typing import Final
 
 from agent.migration.budget import Budget, TimeoutAction
 from agent.migration.means import Compression, Means, refuse_conflicts
+from agent.migration.modes import Modes
 from agent.migration.post_copy import PostCopy
 from common.errors import InvalidRequest
 
@@ -48,6 +49,7 @@ class Options:
         means: how memory is sent.
         post_copy: whether and how the guest may go before its memory.
         budget: how eager it is to end, and what happens when it does not.
+        modes: how the guest ends up, and what each host keeps of it.
     """
 
     transport: Transport = Transport.DIRECT
@@ -62,6 +64,7 @@ class Options:
     means: Means = field(default_factory=Means)
     post_copy: PostCopy = field(default_factory=PostCopy)
     budget: Budget = field(default_factory=Budget)
+    modes: Modes = field(default_factory=Modes)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""

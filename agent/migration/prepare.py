@@ -16,6 +16,7 @@ from opentelemetry import context as otel_context
 
 from agent.migration import incoming as inc
 from agent.migration.abilities import destination_ability, needs
+from agent.migration.arrival import Arrival, network_card_count
 from agent.migration.begin import current_traceparent
 from agent.migration.checks import check_cpu, guest_cpu, rename
 from agent.migration.clocks import now_s
@@ -71,6 +72,7 @@ class Preparation:
                 began_at_s=now_s(),
                 token_sha256=offer.token_sha256.hex(),
                 peer=offer.source.host.name,
+                arrival=Arrival(network_card_count=network_card_count(self._definition)),
                 traceparent=current_traceparent(),
             ),
             inc.Reserved(),
@@ -132,6 +134,8 @@ class Preparation:
                 reason="POSTCOPY_NOT_POSSIBLE",
                 host=here,
             ) from error
+        if (rounds := self._options.modes.announce_round_count) is not None:
+            await qemu.set_parameters({"announce-rounds": rounds})
         if self._options.post_copy.is_allowed:
             version = await qemu.query_version()
             self.session.update(is_fragile=version.major < STURDY_VERSION)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from agent.migration import incoming, outgoing
+from agent.migration.arrival import Arrival
 from agent.migration.convergence import Decision
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role
@@ -45,6 +46,7 @@ class Facts:
         post_copy_cause: at the source, why post-copy began.
         broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
         is_fragile: at the destination, whether its QEMU dies when the connection is lost while it recovers.
+        arrival: at the destination, what became of the guest.
     """
 
     migration_id: str
@@ -73,6 +75,12 @@ class Facts:
     broken_since_s: float | None = None
     is_fragile: bool = False
     decisions: tuple[Decision, ...] = ()
+    arrival: Arrival = field(default_factory=Arrival)
+
+    @property
+    def stays_paused(self) -> bool:
+        """Whether the guest is not to run at the destination before its user says so."""
+        return self.guest_was_paused or self.options.modes.suspend
 
 
 @dataclass(frozen=True)

@@ -411,7 +411,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 if self._destination is None:
                     raise Unreachable("the address of its agent is not known")
                 ran_for_s = await self._destination.resume(
-                    self.facts.migration_id, bytes.fromhex(self.facts.token), keep_paused=self.facts.guest_was_paused
+                    self.facts.migration_id, bytes.fromhex(self.facts.token), keep_paused=self.facts.stays_paused
                 )
             except GuestNeverRan as error:
                 self.observe(out.DestinationNeverRan(Cause(error.text, error.reason)))

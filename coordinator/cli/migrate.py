@@ -34,6 +34,7 @@ from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
 from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes, OnTimeout
 from coordinator.cli.wishes_means import NO_MEANS, MeansWishes
+from coordinator.cli.wishes_modes import NO_MODES, ModesWishes
 from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes, When
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
@@ -118,6 +119,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     means: MeansWishes = NO_MEANS,
     post_copy: PostCopyWishes = NO_POST_COPY,
     budget: BudgetWishes = NO_BUDGET,
+    modes: ModesWishes = NO_MODES,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
     output: Output = Format.TABLE,
@@ -139,6 +141,8 @@ async def migrate(  # noqa: PLR0913 -- an option each
     elif budget.on_timeout is OnTimeout.POSTCOPY:
         options.post_copy.CopyFrom(PostCopyWishes(When.ALLOWED).message())
     options.budget.CopyFrom(budget.message())
+    if modes != NO_MODES:
+        options.modes.CopyFrom(modes.message())
     request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()
     async with Link(settings) as link:

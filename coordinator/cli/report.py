@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
+from coordinator.cli.arrival import arrival_rows, modes_words
 from coordinator.cli.decisions import decisions_table
 from coordinator.cli.plain import enum_name, seconds
 from coordinator.cli.screen import columns, pairs
@@ -154,7 +155,8 @@ def result_table(migration: pb.Migration) -> RenderableType:
         parts += [decisions_table(migration.progress.decisions), Text()]
     rows = [*_progress_rows(migration.progress)] if migration.HasField("progress") else []
     if migration.HasField("downtime"):
-        rows += _downtime_rows(migration.downtime, migration.options)
+        rows += _downtime_rows(migration)
+    rows += arrival_rows(migration.progress)
     if migration.trace_id:
         rows.append(("trace", f"{migration.trace_id}   (ferry migration show {short_id(migration.id)} --trace)"))
     return Group(*parts, pairs(rows))
@@ -173,12 +175,14 @@ def _progress_rows(progress: common.Progress) -> Iterator[tuple[str, str]]:
         yield "throttled", f"{progress.throttle_percent} %"
 
 
-def _downtime_rows(downtime: common.Downtime, options: common.MigrationOptions) -> list[tuple[str, str]]:
+def _downtime_rows(migration: pb.Migration) -> list[tuple[str, str]]:
+    downtime, options = migration.downtime, migration.options
     allowed = f", {format_duration(seconds(options.max_downtime))} allowed" if options.HasField("max_downtime") else ""
     reported = f" (QEMU's own figure: {format_duration(seconds(downtime.qemu_reported))}{allowed})"
     if not downtime.HasField("qemu_reported"):
         reported = f" ({allowed.removeprefix(', ')})" if allowed else ""
-    total = ("downtime", f"{format_duration(seconds(downtime.total))}{reported}")
+    name = "hand-over" if migration.progress.arrival.is_paused else "downtime"
+    total = (name, f"{format_duration(seconds(downtime.total))}{reported}")
     return [total, *((f"  {leg.name}", format_duration(seconds(leg.duration))) for leg in downtime.legs)]
 
 
@@ -201,6 +205,7 @@ def _way(options: common.MigrationOptions) -> str:
         words.append(f"in at most {format_duration(seconds(options.budget.max_duration))}")
     if options.pause:
         words.append("paused")
+    words += modes_words(options.modes)
     return ", ".join(words)
 
 

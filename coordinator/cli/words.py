@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coordinator.cli.arrival import how_to_resume
 from coordinator.cli.plain import enum_name, seconds
 from coordinator.cli.units import format_duration
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -55,6 +56,8 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
     match migration.state:
         case pb.Migration.STATE_SUCCEEDED:
             yield _success(migration)
+            if migration.progress.arrival.is_paused:
+                yield how_to_resume(migration.options.destination_name or vm, destination)
             if migration.error:
                 yield migration.error
             return
@@ -83,7 +86,7 @@ def _success(migration: pb.Migration) -> str:
     name = migration.options.destination_name
     renamed = f" as {name}" if name and name != migration.vm_name else ""
     text = f"{migration.vm_name} moved from {migration.source_host} to {migration.destination_host}{renamed}{took}"
-    if migration.HasField("downtime"):
+    if migration.HasField("downtime") and not migration.progress.arrival.is_paused:
         text += f"; it stood still for {format_duration(seconds(migration.downtime.total))}"
     return text
 
