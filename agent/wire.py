@@ -179,6 +179,7 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         cpu_shares=message.cpu_shares if message.HasField("cpu_shares") else None,
         cgroup_version=message.cgroup_version,
         known=frozenset(message.known),
+        stored=message.stored,
     )
 
 
@@ -259,6 +260,7 @@ def begun(session: SourceSession, answer: Begun) -> migration_pb2.BeginMigration
             cpu_shares=facts.cpu_shares,
             cgroup_version=facts.cgroup_version,
             known=sorted(facts.known),
+            stored=facts.stored,
         ),
     )
 
@@ -412,6 +414,7 @@ def vm(view: VmView, *, is_full: bool = False) -> vm_pb2.Vm:
         has_saved_guest=view.has_saved_guest,
         cpu_shares=view.cpu_shares,
         next_cpu_shares=view.wishes.tunables.cpu_shares,
+        moved_to=view.wishes.moved_to,
     )
 
 

@@ -96,14 +96,14 @@ class Agent:
         )
 
     async def find_vm(self, name_or_uuid: str) -> bool | None:
-        """Say whether a VM runs there; None when the host has none of that name, or it is only on its way there."""
+        """Say whether a VM runs there; None when the host has none of that name, or only one on its way there or away."""
         try:
             with calls_to(self._peer):
                 answer = await self._stub.GetVm(vm_pb2.GetVmRequest(vm=name_or_uuid), timeout=LOOK_TIMEOUT_S)
         except NotFound:
             return None
         state = answer.vm.state
-        return None if state == vm_pb2.Vm.STATE_INCOMING else state not in _NOT_RUNNING
+        return None if state == vm_pb2.Vm.STATE_INCOMING or answer.vm.moved_to else state not in _NOT_RUNNING
 
     async def spans(self, trace_id: str) -> bytes:
         """Return the spans of a trace that the agent holds."""

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
+from dataclasses import replace
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -24,6 +25,7 @@ from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.status import RunState
 from agent.vm.jobs import Job, JobLock
+from agent.vm.stored import Stored, find_stored
 from agent.vm.vm import Vm
 from common.errors import WrongState
 
@@ -67,6 +69,7 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
     definition = running.definition
     if wish.destination_xml:
         definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
+    stored, losses = _what_is_kept(vm, wish)
     machine, cpu_words = await qemu.machine_type(), await guest_cpu(qemu)
     markers, risks = write_markers(running.definition, force=wish.options.force)
     facts = SourceFacts(
@@ -78,6 +81,7 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
         cpu_shares=definition.cpu_shares if wish.destination_xml else vm.live.cpu_shares,
         cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
         known=ability.known,
+        stored=b"" if stored is None else stored.to_bytes(),
     )
     token = secrets.token_bytes(TOKEN_BYTES)
     record = Record[out.Phase](
@@ -93,13 +97,27 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
             token_sha256=hashlib.sha256(token).hexdigest(),
             guest_was_paused=state is not RunState.RUNNING,
             traceparent=current_traceparent(),
-            warnings=(*memory_warnings(running.definition, running.accelerator, version), *risks),
+            warnings=(*memory_warnings(running.definition, running.accelerator, version), *risks, *losses),
             made_files=tuple(marker.marker_path for marker in markers if marker.marker_path),
         ),
         out.Begun(),
     )
     session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
     return session, Begun(json.dumps(definition.to_record()).encode(), hashlib.sha256(token).digest(), facts)
+
+
+def _what_is_kept(vm: Vm, wish: Wish) -> tuple[Stored | None, tuple[str, ...]]:
+    """Return what this host keeps of a VM, and what of that gets lost by what the user wishes."""
+    stored = find_stored(vm)
+    if stored is None:
+        return None, ()
+    modes = wish.options.modes
+    if not modes.is_persistent(on_source=True) and not modes.keeps_source_definition:
+        return stored, (f"no host keeps the definition of VM {vm.name}: the VM is gone when it stops",)
+    if wish.destination_xml and stored.definition is not None and vm.running is not None:
+        lost = f"the stored definition of VM {vm.name}, which differs from what runs, does not go along: --xml takes its place"
+        return replace(stored, definition=None), (lost,)
+    return stored, ()
 
 
 async def _check_blockers(vm: Vm, qemu: Qemu) -> None:

@@ -298,7 +298,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 reason="WRONG_PHASE",
             )
         self._around.vms.keep_here(self._lock)
-        self._around.vms.persist(self._lock)
+        if self.facts.stored is not None:
+            self._around.vms.persist(self._lock, self.facts.stored)
         await self._drop_credentials()
         await self._keep_figures()
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")

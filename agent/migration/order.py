@@ -190,6 +190,7 @@ class SourceFacts:
         cpu_shares: of the guest, as the source's kernel has them; None without.
         cgroup_version: the interface that they are of, `v1` or `v2`; empty without.
         known: what its QEMU can do in a migration; see `agent.migration.means_check`.
+        stored: what the source keeps of the VM while it does not run, see `agent.vm.stored`; empty of a transient one.
     """
 
     host: HostIdentity
@@ -200,6 +201,7 @@ class SourceFacts:
     cpu_shares: int | None = None
     cgroup_version: str = ""
     known: frozenset[str] = frozenset()
+    stored: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from agent.qemu.errors import QemuRefused
 from agent.qemu.machine import Endpoint as TlsEndpoint
 from agent.vm.cpu_shares import read_shares
 from agent.vm.definition import Definition
+from agent.vm.stored import Stored
 from common.errors import InvalidRequest, WrongState
 
 KEY_BYTES: Final = 32
@@ -61,6 +62,9 @@ class Preparation:
         self._source = offer.source
         self._agreed: tuple[str, ...] = ()
         self._definition = rename(_read_definition(offer.definition), offer.options.destination_name)
+        stored = Stored.from_bytes(offer.source.stored)
+        is_kept = offer.options.modes.is_persistent(on_source=stored is not None)
+        self._stored = (stored or Stored()).renamed(offer.options.destination_name) if is_kept else None
         record = Record[inc.Phase](
             Facts(
                 migration_id=offer.migration_id,
@@ -73,6 +77,7 @@ class Preparation:
                 token_sha256=offer.token_sha256.hex(),
                 peer=offer.source.host.name,
                 arrival=Arrival(network_card_count=network_card_count(self._definition)),
+                stored=self._stored,
                 traceparent=current_traceparent(),
             ),
             inc.Reserved(),
@@ -88,6 +93,8 @@ class Preparation:
         if self._options.transport is Transport.DIRECT:
             await self._listen_address()
         await self._check_abilities()
+        if self._stored is not None:
+            self._around.vms.check_storable(self._stored)
         source, here, force = self._source.host, self._around.identity, self._options.force
         risks = await asyncio.to_thread(check_markers, self._source.disk_markers, source, here, force=force)
         self.session.update(warnings=(*risks, *check_caches(self._definition, source, here, force=force)))

@@ -16,6 +16,7 @@ from agent.migration.convergence import Decision
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role
 from agent.migration.progress import Progress, Timeline
+from agent.vm.stored import Stored
 from common.codec import decode, encode, encode_fields
 from common.errors import InvalidRequest
 
@@ -47,6 +48,7 @@ class Facts:
         broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
         is_fragile: at the destination, whether its QEMU dies when the connection is lost while it recovers.
         arrival: at the destination, what became of the guest.
+        stored: at the destination, what it is going to keep of the VM while it does not run; None of a transient one.
     """
 
     migration_id: str
@@ -76,6 +78,7 @@ class Facts:
     is_fragile: bool = False
     decisions: tuple[Decision, ...] = ()
     arrival: Arrival = field(default_factory=Arrival)
+    stored: Stored | None = None
 
     @property
     def stays_paused(self) -> bool:

@@ -465,7 +465,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         while isinstance(self.phase, out.Retiring):
             try:
                 if self._lock is not None:
-                    await self._around.vms.drop(self._lock)
+                    await self._around.vms.drop(self._lock, kept_for=self._keeper())
             except FerryError as error:
                 _log.warning("the source's QEMU does not end", migration=self.facts.migration_id, error=error.text)
                 self.update(waiting_for=f"the source's QEMU does not end: {error.text}")
@@ -473,6 +473,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 delay_s = min(2 * delay_s, RETRY_LAST_S)
             else:
                 self.observe(out.HuskEnded())
+
+    def _keeper(self) -> str:
+        """Name who has the guest where the definition is to stay here."""
+        return (self.facts.peer or "another host") if self.facts.options.modes.keeps_source_definition else ""
 
     async def _tidy(self) -> None:
         if isinstance(self.phase, out.Kept):

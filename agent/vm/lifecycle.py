@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from agent.vm.probes import Probes
     from agent.vm.running import Running
     from agent.vm.settings import VmSettings
+    from agent.vm.stored import Stored
     from agent.vm.vm import Vm, VmView
 
 DEFAULT_STOP_TIMEOUT_S = 30.0
@@ -169,6 +170,7 @@ class Vms:
             vm = self._registry.save(definition)
         reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED
         vm.persistent = definition
+        _mark_here(vm)
         self.events.emit(vm.uuid, vm.name, Happening.DEFINED, reason)
         _log.info("vm defined", vm=vm.name, uuid=str(vm.uuid), machine=definition.machine)
         return vm
@@ -216,6 +218,7 @@ class Vms:
         with self.lock(vm, Job.START, ""):
             if vm.running is not None or vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
+            _refuse_away(vm)
             await self._boot(vm, vm.persistent, paused=paused)
 
     async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
@@ -319,14 +322,14 @@ class Vms:
     ) -> tuple[Vm, JobLock]:
         """Start QEMU to wait for a guest; the VM is transient, locked as *migration in*, and not here for good.
 
-        `definition` is the running definition of the source. On failure nothing is left.
+        `definition` is the running definition of the source. On failure nothing is left but what was here before.
 
         Raises:
             InvalidRequest: the definition cannot be built here.
             WrongState: name or UUID are taken, a file, memory, the machine type, the CPU model or the accelerator is
                 missing here, or QEMU refused.
         """
-        vm = self._registry.add(definition)
+        vm = self._registry.take_in(definition)
         lock = self.lock(vm, Job.MIGRATION_IN, migration_id)
         try:
             check_files(definition, self._settings.roots)
@@ -348,35 +351,54 @@ class Vms:
             running = replace(running, migration_id=None)
             vm.directory.save_running(running.to_record())
             vm.running = running
+        _mark_here(vm)
 
-    def persist(self, lock: JobLock) -> None:
-        """Make a transient VM persistent. May be repeated."""
+    def check_storable(self, stored: Stored) -> None:
+        """Require that what another host keeps of a VM may be kept here.
+
+        Raises:
+            InvalidRequest: a file lies outside of the configured directories.
+        """
+        if stored.definition is not None:
+            check_paths(stored.definition, self._settings.roots)
+
+    def persist(self, lock: JobLock, stored: Stored) -> None:
+        """Keep a VM that has come, as the source did. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN)
-        if vm.persistent is None:
-            definition = replace(vm.get_running().definition, accelerator=None)
-            self._registry.save(definition)
-            vm.persistent = definition
-            if vm.live.cpu_shares is not None:
-                vm.save_wishes(Wishes(tunables=Tunables(cpu_shares=vm.live.cpu_shares)))
-            self.events.emit(vm.uuid, vm.name, Happening.DEFINED, Reason.MIGRATED)
+        definition = stored.definition or replace(vm.get_running().definition, accelerator=None)
+        wishes = Wishes(stored.autostart, Tunables(cpu_shares=vm.live.cpu_shares))
+        if (vm.persistent, vm.wishes) == (definition, wishes):
+            return
+        self._registry.save(definition)
+        vm.persistent = definition
+        vm.save_wishes(wishes)
+        self.events.emit(vm.uuid, vm.name, Happening.DEFINED, Reason.MIGRATED)
 
     async def forget(self, lock: JobLock) -> None:
-        """End an incoming QEMU by SIGKILL and remove every trace of the VM. May be repeated while the lock is held.
+        """End an incoming QEMU by SIGKILL and remove every trace of the VM, but a definition that had stayed here.
+
+        May be repeated while the lock is held.
 
         Raises:
             WrongState: the guest is here for good.
         """
         vm = self._locked(lock, Job.MIGRATION_IN)
-        if vm.is_persistent or (vm.running is not None and not vm.is_incoming):
+        if (vm.is_persistent and not vm.wishes.moved_to) or (vm.running is not None and not vm.is_incoming):
             raise WrongState(f"VM {vm.name} is here for good", reason="GUEST_RAN_HERE", vm=vm.name)
         await self._engine.kill(vm, Reason.FAILED)
 
-    async def drop(self, lock: JobLock) -> None:
-        """Let a guest go that runs elsewhere: its QEMU here quits, its definition is removed. May be repeated."""
+    async def drop(self, lock: JobLock, *, kept_for: str = "") -> None:
+        """Let a guest go that runs elsewhere: its QEMU here quits, its definition is removed. May be repeated.
+
+        With `kept_for`, the host that it runs on, the definition stays, and does not start while its guest is there.
+        """
         vm = self._locked(lock, Job.MIGRATION_OUT)
         if vm.running is not None:
             await quit_qemu(vm, self._engine, Reason.MIGRATED)
-        self._remove_definition(vm, Reason.MIGRATED)
+        if kept_for and vm.persistent is not None:
+            vm.save_wishes(replace(vm.wishes, autostart=False, moved_to=kept_for))
+        else:
+            self._remove_definition(vm, Reason.MIGRATED)
 
     async def end_lost(self, lock: JobLock) -> None:
         """End the QEMU of a guest that was lost at its destination; its definition stays. May be repeated."""
@@ -489,3 +511,20 @@ class Vms:
             self._engine.note_run_state(vm)
         if vm is not None and vm.running is None and vm.persistent is None and self._jobs.find(uuid) is None:
             self._registry.remove(vm)
+
+
+def _mark_here(vm: Vm) -> None:
+    """Forget that the guest of a VM was elsewhere."""
+    if vm.wishes.moved_to:
+        vm.save_wishes(replace(vm.wishes, moved_to=""))
+
+
+def _refuse_away(vm: Vm) -> None:
+    if vm.wishes.moved_to:
+        raise WrongState(
+            f"VM {vm.name} was moved to {vm.wishes.moved_to} and only its definition stayed here: started here it may run twice; "
+            f"move it back, or, if it runs nowhere any more, define it here anew (ferry vm define)",
+            reason="VM_MOVED_AWAY",
+            vm=vm.name,
+            host=vm.wishes.moved_to,
+        )

@@ -120,6 +120,17 @@ class Registry:
         vm = self._vms[definition.uuid] = Vm(definition, self._store.vm(definition.uuid))
         return vm
 
+    def take_in(self, definition: Definition) -> Vm:
+        """Reserve name and UUID for a guest that comes from elsewhere; its own, where the definition stayed here when it left.
+
+        Raises:
+            WrongState: one is taken.
+        """
+        known = self.find(definition.uuid)
+        if known is not None and known.name == definition.name and known.wishes.moved_to and known.running is None:
+            return known
+        return self.add(definition)
+
     def save(self, definition: Definition) -> Vm:
         """Write a persistent definition, of a new VM or over an old one.
 

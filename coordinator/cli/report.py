@@ -98,6 +98,8 @@ def vm_details(host: str, vm: vm_pb2.Vm) -> RenderableType:
     ]
     if vm.has_saved_guest:
         rows.append(("saved guest", "kept: the next start brings it back (ferry vm discard-saved removes it)"))
+    if vm.moved_to:
+        rows.append(("moved to", f"{vm.moved_to}: only the definition stayed here"))
     if vm.definition_differs:
         rows.append(("definition", Text("differs from what runs: it holds from the next start on", "yellow")))
     rows += [(f"file {device}", path) for device, path in sorted(vm.files.items())]

@@ -1,0 +1,66 @@
+"""What a host keeps of a VM while it does not run, as it goes along with a guest to another host."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from agent.vm.definition import Definition
+from agent.vm.view import differs
+from common.codec import BadRecord
+
+if TYPE_CHECKING:
+    from agent.vm.vm import Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a host keeps of a VM while it does not run.
+
+    Attributes:
+        definition: None where it is what runs.
+        autostart: whether it starts with its host.
+    """
+
+    definition: Definition | None = None
+    autostart: bool = False
+
+    def renamed(self, name: str) -> Stored:
+        """Return the same under another name; an empty one changes nothing."""
+        if not name or self.definition is None:
+            return self
+        return replace(self, definition=replace(self.definition, name=name))
+
+    def to_bytes(self) -> bytes:
+        """Turn into what `from_bytes` takes."""
+        definition = None if self.definition is None else self.definition.to_record()
+        return json.dumps({"definition": definition, "autostart": self.autostart}).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Stored | None:
+        """Build from what `to_bytes` gave, here or on another host; empty is None.
+
+        Raises:
+            InvalidRequest: it is not such a record.
+        """
+        if not content:
+            return None
+        try:
+            record = json.loads(content)
+        except ValueError as error:
+            raise BadRecord(f"stored definition: not JSON: {error}") from error
+        match record:
+            case {"definition": None, "autostart": bool(autostart)}:
+                return cls(None, autostart)
+            case {"definition": dict(definition), "autostart": bool(autostart)}:
+                return cls(Definition.from_record(definition), autostart)
+        raise BadRecord("stored definition: an object with definition and autostart is wanted")
+
+
+def find_stored(vm: Vm) -> Stored | None:
+    """Return what this host keeps of a VM; None of a transient one."""
+    if vm.persistent is None:
+        return None
+    is_another = vm.running is None or differs(vm)
+    return Stored(vm.persistent if is_another else None, vm.wishes.autostart)
