@@ -310,7 +310,7 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
         message.progress.CopyFrom(progress(facts.progress, facts.timeline, facts.decisions))
-    if isinstance(phase, inc.Finished):
+    if isinstance(phase, inc.Finished) and not facts.options.modes.offline:
         message.progress.arrival.CopyFrom(wire_modes.arrival_message(facts.arrival))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(downtime(facts.timeline))

@@ -80,20 +80,26 @@ class Fleet:
             f"VM {vm} is on none of the hosts ({', '.join(self._agents) or 'there are none'})", reason="VM_NOT_FOUND", vm=vm
         )
 
-    async def check_running(self, agent: Agent, vm: str) -> None:
-        """Require that a VM runs on a host.
+    async def check_movable(self, agent: Agent, vm: str, *, is_offline: bool) -> None:
+        """Require that a VM runs on a host; offline, that it does not.
 
         Raises:
             NotFound: the host has none of that name.
-            WrongState: it does not run.
+            WrongState: it does not run, or it does.
         """
         runs = await agent.find_vm(vm)
         if runs is None:
             raise NotFound(f"VM {vm} is not on {agent.host}", reason="VM_NOT_FOUND", vm=vm)
-        if not runs:
+        if runs and is_offline:
             raise WrongState(
-                f"VM {vm} is not running on {agent.host}: only a running VM can be moved; start it first "
-                "(--offline, for stopped ones, comes later)",
+                f"VM {vm} runs on {agent.host}: --offline moves the definition of a stopped one; without it, its guest is moved",
+                reason="VM_RUNNING",
+                vm=vm,
+            )
+        if not runs and not is_offline:
+            raise WrongState(
+                f"VM {vm} is not running on {agent.host}: its guest cannot be moved; start it first, "
+                "or move its definition alone (--offline)",
                 reason="VM_NOT_RUNNING",
                 vm=vm,
             )

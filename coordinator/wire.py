@@ -46,7 +46,13 @@ def order(request: pb.StartMigrationRequest) -> Order:
         other = "plain" if options.plain else "migrate-uri"
         raise InvalidRequest(f"tunnel and {other} exclude each other", reason="OPTIONS_CONFLICT")
     return Order(
-        request.request_id, request.vm, request.source_host, request.destination_host, options.SerializeToString(), is_tunnel
+        request.request_id,
+        request.vm,
+        request.source_host,
+        request.destination_host,
+        options.SerializeToString(),
+        is_tunnel,
+        options.modes.offline,
     )
 
 

@@ -44,8 +44,8 @@ async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]
     vm = around.vms.get(wish.vm)
     if vm.running is None or vm.is_incoming:
         raise WrongState(
-            f"VM {vm.name} is not running on {around.identity.name}: only a running VM can be moved; start it first "
-            "(--offline, for stopped ones, comes later)",
+            f"VM {vm.name} is not running on {around.identity.name}: its guest cannot be moved; start it first, "
+            "or move its definition alone (--offline)",
             reason="VM_NOT_RUNNING",
             vm=vm.name,
         )

@@ -165,7 +165,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     def _has_qemu_ended(self) -> bool:
         keeper = None if self._vm is None else self._vm.keeper
-        return keeper is None or not keeper.identity.is_alive()
+        return not self.facts.options.modes.offline and (keeper is None or not keeper.identity.is_alive())
 
     async def _refuse_undone(self) -> float:
         async with asyncio.timeout(RESUME_TIMEOUT_S):
@@ -176,6 +176,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     # what QEMU says
 
     async def _watch(self, *, after_restart: bool) -> None:
+        if self.facts.options.modes.offline:
+            return
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_strangers())
             group.create_task(self._follow_qemu(after_restart=after_restart))
@@ -297,7 +299,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 f"migration {self.facts.migration_id}: the guest is not here (phase {type(self.phase).__name__})",
                 reason="WRONG_PHASE",
             )
-        self._around.vms.keep_here(self._lock)
+        if not self.facts.options.modes.offline:
+            self._around.vms.keep_here(self._lock)
         if self.facts.stored is not None:
             self._around.vms.persist(self._lock, self.facts.stored)
         await self._drop_credentials()

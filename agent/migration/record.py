@@ -83,7 +83,7 @@ class Facts:
     @property
     def stays_paused(self) -> bool:
         """Whether the guest is not to run at the destination before its user says so."""
-        return self.guest_was_paused or self.options.modes.suspend
+        return self.guest_was_paused or self.options.modes.suspend or self.options.modes.offline
 
 
 @dataclass(frozen=True)

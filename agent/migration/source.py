@@ -234,10 +234,17 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     # effects
 
     async def _watch(self, *, after_restart: bool) -> None:
-        await self._watcher.run(after_restart=after_restart)
+        if not self.facts.options.modes.offline:
+            await self._watcher.run(after_restart=after_restart)
+        elif isinstance(self.phase, out.Connecting) and after_restart:
+            self.observe(
+                out.QemuGaveUp(Cause("the agent was restarted before anything was given away; try again", "AGENT_RESTARTED"))
+            )
 
-    async def _run_effect(self, effect: do.Effect) -> None:  # noqa: C901 - one line an effect
+    async def _run_effect(self, effect: do.Effect) -> None:  # noqa: C901, PLR0912 - one line an effect
         match effect:
+            case do.StartTransfer() if self.facts.options.modes.offline:
+                self._give_definition_away()
             case do.StartTransfer():
                 await self._start_transfer()
             case do.ContinueMigration():
@@ -267,6 +274,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     def _on_bug(self, error: Exception) -> None:
         cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
         self.observe(out.CancelRequested(cause))
+
+    def _give_definition_away(self) -> None:
+        self.observe(out.QemuCompleted())
+        self.save()  # no QEMU remembers it
 
     async def _start_transfer(self) -> None:
         endpoint = self._endpoint
@@ -386,6 +397,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             delay_s = min(2 * delay_s, RETRY_LAST_S)
 
     async def _is_restored(self) -> bool:
+        if self.facts.options.modes.offline:
+            return True
         state = await self.qemu.query_status()
         if state is RunState.FINISH_MIGRATE:
             return False

@@ -343,6 +343,26 @@ class Vms:
         self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.MIGRATED)
         return vm, lock
 
+    async def check_startable(self, definition: Definition) -> None:
+        """Require that a VM that is not to be started now could be.
+
+        Raises:
+            InvalidRequest: a file lies outside of the configured directories.
+            WrongState: a file, the machine type or the CPU model is missing here.
+        """
+        check_files(definition, self._settings.roots)
+        facts = await self._probes.facts(find_emulator(definition, self._settings))
+        check_cpu_model(pin(definition, facts), facts)
+
+    def reserve_incoming(self, definition: Definition, migration_id: str) -> tuple[Vm, JobLock]:
+        """Reserve name and UUID of a stopped VM whose definition comes, locked as *migration in*; it is not here for good.
+
+        Raises:
+            WrongState: one is taken.
+        """
+        vm = self._registry.take_in(definition)
+        return vm, self.lock(vm, Job.MIGRATION_IN, migration_id)
+
     def keep_here(self, lock: JobLock) -> None:
         """Note durably that an incoming guest is here for good: from now on `forget` refuses. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN, Job.RESTORE)
@@ -366,7 +386,8 @@ class Vms:
         """Keep a VM that has come, as the source did. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN)
         definition = stored.definition or replace(vm.get_running().definition, accelerator=None)
-        wishes = Wishes(stored.autostart, Tunables(cpu_shares=vm.live.cpu_shares))
+        shares = stored.cpu_shares if vm.running is None else vm.live.cpu_shares
+        wishes = Wishes(stored.autostart, Tunables(shares))
         if (vm.persistent, vm.wishes) == (definition, wishes):
             return
         self._registry.save(definition)

@@ -21,10 +21,12 @@ class Stored:
     Attributes:
         definition: None where it is what runs.
         autostart: whether it starts with its host.
+        cpu_shares: what it starts with, where that was set; a guest that has come keeps its own.
     """
 
     definition: Definition | None = None
     autostart: bool = False
+    cpu_shares: int | None = None
 
     def renamed(self, name: str) -> Stored:
         """Return the same under another name; an empty one changes nothing."""
@@ -35,7 +37,7 @@ class Stored:
     def to_bytes(self) -> bytes:
         """Turn into what `from_bytes` takes."""
         definition = None if self.definition is None else self.definition.to_record()
-        return json.dumps({"definition": definition, "autostart": self.autostart}).encode()
+        return json.dumps({"definition": definition, "autostart": self.autostart, "cpu_shares": self.cpu_shares}).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Stored | None:
@@ -51,11 +53,9 @@ class Stored:
         except ValueError as error:
             raise BadRecord(f"stored definition: not JSON: {error}") from error
         match record:
-            case {"definition": None, "autostart": bool(autostart)}:
-                return cls(None, autostart)
-            case {"definition": dict(definition), "autostart": bool(autostart)}:
-                return cls(Definition.from_record(definition), autostart)
-        raise BadRecord("stored definition: an object with definition and autostart is wanted")
+            case {"definition": definition, "autostart": bool(autostart), "cpu_shares": int() | None as shares}:
+                return cls(None if definition is None else Definition.from_record(definition), autostart, shares)
+        raise BadRecord("stored definition: an object with definition, autostart and cpu_shares is wanted")
 
 
 def find_stored(vm: Vm) -> Stored | None:
@@ -63,4 +63,4 @@ def find_stored(vm: Vm) -> Stored | None:
     if vm.persistent is None:
         return None
     is_another = vm.running is None or differs(vm)
-    return Stored(vm.persistent if is_another else None, vm.wishes.autostart)
+    return Stored(vm.persistent if is_another else None, vm.wishes.autostart, vm.wishes.tunables.cpu_shares)

@@ -83,6 +83,8 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
 def _success(migration: pb.Migration) -> str:
     took_s = elapsed_s(migration)
     took = f" in {format_duration(took_s)}" if took_s is not None else ""
+    if migration.options.modes.offline:
+        took = ", stopped as it was"
     name = migration.options.destination_name
     renamed = f" as {name}" if name and name != migration.vm_name else ""
     text = f"{migration.vm_name} moved from {migration.source_host} to {migration.destination_host}{renamed}{took}"
@@ -100,7 +102,8 @@ def _place(migration: pb.Migration) -> Iterable[str]:
     vm, source, destination = migration.vm_name, migration.source_host, migration.destination_host
     match migration.guest_location:
         case pb.Migration.GUEST_LOCATION_SOURCE:
-            yield f"the guest is on {source} and goes on as before"
+            is_offline = migration.options.modes.offline
+            yield f"its definition stays on {source}" if is_offline else f"the guest is on {source} and goes on as before"
         case pb.Migration.GUEST_LOCATION_DESTINATION:
             yield f"the guest is on {destination}; what is left on {source} must not be started"
             yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"

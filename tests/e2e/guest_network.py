@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from deploy.lab.network import TwoHosts
 BRIDGE = "guests0"
 MAC = "52:54:00:12:34:56"
 _CABLE = "cable0"
+_FORWARDING = "3"  # BR_STATE_FORWARDING of linux/if_bridge.h
+_POLL_S = 0.05
 _LISTENER = """\
 import json, socket, sys, time
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x8035)) as raw:
@@ -46,6 +49,9 @@ def guest_network(network: TwoHosts) -> Iterator[None]:
         undo.callback(_in, network, HOSTS[0], "ip", "link", "delete", _CABLE)
         for host in HOSTS:
             _in(network, host, "ip", "link", "set", _CABLE, "master", BRIDGE, "up")
+        for host in HOSTS:
+            while _port_state(network, host) != _FORWARDING:
+                time.sleep(_POLL_S)  # the kernel notices a second later that a cable is plugged in
         yield
 
 
@@ -75,6 +81,11 @@ def announcements(network: TwoHosts, host: str, directory: Path) -> Iterator[Ann
             yield Announcements(log)
         finally:
             listener.terminate()
+
+
+def _port_state(network: TwoHosts, host: str) -> str:
+    command = (*network.prefix(host), "cat", f"/sys/class/net/{_CABLE}/brport/state")
+    return subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout.strip()
 
 
 def _in(network: TwoHosts, host: str, *command: str) -> None:

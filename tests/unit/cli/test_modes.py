@@ -94,3 +94,23 @@ async def test_what_became_of_the_guest_is_shown(fleet, arrival, shown):
     ended = await fleet.ferry("migrate", "web", "--to", "host-b")
 
     assert shown in ended.out
+
+
+async def test_an_offline_move_tells_of_a_stopped_vm(fleet):
+    made = migration(M.STATE_SUCCEEDED, M.GUEST_LOCATION_DESTINATION)
+    made.options.modes.offline = True
+    fleet.coordinator.story = [made]
+
+    ended = await fleet.ferry("migrate", "web", "--to", "host-b", "--offline")
+
+    assert ended.err == "web moved from host-a to host-b, stopped as it was\n"
+
+
+async def test_an_offline_move_that_failed_tells_where_the_definition_is(fleet):
+    made = migration(M.STATE_FAILED, error="host-b: no", error_reason="FILE_MISSING")
+    made.options.modes.offline = True
+    fleet.coordinator.story = [made]
+
+    ended = await fleet.ferry("migrate", "web", "--to", "host-b", "--offline")
+
+    assert "its definition stays on host-a" in ended.err
