@@ -14,6 +14,7 @@ from opentelemetry import context as otel_context
 
 from agent.migration import arrival
 from agent.migration import incoming as inc
+from agent.migration.clock_sync import sync_clock
 from agent.migration.clocks import now_s
 from agent.migration.destination_link import DestinationLink
 from agent.migration.errors import GuestLost, GuestNeverRan
@@ -305,6 +306,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             self._around.vms.persist(self._lock, self.facts.stored)
         await self._drop_credentials()
         await self._keep_figures()
+        await self._sync_clock()
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")
 
     async def _keep_figures(self) -> None:
@@ -314,6 +316,12 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 self.update(progress=progress_of(await self.qemu.query_migrate()))
                 rounds = await arrival.announce_round_count(self.qemu)
                 self.update(arrival=replace(self.facts.arrival, announce_round_count=rounds))
+
+    async def _sync_clock(self) -> None:
+        modes, is_paused = self.facts.options.modes, self.facts.arrival.is_paused
+        if self._vm is not None and not (modes.leave_clock or modes.offline or is_paused):
+            clock = await sync_clock(self.qemu, self._vm.get_running().definition)
+            self.update(arrival=replace(self.facts.arrival, clock=clock))
 
     async def _undo(self) -> None:
         delay_s = RETRY_FIRST_S
