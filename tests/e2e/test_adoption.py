@@ -87,7 +87,7 @@ async def test_a_qemu_started_by_hand_moves_there_and_back_whole(way: str, versi
 
             assert outcome.state == State.STATE_SUCCEEDED, outcome.error
             await guest.console.wait_sweeps(2)
-            await lab.assert_only_on(destination, guest, is_persistent=False)
+            await lab.assert_only_on(destination, guest)
 
         assert not adopted.plan.blockers
         guest.assert_whole()
@@ -149,7 +149,7 @@ async def test_what_was_plugged_goes_along_and_what_was_unplugged_does_not(versi
 
             assert outcome.state == State.STATE_SUCCEEDED, outcome.error
             await guest.console.wait_sweeps(2)
-            await lab.assert_only_on(destination, guest, is_persistent=False)
+            await lab.assert_only_on(destination, guest)
         words = " ".join((await lab.vm(here, "web")).argv)
         assert '"id":"more","bus":"rp2","addr":"00.0"' in words
         assert "52:54:00:00:00:77" in words
