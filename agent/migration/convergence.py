@@ -39,6 +39,10 @@ ENDLESS_S: Final = 60.0
 # A rest that is smaller by this part is progress.
 PROGRESS_BELOW: Final = 0.9
 MAX_DECISIONS: Final = 60
+# From one sample to the next, and for the hand-over: what has to end in time is begun that much earlier.
+REACTION_S: Final = 0.7
+# A guest that rewrites the same pages changes most of them early in a pass, while QEMU's rate is the mean over a pass.
+EARLY_FACTOR: Final = 2
 # Reasons of transfers that the engine gave up.
 GIVEN_UP: Final = frozenset({"TIMED_OUT", "NOT_CONVERGING"})
 HELD_LIMIT_S: Final = 0.001
@@ -230,9 +234,14 @@ def _is_time_over(outlook: Outlook, sample: Sample, bounds: Bounds) -> bool:
         return outlook.idle_passes() >= ENDLESS_AFTER and sample.at_s - outlook.best_at_s >= ENDLESS_S
     needed_s = 0.0
     if _last_choice(bounds) is not Choice.ABORT and outlook.usual_rate:
-        dirtied = sample.dirty_bytes_per_second * max(sample.at_s - outlook.pass_began_at_s, 0.0)
-        needed_s = (sample.remaining_bytes + dirtied) / outlook.usual_rate
+        needed_s = REACTION_S + (sample.remaining_bytes + _dirtied_bytes(outlook, sample)) / outlook.usual_rate
     return sample.at_s + needed_s >= budget.max_duration_s
+
+
+def _dirtied_bytes(outlook: Outlook, sample: Sample) -> float:
+    """Reckon what the guest has changed in this pass at most; in the first pass nothing is known of it."""
+    even = sample.dirty_bytes_per_second * max(sample.at_s - outlook.pass_began_at_s, 0.0)
+    return min(even * EARLY_FACTOR, max(outlook.rests, default=even))
 
 
 def _last_choice(bounds: Bounds) -> Choice:

@@ -7,30 +7,24 @@ decided as who has a guest is: the source gives it away, by the token, before th
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import secrets
 from dataclasses import replace
 from uuid import UUID
 
-from opentelemetry import context as otel_context
-
 from agent.migration import incoming as inc
-from agent.migration import outgoing as out
 from agent.migration.adaptation import adapt, elsewhere
-from agent.migration.begin import TOKEN_BYTES, current_traceparent
-from agent.migration.clocks import now_s
-from agent.migration.order import OFFLINE_URI, Begun, Endpoint, Role, SourceFacts, Wish
+from agent.migration.begin import Look, open_session
+from agent.migration.order import OFFLINE_URI, Begun, Endpoint, SourceFacts, Wish
 from agent.migration.prepare import Preparation
-from agent.migration.record import Facts, Record
+from agent.migration.record import Facts
 from agent.migration.shared_disks import check_markers, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.vm.definition import Definition
-from agent.vm.jobs import Job, JobLock
+from agent.vm.jobs import Job
 from agent.vm.stored import Stored, find_stored
 from agent.vm.vm import Vm
 from common.errors import WrongState
+from common.findings import Findings
 
 
 async def begin_offline(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]:
@@ -44,7 +38,8 @@ async def begin_offline(around: Surroundings, wish: Wish) -> tuple[SourceSession
     vm = around.vms.get(wish.vm)
     lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
     try:
-        return await _describe(around, lock, wish, vm, _find_definition(vm, around.identity.name))
+        seen = await _look(around, wish, vm, _find_definition(vm, around.identity.name))
+        return open_session(around, vm, lock, wish, seen)
     except BaseException:
         lock.release()
         raise
@@ -78,57 +73,37 @@ def _find_definition(vm: Vm, host: str) -> Definition:
     return vm.persistent
 
 
-async def _describe(
-    around: Surroundings, lock: JobLock, wish: Wish, vm: Vm, stored_here: Definition
-) -> tuple[SourceSession, Begun]:
-    definition = stored_here
+async def _look(around: Surroundings, wish: Wish, vm: Vm, here: Definition) -> Look:
+    definition = here
     if wish.destination_xml:
         definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
     stored = replace(find_stored(vm) or Stored(), definition=definition)
-    markers, risks = write_markers(stored_here, force=wish.options.force)
+    markers, risks = write_markers(here, force=wish.options.force)
     facts = SourceFacts(
         host=around.identity,
         qemu_version="",
         machine=definition.machine,
         cpu_words=(),
-        disk_markers=elsewhere(markers, stored_here, definition),
+        disk_markers=elsewhere(markers, here, definition),
         stored=stored.to_bytes(),
     )
-    token = secrets.token_bytes(TOKEN_BYTES)
-    record = Record[out.Phase](
-        Facts(
-            migration_id=wish.migration_id,
-            role=Role.SOURCE,
-            vm_uuid=str(vm.uuid),
-            vm_name=vm.name,
-            options=wish.options,
-            epoch=wish.epoch,
-            began_at_s=now_s(),
-            token=token.hex(),
-            token_sha256=hashlib.sha256(token).hexdigest(),
-            traceparent=current_traceparent(),
-            warnings=risks,
-            made_files=tuple(marker.marker_path for marker in markers if marker.marker_path),
-        ),
-        out.Begun(),
-    )
-    session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
-    return session, Begun(json.dumps(definition.to_record()).encode(), hashlib.sha256(token).digest(), facts)
+    return Look(definition, facts, risks, markers, is_running=False)
 
 
 class OfflinePreparation(Preparation):
     """One Prepare that starts no QEMU."""
 
-    async def check(self) -> None:
+    async def check(self, findings: Findings) -> None:
         """Look whether the VM could be started here.
 
         Raises:
-            FerryError: it could not; nothing was changed.
+            FerryError: it could not, unless `findings` collects that; nothing was changed.
         """
-        vms = self._around.vms
-        await vms.check_startable(self._definition)
+        await self._around.vms.check_startable(self._definition, findings)
         source, here, force = self._source.host, self._around.identity, self._options.force
-        self.session.update(warnings=await asyncio.to_thread(check_markers, self._source.disk_markers, source, here, force=force))
+        with findings.check():
+            risks = await asyncio.to_thread(check_markers, self._source.disk_markers, source, here, force=force)
+            self.session.update(warnings=risks)
 
     async def start(self) -> Endpoint:
         """Reserve name and UUID; the caller undoes it when this raises."""

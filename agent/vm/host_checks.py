@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.vm.definition import Definition
     from agent.vm.host_files import HostFile
     from agent.vm.settings import VmSettings
+    from common.findings import Findings
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -61,22 +62,26 @@ def check_paths(definition: Definition, roots: Sequence[Path]) -> None:
         )
 
 
-def check_files(definition: Definition, roots: Sequence[Path]) -> None:
+def check_files(definition: Definition, roots: Sequence[Path], findings: Findings) -> None:
     """Require that kernel, initrd, firmware and images are here and may be used, and that lines have a directory.
 
     Raises:
         InvalidRequest: a path lies outside of the configured directories.
         WrongState: a file is missing, not a file, or may not be read or written.
+
+    Both are collected where `findings` collects.
     """
-    check_paths(definition, roots)
+    with findings.check():
+        check_paths(definition, roots)
     for file in host_files(definition):
-        match file.use:
-            case Use.READ | Use.WRITE:
-                _check_there(file)
-            case Use.MAKE:
-                _check_directory(file)
-            case Use.CONNECT:
-                pass
+        with findings.check():
+            match file.use:
+                case Use.READ | Use.WRITE:
+                    _check_there(file)
+                case Use.MAKE:
+                    _check_directory(file)
+                case Use.CONNECT:
+                    pass
 
 
 def _check_there(file: HostFile) -> None:

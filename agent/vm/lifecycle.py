@@ -38,6 +38,7 @@ from agent.vm.stopping import power_off, quit_qemu
 from agent.vm.view import view_vm
 from agent.vm.wishes import Tunables, Wishes
 from common.errors import Bug, Expired, WrongState
+from common.findings import Findings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -223,7 +224,7 @@ class Vms:
 
     async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
         with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
-            check_files(definition, self._settings.roots)
+            check_files(definition, self._settings.roots, Findings())
             definition, binary = await self._prepare(definition)
             vm.asked_shares = find_asked(vm, definition)
             await self._engine.start(vm, definition, binary, starts_paused=paused, migration_id=None)
@@ -332,8 +333,7 @@ class Vms:
         vm = self._registry.take_in(definition)
         lock = self.lock(vm, Job.MIGRATION_IN, migration_id)
         try:
-            check_files(definition, self._settings.roots)
-            check_memory(definition, self._settings.memory_margin_kib)
+            self.check_host(definition, Findings())
             pinned, binary = await self._prepare(definition)
             vm.asked_shares = asked_shares
             await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=migration_id)
@@ -343,16 +343,17 @@ class Vms:
         self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.MIGRATED)
         return vm, lock
 
-    async def check_startable(self, definition: Definition) -> None:
+    async def check_startable(self, definition: Definition, findings: Findings) -> None:
         """Require that a VM that is not to be started now could be.
 
         Raises:
-            InvalidRequest: a file lies outside of the configured directories.
-            WrongState: a file, the machine type or the CPU model is missing here.
+            InvalidRequest: a file lies outside of the configured directories, unless `findings` collects that.
+            WrongState: a file, the machine type or the CPU model is missing here, likewise.
         """
-        check_files(definition, self._settings.roots)
-        facts = await self._probes.facts(find_emulator(definition, self._settings))
-        check_cpu_model(pin(definition, facts), facts)
+        check_files(definition, self._settings.roots, findings)
+        with findings.check():
+            facts = await self._probes.facts(find_emulator(definition, self._settings))
+            check_cpu_model(pin(definition, facts), facts)
 
     def reserve_incoming(self, definition: Definition, migration_id: str) -> tuple[Vm, JobLock]:
         """Reserve name and UUID of a stopped VM whose definition comes, locked as *migration in*; it is not here for good.
@@ -362,6 +363,25 @@ class Vms:
         """
         vm = self._registry.take_in(definition)
         return vm, self.lock(vm, Job.MIGRATION_IN, migration_id)
+
+    def check_host(self, definition: Definition, findings: Findings) -> None:
+        """Require that this host has the files and the memory that a VM needs.
+
+        Raises:
+            InvalidRequest, WrongState: it has not, unless `findings` collects that.
+        """
+        check_files(definition, self._settings.roots, findings)
+        with findings.check():
+            check_memory(definition, self._settings.memory_margin_kib)
+
+    async def check_incoming(self, definition: Definition, findings: Findings) -> tuple[Definition, Path] | None:
+        """Collect what `start_incoming` would refuse; return what would be started and with which QEMU, if that is known."""
+        with findings.check():
+            self._registry.check_room(definition)
+        self.check_host(definition, findings)
+        with findings.check():
+            return await self._prepare(definition)
+        return None
 
     def keep_here(self, lock: JobLock) -> None:
         """Note durably that an incoming guest is here for good: from now on `forget` refuses. May be repeated."""
@@ -485,7 +505,7 @@ class Vms:
             WrongState: a file, memory, the machine type, the CPU model or the accelerator is missing here, or QEMU refused.
         """
         vm = self._locked(lock, Job.RESTORE)
-        check_files(definition, self._settings.roots)
+        check_files(definition, self._settings.roots, Findings())
         check_memory(definition, self._settings.memory_margin_kib)
         pinned, binary = await self._prepare(definition)
         vm.asked_shares = find_asked(vm, pinned)

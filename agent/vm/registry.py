@@ -126,10 +126,22 @@ class Registry:
         Raises:
             WrongState: one is taken.
         """
+        return self._find_left(definition) or self.add(definition)
+
+    def check_room(self, definition: Definition) -> None:
+        """Require that `take_in` would find name and UUID free.
+
+        Raises:
+            WrongState: one is taken.
+        """
+        if self._find_left(definition) is None:
+            self.check_absent(definition)
+
+    def _find_left(self, definition: Definition) -> Vm | None:
+        """Find the VM whose definition stayed here when its guest left."""
         known = self.find(definition.uuid)
-        if known is not None and known.name == definition.name and known.wishes.moved_to and known.running is None:
-            return known
-        return self.add(definition)
+        is_left = known is not None and known.name == definition.name and known.wishes.moved_to and known.running is None
+        return known if is_left else None
 
     def save(self, definition: Definition) -> Vm:
         """Write a persistent definition, of a new VM or over an old one.

@@ -13,16 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.lab.fleet import REPOSITORY, Fleet
-from tests.bench import raw, report
+from tests.bench import raw, report, stubborn
 from tests.bench.guest import Make, linux_guest, tick_guest
 from tests.bench.machine import describe
 from tests.bench.measure import Bench
 from tests.bench.sample import Run
+from tests.bench.stubborn import Endings
 from tests.bench.ways import WAYS
 from tests.guests import linux
 
 _ROUNDS = 9
 _MEBIBYTES = 256
+_STUBBORN_ROUNDS = 3
 
 
 def main() -> None:
@@ -46,24 +48,26 @@ def main() -> None:
     if not arguments.no_linux and linux.KERNEL.exists():
         plan["A Linux guest of 512 MiB that changes 4 MiB each second"] = (linux_guest, 1)
     machine, today = describe(raw.DEFAULT_BINARY), datetime.now(UTC).date()
-    runs = asyncio.run(_measure(plan))
+    runs, endings = asyncio.run(_measure(plan))
 
     for title, run in runs.items():
         print(f"\n{title}\n\n{report.tables(run)}")
-    for target in report.targets(next(iter(runs.values()))):
+    print(f"\nA guest that never converges\n\n{report.stubborn_table(endings)}")
+    for target in report.targets(next(iter(runs.values())), endings):
         print(f"{'reached' if target.is_met else 'MISSED ':8} {target.name}: {target.measured} ({target.wanted})")
-    arguments.page.write_text(report.document(today, machine, runs))
+    arguments.page.write_text(report.document(today, machine, runs, endings))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report.values(today, machine, runs), indent=1) + "\n")
+    arguments.json.write_text(json.dumps(report.values(today, machine, runs, endings), indent=1) + "\n")
 
 
-async def _measure(plan: Mapping[str, tuple[Make, int]]) -> dict[str, Run]:
+async def _measure(plan: Mapping[str, tuple[Make, int]]) -> tuple[dict[str, Run], Endings]:
     with tempfile.TemporaryDirectory(prefix="fb") as name:
         fleet = Fleet(Path(name))
         await asyncio.to_thread(fleet.__enter__)
         try:
             async with Bench(fleet) as bench:
-                return {title: await _rounds(bench, make, count) for title, (make, count) in plan.items()}
+                runs = {title: await _rounds(bench, make, count) for title, (make, count) in plan.items()}
+                return runs, await stubborn.measure(bench, fleet.directory, _STUBBORN_ROUNDS)
         finally:
             await asyncio.to_thread(fleet.stop)
 

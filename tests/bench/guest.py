@@ -52,11 +52,11 @@ class Guest:
 Make = Callable[[Path], Guest]
 
 
-def tick_guest(megabytes: int) -> Make:
-    """Give what makes, in a directory, a guest with so many MiB of a pattern that hardly changes and does not compress."""
+def tick_guest(megabytes: int, dirty_mib_s: float = 0.5) -> Make:
+    """Give what makes, in a directory, a guest with so many MiB of a pattern that does not compress, and hardly changes."""
 
     def make(directory: Path) -> Guest:
-        image = tick.build(megabytes, dirty_mib_s=0.5, period_ms=2.0, verify_mib_s=0.5, directory=directory)
+        image = tick.build(megabytes, dirty_mib_s=dirty_mib_s, period_ms=2.0, verify_mib_s=0.5, directory=directory)
         serial = directory / "serial.log"
         memory_kib = tick.memory_kib(megabytes)
         domain = _DOMAIN.format(

@@ -20,6 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from deploy.lab.fleet import Fleet
+from deploy.lab.processes import ProcessFailed
 from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
 from ferry.agent.v1 import vm_pb2
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -75,20 +76,13 @@ class Bench:
                         return replace(await self._move_ferry(guest, console, options), round_number=round_number, way=way)
 
     async def _move_ferry(self, guest: Guest, console: Console, options: Sequence[str]) -> Sample:
-        async with self._guest(guest, console):
-            before, wall_offset_s = self._cpu_s(), time.time() - time.monotonic()
+        async with self.guest(guest, console):
+            wall_offset_s = time.time() - time.monotonic()
             began_s = time.monotonic()
-            command = ("migrate", NAME, "--to", DESTINATION, *options, "--output", "json")
-            with _children_cpu_s() as command_cpu:
-                done = await asyncio.to_thread(self._fleet.ferry, *command, check=True)
-            command_s = time.monotonic() - began_s
-            # What the agents tidy up after the command has been answered counts too.
-            await asyncio.sleep(SETTLE_S)
-            cpu_s = {name: spent_s - before[name] for name, spent_s in self._cpu_s().items()} | {COMMAND: sum(command_cpu)}
-            migration_id = json.loads(done.stdout)["id"]
+            migration, cpu_s = await self.migrate(*options)
+            command_s = time.monotonic() - began_s - SETTLE_S
             with calls_to("the coordinator"):
-                migration = (await self._coordinator.GetMigration(pb.GetMigrationRequest(migration_id=migration_id))).migration
-                spans = (await self._coordinator.GetTrace(pb.GetTraceRequest(migration_id=migration_id))).traces_data
+                spans = (await self._coordinator.GetTrace(pb.GetTraceRequest(migration_id=migration.id))).traces_data
             moments = _Moments(spans)
             started_s, resumed_s = (
                 at_s - wall_offset_s for at_s in (moments.began_s("qmp migrate"), moments.ended_s("migration.downtime"))
@@ -97,7 +91,7 @@ class Bench:
                 elapsed_s=moments.elapsed_s(),
                 transferred_bytes=migration.progress.ram_transferred_bytes,
                 qemu_downtime_s=migration.downtime.qemu_reported.ToNanoseconds() / _NS,
-                gap_s=await _gap_s(console, started_s, resumed_s),
+                gap_s=await silence_s(console, started_s, resumed_s),
                 own_downtime_s=moments.own_downtime_s(),
                 legs_s={leg.name: leg.duration.ToNanoseconds() / _NS for leg in migration.downtime.legs},
                 command_s=command_s,
@@ -105,8 +99,22 @@ class Bench:
                 agent_resident_bytes=max(self._process(name).memory_info().rss for name in ("agent-a", "agent-b")),
             )
 
+    async def migrate(self, *options: str) -> tuple[pb.Migration, Mapping[str, float]]:
+        """Run `ferry migrate` to its end; give the migration and the CPU time that each process of Ferry took, in seconds."""
+        before = self._cpu_s()
+        with _children_cpu_s() as command_cpu:
+            done = await asyncio.to_thread(self._fleet.ferry, "migrate", NAME, "--to", DESTINATION, *options, "--output", "json")
+        # What the agents tidy up after the command has been answered counts too.
+        await asyncio.sleep(SETTLE_S)
+        cpu_s = {name: spent_s - before[name] for name, spent_s in self._cpu_s().items()} | {COMMAND: sum(command_cpu)}
+        if not done.stdout:
+            raise ProcessFailed(f"ferry migrate {' '.join(options)} ended with {done.returncode}:\n{done.stderr}")
+        migration_id = json.loads(done.stdout)["id"]
+        with calls_to("the coordinator"):
+            return (await self._coordinator.GetMigration(pb.GetMigrationRequest(migration_id=migration_id))).migration, cpu_s
+
     @asynccontextmanager
-    async def _guest(self, guest: Guest, console: Console) -> AsyncIterator[None]:
+    async def guest(self, guest: Guest, console: Console) -> AsyncIterator[None]:
         """Have the guest run at the source, and nowhere on leaving."""
         with calls_to("the source's agent"):
             definition = vm_pb2.DefineVmRequest(request_id=str(uuid4()), domain_xml=guest.domain)
@@ -115,11 +123,13 @@ class Bench:
         await console.wait_ticks(timeout_s=BOOT_TIMEOUT_S)
         await asyncio.sleep(SETTLE_S)
         yield
-        with calls_to("the destination's agent"):
-            vm = (await self._destination.GetVm(vm_pb2.GetVmRequest(vm=NAME))).vm
-            await self._destination.StopVm(vm_pb2.StopVmRequest(vm=NAME, force=True))
-            if vm.is_persistent:
-                await self._destination.UndefineVm(vm_pb2.UndefineVmRequest(vm=NAME))
+        for host, agent in ((SOURCE, self._source), (DESTINATION, self._destination)):
+            with calls_to(f"the agent of {host}"):
+                for vm in (await agent.ListVms(vm_pb2.ListVmsRequest())).vms:
+                    if vm.state != vm_pb2.Vm.STATE_STOPPED:
+                        await agent.StopVm(vm_pb2.StopVmRequest(vm=NAME, force=True))
+                    if vm.is_persistent:
+                        await agent.UndefineVm(vm_pb2.UndefineVmRequest(vm=NAME))
 
     def _process(self, name: str) -> psutil.Process:
         return psutil.Process(self._fleet.pid(name))
@@ -162,7 +172,7 @@ async def _move_raw(guest: Guest, console: Console, options: raw.Options) -> Sam
         async with raw.start(guest.raw, directory / "b", incoming=True) as destination:
             await asyncio.sleep(SETTLE_S)
             figures = await raw.move(source, destination, options)
-            gap_s = await _gap_s(console, figures.started_at_s, figures.resumed_at_s)
+            gap_s = await silence_s(console, figures.started_at_s, figures.resumed_at_s)
     return Sample(
         elapsed_s=figures.elapsed_s,
         transferred_bytes=figures.transferred_bytes,
@@ -177,7 +187,7 @@ async def _move_raw(guest: Guest, console: Console, options: raw.Options) -> Sam
     )
 
 
-async def _gap_s(console: Console, started_s: float, resumed_s: float) -> float:
+async def silence_s(console: Console, started_s: float, resumed_s: float) -> float:
     """Find the longest silence of the guest around its move, and make sure that it is whole."""
     await console.wait_ticks(GAP_TICKS)
     console.assert_continuous()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from statistics import median
 
 from tests.bench.sample import COMMAND, Run, Sample
+from tests.bench.stubborn import BANDWIDTH_MIB_S, DIRTY_MIB_S, MAX_DOWNTIME_S, MAX_DURATION_S, MEBIBYTES, Ending, Endings
 from tests.bench.ways import PLAIN, PSK, RAW, RAW_PSK, RAW_PSK_DEFAULT, TUNNEL, WAYS, FerryWay
 
 _INTRODUCTION = """\
@@ -34,6 +36,14 @@ _COLUMNS = """\
 - **command**: the whole of `ferry migrate`, start of Python, Begin, Prepare, Finish and Confirm included.
 - **CPU**: of agents, tunnels and coordinator together, during the command and a moment after; then of the command itself.
 """
+_STUBBORN = f"""\
+### A guest that changes {DIRTY_MIB_S:.0f} MiB each second, sent at {BANDWIDTH_MIB_S} MiB/s
+
+{MEBIBYTES} MiB of memory, and `--max-duration {MAX_DURATION_S:.0f}s --max-downtime {MAX_DOWNTIME_S * 1000:.0f}ms`: what never
+ends by itself. **transfer** is the time from its start to its end, **standstill** from the guest's stop to its start at the
+destination. The last one's gap holds the wait for pages that are still at the source, and the first one's CPU is what Ferry's
+servers need while a transfer runs. Medians.
+"""
 _MILLI = 1e3
 _MEGA = 1e6
 _HIGHEST_PLAIN_RATIO = 1.10
@@ -42,6 +52,7 @@ _LOWEST_TUNNEL_RATIO = 0.5
 _MOST_TUNNEL_CPU_S = 3.0
 _MOST_AGENT_BYTES = 100e6
 _HIGHEST_PSK_RATIO = 1.10
+_MOST_CPU_SHARE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +65,8 @@ class Target:
     is_met: bool
 
 
-def targets(run: Run) -> tuple[Target, ...]:
-    """Hold a run against what Ferry is to reach."""
+def targets(run: Run, endings: Endings) -> tuple[Target, ...]:
+    """Hold what was measured against what Ferry is to reach."""
     ratio = run.ratio(PLAIN, RAW, _elapsed_s)
     own_s = run.median(PLAIN, _own_s)
     psk = run.ratio(PSK, RAW_PSK, _elapsed_s)
@@ -96,6 +107,18 @@ def targets(run: Run) -> tuple[Target, ...]:
             f"{resident / _MEGA:.0f} MB",
             resident <= _MOST_AGENT_BYTES,
         ),
+        Target(
+            "CPU of all servers while a direct transfer runs",
+            f"at most {_MOST_CPU_SHARE:.0%} of a core",
+            f"{endings.cpu_share:.1%}",
+            endings.cpu_share <= _MOST_CPU_SHARE,
+        ),
+        Target(
+            "a guest that never converges, under must-finish with post-copy",
+            "inside its duration and its downtime",
+            "kept" if endings.has_kept_promise else "broken",
+            endings.has_kept_promise,
+        ),
     )
 
 
@@ -112,7 +135,24 @@ def tables(run: Run) -> str:
     return f"{_table(times)}\n{_table(costs)}"
 
 
-def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run]) -> str:
+def stubborn_table(endings: Endings) -> str:
+    """Write how the moves of the stubborn guest ended; medians."""
+    rows: list[tuple[str, ...]] = [("", "moved", "transfer", "standstill", "gap", "CPU of the servers")]
+    for policy in endings.policies:
+        moves = endings.of(policy)
+        moved = sum(move.has_moved for move in moves)
+        rows.append((policy, f"{moved} of {len(moves)}", *_ending(moves)))
+    return _table(rows)
+
+
+def _ending(moves: Sequence[Ending]) -> Iterator[str]:
+    yield f"{median(move.transfer_s for move in moves):.1f} s"
+    yield _ms(median(move.standstill_s for move in moves))
+    yield _ms(median(move.gap_s for move in moves))
+    yield f"{median(move.servers_cpu_share for move in moves):.1%} of a core"
+
+
+def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run], endings: Endings) -> str:
     """Write the page: what was measured, on what, and what it came to; the first run is held against the targets."""
     first = next(iter(runs.values()))
     parts = [
@@ -122,7 +162,7 @@ def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, R
         "## Targets\n",
         _table(
             [("", "wanted", "measured", "")]
-            + [(t.name, t.wanted, t.measured, "reached" if t.is_met else "**missed**") for t in targets(first)]
+            + [(t.name, t.wanted, t.measured, "reached" if t.is_met else "**missed**") for t in targets(first, endings)]
         ),
         "## Figures\n",
         _COLUMNS,
@@ -134,16 +174,18 @@ def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, R
             f"Medians of {count} rounds.\n" if count > 1 else "Once each: an example, not a statistic.\n",
             tables(run),
         ]
+    parts += [_STUBBORN, stubborn_table(endings)]
     return "\n".join(parts)
 
 
-def values(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run]) -> dict[str, object]:
+def values(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run], endings: Endings) -> dict[str, object]:
     """Give everything as plain values: each move, and the targets."""
     return {
         "measured_on": measured_on.isoformat(),
         "machine": dict(machine),
-        "targets": [asdict(target) for target in targets(next(iter(runs.values())))],
+        "targets": [asdict(target) for target in targets(next(iter(runs.values())), endings)],
         "runs": {title: [asdict(sample) for sample in run.samples] for title, run in runs.items()},
+        "stubborn": [asdict(ending) for ending in endings.all],
     }
 
 

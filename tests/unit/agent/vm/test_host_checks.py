@@ -11,6 +11,7 @@ from agent.vm.host_checks import check_files, check_memory, find_emulator, read_
 from agent.vm.paths import confine
 from agent.vm.settings import VmSettings
 from common.errors import InvalidRequest, WrongState
+from common.findings import Findings
 from tests.unit.agent.vm.samples import domain, parse
 
 
@@ -50,7 +51,7 @@ def test_a_missing_disk_is_named(tmp_path: Path) -> None:
     definition = parse(domain(devices=disk(tmp_path / "a.img")))
 
     with pytest.raises(WrongState, match=r"disk vda: .*a\.img does not exist") as raised:
-        check_files(definition, ())
+        check_files(definition, (), Findings())
 
     assert raised.value.reason == "FILE_MISSING"
 
@@ -59,32 +60,32 @@ def test_a_missing_kernel_is_named(tmp_path: Path) -> None:
     xml = domain().replace("</os>", f"<kernel>{tmp_path}/vmlinuz</kernel></os>")
 
     with pytest.raises(WrongState, match=r"kernel: .*vmlinuz does not exist"):
-        check_files(parse(xml), ())
+        check_files(parse(xml), (), Findings())
 
 
 def test_a_directory_is_no_disk(tmp_path: Path) -> None:
     with pytest.raises(WrongState, match="not a regular file"):
-        check_files(parse(domain(devices=disk(tmp_path))), ())
+        check_files(parse(domain(devices=disk(tmp_path))), (), Findings())
 
 
 def test_a_serial_line_needs_its_directory(tmp_path: Path) -> None:
     line = f"<serial type='file'><source path='{tmp_path}/no/serial.log'/></serial>"
 
     with pytest.raises(WrongState, match=r"serial0: directory .*/no does not exist"):
-        check_files(parse(domain(devices=line)), ())
+        check_files(parse(domain(devices=line)), (), Findings())
 
 
 def test_files_that_are_there_pass(tmp_path: Path) -> None:
     (tmp_path / "a.img").touch()
 
-    check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path])
+    check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path], Findings())
 
 
 def test_files_outside_of_the_roots_are_refused_though_they_exist(tmp_path: Path) -> None:
     (tmp_path / "a.img").touch()
 
     with pytest.raises(InvalidRequest, match="outside"):
-        check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path / "images"])
+        check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path / "images"], Findings())
 
 
 def test_too_little_memory_is_refused_with_the_numbers() -> None:
