@@ -312,6 +312,8 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         message.progress.CopyFrom(progress(facts.progress, facts.timeline, facts.decisions))
     if isinstance(phase, inc.Finished) and not facts.options.modes.offline:
         message.progress.arrival.CopyFrom(wire_modes.arrival_message(facts.arrival))
+    elif facts.arrival.network_gap is not None:
+        message.progress.arrival.network_gap.CopyFrom(wire_modes.network_gap_message(facts.arrival.network_gap))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(downtime(facts.timeline))
     if with_token and isinstance(phase, _MAY_TELL_TOKEN):

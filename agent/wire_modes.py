@@ -6,7 +6,7 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from agent.migration.arrival import Arrival, ClockSync, Outcome
+from agent.migration.arrival import Arrival, ClockSync, NetworkGap, Outcome
 from agent.migration.modes import Modes, Persistence, SourceDefinition
 from common.errors import InvalidRequest
 from ferry.common.v1 import modes_pb2 as pb
@@ -77,6 +77,15 @@ def arrival_message(value: Arrival) -> pb.Arrival:
 
 
 def _clock_message(value: ClockSync) -> pb.ClockSync:
-    behind = Duration()
-    behind.FromNanoseconds(round(value.behind_s * _NS))
-    return pb.ClockSync(outcome=_OUTCOMES[value.outcome], behind=behind, error=value.error)
+    return pb.ClockSync(outcome=_OUTCOMES[value.outcome], behind=_duration(value.behind_s), error=value.error)
+
+
+def network_gap_message(value: NetworkGap) -> pb.NetworkGap:
+    """Encode how long the guest could not be reached."""
+    return pb.NetworkGap(gap=None if value.gap_s is None else _duration(value.gap_s), why_not=value.why_not)
+
+
+def _duration(span_s: float) -> Duration:
+    message = Duration()
+    message.FromNanoseconds(round(span_s * _NS))
+    return message

@@ -35,6 +35,19 @@ class ClockSync:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkGap:
+    """How long the guest could not be reached over its network.
+
+    Attributes:
+        gap_s: from its STOP to its first answer; None when it was not measured.
+        why_not: why it was not; empty else.
+    """
+
+    gap_s: float | None = None
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """What became of the guest at the destination.
 
@@ -42,12 +55,14 @@ class Arrival:
         is_paused: it stays paused, by wish or because its user had paused it.
         announce_round_count: how often QEMU tells the network where the guest is.
         network_card_count: for how many network cards.
+        network_gap: measured at the source; None of a guest without a card on a bridge.
     """
 
     is_paused: bool = False
     announce_round_count: int = 0
     network_card_count: int = 0
     clock: ClockSync = ClockSync()
+    network_gap: NetworkGap | None = None
 
 
 async def announce_round_count(qemu: Qemu) -> int:

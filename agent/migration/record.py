@@ -47,7 +47,7 @@ class Facts:
         post_copy_cause: at the source, why post-copy began.
         broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
         is_fragile: at the destination, whether its QEMU dies when the connection is lost while it recovers.
-        arrival: at the destination, what became of the guest.
+        arrival: what became of the guest at the destination, each half what it knows of it.
         stored: at the destination, what it is going to keep of the VM while it does not run; None of a transient one.
     """
 

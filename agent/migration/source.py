@@ -16,6 +16,7 @@ from agent.migration.clocks import now_s
 from agent.migration.convergence import GIVEN_UP
 from agent.migration.errors import GuestNeverRan
 from agent.migration.machine import Cause
+from agent.migration.network_gap import NetworkGapWatch
 from agent.migration.order import Endpoint
 from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
@@ -90,6 +91,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self._watcher = SourceWatch(self)
         self.recovery = Recovery(self)
         self.steering = Steering(self)
+        self._network_gap = NetworkGapWatch(self)
 
     @property
     def qemu(self) -> Qemu:
@@ -234,8 +236,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     # effects
 
     async def _watch(self, *, after_restart: bool) -> None:
+        running = None if after_restart or self._vm is None else self._vm.running
         if not self.facts.options.modes.offline:
-            await self._watcher.run(after_restart=after_restart)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watcher.run(after_restart=after_restart))
+                if running is not None:
+                    group.create_task(self._network_gap.run(running.definition))
         elif isinstance(self.phase, out.Connecting) and after_restart:
             self.observe(
                 out.QemuGaveUp(Cause("the agent was restarted before anything was given away; try again", "AGENT_RESTARTED"))
@@ -485,6 +491,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, RETRY_LAST_S)
             else:
+                await self._network_gap.wait()
                 self.observe(out.HuskEnded())
 
     def _keeper(self) -> str:

@@ -34,6 +34,9 @@ def arrival_rows(progress: common.Progress) -> Iterator[tuple[str, str]]:
         return
     arrival = progress.arrival
     yield "announced", _announced(arrival)
+    if arrival.HasField("network_gap"):
+        gap = arrival.network_gap
+        yield "network gap", format_duration(seconds(gap.gap)) if gap.HasField("gap") else f"not measured: {gap.why_not}"
     if clock := _clock(arrival.clock):
         yield "guest's clock", clock
 

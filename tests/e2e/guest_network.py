@@ -16,6 +16,8 @@ from deploy.lab.network import TwoHosts
 
 BRIDGE = "guests0"
 MAC = "52:54:00:12:34:56"
+ADDRESS = "10.99.0.2"
+_OF_HOST = "10.99.0.1/24"
 _CABLE = "cable0"
 _FORWARDING = "3"  # BR_STATE_FORWARDING of linux/if_bridge.h
 _POLL_S = 0.05
@@ -27,6 +29,15 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x8035)) as r
     while True:
         frame = raw.recv(2048)
         print(json.dumps([time.monotonic(), frame[6:12].hex(":")]), flush=True)
+"""
+# A datagram makes the kernel ask for the address, and nobody has to answer it.
+_REACH = """\
+import pathlib, socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as anyone:
+    anyone.sendto(b"x", (sys.argv[1], 9))
+    time.sleep(0.1)
+rows = [line.split() for line in pathlib.Path("/proc/self/net/arp").read_text().splitlines()[1:]]
+sys.exit(not any(row[0] == sys.argv[1] and row[2] != "0x0" and row[5] == sys.argv[2] for row in rows))
 """
 
 
@@ -81,6 +92,24 @@ def announcements(network: TwoHosts, host: str, directory: Path) -> Iterator[Ann
             yield Announcements(log)
         finally:
             listener.terminate()
+
+
+@contextmanager
+def host_address(network: TwoHosts, host: str) -> Iterator[None]:
+    """Give a host an address on the guests' network."""
+    _in(network, host, "ip", "address", "add", _OF_HOST, "dev", BRIDGE)
+    try:
+        yield
+    finally:
+        _in(network, host, "ip", "address", "delete", _OF_HOST, "dev", BRIDGE)
+
+
+def can_reach(network: TwoHosts, host: str) -> bool:
+    """Say whether a host reaches the guest, of which the host's kernel then knows the address."""
+    reached = subprocess.run(
+        (*network.prefix(host), sys.executable, "-c", _REACH, ADDRESS, BRIDGE), check=False, stdin=subprocess.DEVNULL
+    )
+    return reached.returncode == 0
 
 
 def _port_state(network: TwoHosts, host: str) -> str:

@@ -24,7 +24,7 @@ Clock = modes_pb.ClockSync
 _NS = 1_000_000_000
 
 
-def domain(lab: Lab, uuid: object, devices: str) -> bytes:
+def domain(lab: Lab, uuid: object, devices: str, *, words: str = "") -> bytes:
     """Write the domain XML of a Linux guest with a guest agent."""
     line = linux.command_line(dirty_mib=16, rate_mib_s=1.0, period_ms=20.0)
     return f"""
@@ -37,7 +37,7 @@ def domain(lab: Lab, uuid: object, devices: str) -> bytes:
             <type arch="x86_64" machine="pc-q35-7.2">hvm</type>
             <kernel>{linux.KERNEL}</kernel>
             <initrd>{linux.build(with_agent=True)}</initrd>
-            <cmdline>{line}</cmdline>
+            <cmdline>{line} {words}</cmdline>
           </os>
           <features><acpi/></features>
           <devices>

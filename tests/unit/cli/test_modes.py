@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from coordinator.cli.exits import ExitCode
 from ferry.common.v1 import modes_pb2 as modes_pb
@@ -82,6 +83,11 @@ async def test_a_guest_that_stays_paused_is_told_as_such_with_the_way_on(fleet):
         (modes_pb.Arrival(announce_round_count=5), "no: the guest has no network card"),
         (modes_pb.Arrival(network_card_count=2), "no: 0 rounds were wished"),
         (modes_pb.Arrival(announce_round_count=1, network_card_count=2), "1 round for 2 network cards"),
+        (modes_pb.Arrival(network_gap=modes_pb.NetworkGap(gap=Duration(nanos=42_000_000))), "network gap  42.0 ms"),
+        (
+            modes_pb.Arrival(network_gap=modes_pb.NetworkGap(why_not="the address is not known")),
+            "not measured: the address is not known",
+        ),
         (clock(modes_pb.ClockSync.OUTCOME_SET, 1500), "was 1.50 s behind, set by the guest's agent"),
         (clock(modes_pb.ClockSync.OUTCOME_RIGHT, -20), "20.0 ms ahead, left as it was"),
         (clock(modes_pb.ClockSync.OUTCOME_NO_AGENT), "no guest agent answers"),
