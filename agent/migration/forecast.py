@@ -20,11 +20,15 @@ STEP_S: Final = 0.05
 # The engine gets a sample as often, and QEMU knows its throughput after that long.
 SAMPLE_S: Final = 0.5
 RATE_S: Final = 0.1
+# Less than this QEMU sends with the guest stopped before it knows its throughput, too.
+AT_ONCE_S: Final = 0.001
 THROTTLED: Final = 0.1
 # From the guest's stop to its start at the destination, beside what is still to be sent.
 HANDOVER_S: Final = 0.015
-# QEMU goes through pages of zeroes without sending them, at about this rate.
-ZEROES_BYTES_S: Final = 4e9
+# Both QEMUs go through pages of zeroes without sending them, at about this rate.
+ZEROES_BYTES_S: Final = 1.5e9
+# What no measurement beforehand can know of a duration.
+UNKNOWN: Final = 0.1
 # A play that lasts longer tells nothing more.
 MOST_STEPS: Final = 20_000
 
@@ -73,6 +77,11 @@ class Played:
     sent_bytes: float
     pass_count: int
     decisions: list[Decision] = field(default_factory=list)
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether the guest was paused for the rest."""
+        return any(decision.choice is Choice.PAUSE for decision in self.decisions)
 
 
 class _Game:
@@ -143,7 +152,7 @@ def play(model: Model, bounds: Bounds, *, give_up_s: float, step_s: float = STEP
         if game.goes_first:
             return game.end(Ending.POST_COPY, at_s, rate)
         left = game.rest + game.dirty
-        if steps >= rate_after and left <= rate * game.outlook.qemu_limit_s:
+        if left <= rate * (game.outlook.qemu_limit_s if steps >= rate_after else AT_ONCE_S):
             return game.end(Ending.SWITCHED, at_s, rate)
         if game.is_paused and left <= 0:
             return game.end(Ending.SWITCHED, at_s, rate)
@@ -212,16 +221,23 @@ def forecast(measured: Measured, options: Options) -> Forecast:
     plays = [likely, *(_play(measured, options, r, d) for r in (rate.low, rate.high) for d in (dirty.low, dirty.high))]
     zeroes_s = max(measured.memory_bytes - measured.used_bytes, 0) / ZEROES_BYTES_S
     beside_s = measured.setup_s + zeroes_s + HANDOVER_S
-    downtime = _span([one.downtime_s for one in plays])
     return Forecast(
-        duration_s=_shift(_span([one.at_s for one in plays]), beside_s),
-        downtime_s=_shift(downtime, HANDOVER_S) if likely.ending in {Ending.SWITCHED, Ending.POST_COPY} else downtime,
+        duration_s=_widen(_shift(_span([one.at_s for one in plays]), beside_s)),
+        downtime_s=_downtime(plays, options),
         sent_bytes=_span([one.sent_bytes for one in plays]),
         pass_count=_span([float(one.pass_count) for one in plays]),
         strategy=_strategy(likely, plays, options),
         ends=likely.ending in {Ending.SWITCHED, Ending.POST_COPY},
         measured=measured,
     )
+
+
+def _downtime(plays: list[Played], options: Options) -> Span:
+    """Tell the standstill: QEMU looks only now and then whether the rest fits into what is allowed, so it may well be shorter."""
+    span = _span([one.downtime_s for one in plays])
+    if plays[0].ending is Ending.ABORTED or options.pause or any(one.stood_still for one in plays):
+        return _shift(span, HANDOVER_S)
+    return Span(HANDOVER_S / 2, span.likely / 2 + HANDOVER_S, span.high + 2 * HANDOVER_S)
 
 
 def _play(measured: Measured, options: Options, rate: float, dirty: float) -> Played:
@@ -253,6 +269,10 @@ def _span(values: list[float]) -> Span:
 
 def _shift(span: Span, by: float) -> Span:
     return Span(span.low + by, span.likely + by, span.high + by)
+
+
+def _widen(span: Span) -> Span:
+    return Span(span.low * (1 - UNKNOWN), span.likely, span.high * (1 + UNKNOWN))
 
 
 def _strategy(likely: Played, plays: list[Played], options: Options) -> str:
