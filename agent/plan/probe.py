@@ -19,7 +19,7 @@ from agent.migration.forecast import Span
 from agent.migration.listening import Listening
 from agent.migration.means import Means
 from agent.migration.migrate_uri import parse_migrate_uri
-from agent.migration.order import Endpoint, HostIdentity, Options
+from agent.migration.order import Endpoint, HostIdentity, Options, Transport
 from agent.migration.post_copy import PostCopy
 from agent.migration.qemu_setup import apply_settings, remove_key
 from agent.migration.transfer import Transfer
@@ -96,8 +96,10 @@ async def listening(around: Surroundings, binary: Path, options: Options, source
             yield endpoint
     finally:
         remove_key(around.key_directory(probe_id))
-        with suppress(FerryError):
-            await around.tunnel.close_session(probe_id)
+        if options.transport is Transport.TUNNEL:
+            around.store.session_socket_path(probe_id, "in").unlink(missing_ok=True)
+            with suppress(FerryError):
+                await around.tunnel.close_session(probe_id)
 
 
 async def measure(around: Surroundings, binary: Path, options: Options, endpoint: Endpoint, content: bytes) -> Way:
