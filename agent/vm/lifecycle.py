@@ -27,7 +27,7 @@ from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
-from agent.vm.host_checks import check_files, check_memory, check_paths, find_emulator
+from agent.vm.host_checks import check_files, check_huge_pages, check_memory, check_paths, find_emulator
 from agent.vm.jobs import Job, JobLock, Jobs
 from agent.vm.paths import confine
 from agent.vm.pinning import pin
@@ -349,6 +349,8 @@ class Vms:
         check_files(definition, self._settings.roots, findings)
         with findings.check():
             check_memory(definition, self._settings.memory_margin_kib)
+        with findings.check():
+            check_huge_pages(definition)
 
     async def check_incoming(self, definition: Definition, findings: Findings) -> tuple[Definition, Path] | None:
         """Collect what `start_incoming` would refuse; return what would be started and with which QEMU, if that is known."""
