@@ -16,17 +16,24 @@ from agent.migration.order import Options
 from agent.migration.post_copy import When
 from agent.migration.qemu_setup import bounds as bounds_of
 
-STEP_S: Final = 0.05
+STEPS_A_PASS: Final = 100
+SHORTEST_STEP_S: Final = 0.002
+LONGEST_STEP_S: Final = 0.5
 # The engine gets a sample as often, and QEMU knows its throughput after that long.
 SAMPLE_S: Final = 0.5
 RATE_S: Final = 0.1
+# Less than this QEMU sends with the guest stopped before it knows its throughput, too.
+AT_ONCE_S: Final = 0.001
 THROTTLED: Final = 0.1
 # From the guest's stop to its start at the destination, beside what is still to be sent.
 HANDOVER_S: Final = 0.015
-# QEMU goes through pages of zeroes without sending them, at about this rate.
-ZEROES_BYTES_S: Final = 4e9
-# A play that lasts longer tells nothing more.
-MOST_STEPS: Final = 20_000
+# Both QEMUs go through pages of zeroes without sending them, at about this rate.
+ZEROES_BYTES_S: Final = 1.5e9
+# What no measurement beforehand can know of a duration.
+UNKNOWN: Final = 0.1
+# Who does not converge in as many times the first pass, and in as long, does not.
+MOST_PASSES: Final = 20
+LONGEST_S: Final = 120.0
 
 
 class Ending(Enum):
@@ -74,14 +81,19 @@ class Played:
     pass_count: int
     decisions: list[Decision] = field(default_factory=list)
 
+    @property
+    def stood_still(self) -> bool:
+        """Whether the guest was paused for the rest."""
+        return any(decision.choice is Choice.PAUSE for decision in self.decisions)
+
 
 class _Game:
     """One play."""
 
-    def __init__(self, model: Model, bounds: Bounds, step_s: float) -> None:
+    def __init__(self, model: Model, bounds: Bounds) -> None:
         self.model = model
         self.bounds = bounds
-        self.step_s = step_s
+        self.step_s = 0.0
         self.outlook: Outlook = begin(bounds)
         self.rest, self.dirty, self.pass_count = model.ram_bytes, 0.0, 1
         self.is_new_pass = False
@@ -111,10 +123,11 @@ class _Game:
             self.is_paused, self.stopped_at_s = True, at_s
         return decision.choice
 
-    def send(self, at_s: float, rate: float) -> None:
-        """Let a step go by."""
-        sent = min(rate * self.step_s, self.rest)
-        self.sent += sent
+    def send(self, at_s: float, rate: float) -> float:
+        """Let a step go by, a part of this pass; return its length in seconds."""
+        if self.is_new_pass or not self.step_s:
+            self.step_s = min(max(self.rest / rate / STEPS_A_PASS, SHORTEST_STEP_S), LONGEST_STEP_S)
+        self.sent += min(rate * self.step_s, self.rest)
         self.rest -= rate * self.step_s
         if not self.is_paused:
             more = self.model.dirties(at_s) * self.throttled * self.step_s
@@ -122,6 +135,7 @@ class _Game:
         self.is_new_pass = self.rest <= 0
         if self.is_new_pass:
             self.rest, self.dirty, self.pass_count = self.dirty, 0.0, self.pass_count + 1
+        return self.step_s
 
     def end(self, ending: Ending, at_s: float, rate: float) -> Played:
         """End with what is left."""
@@ -134,28 +148,29 @@ class _Game:
         return Played(ending, at_s + took_s, downtime_s, self.sent + took_s * rate, self.pass_count, self.decisions)
 
 
-def play(model: Model, bounds: Bounds, *, give_up_s: float, step_s: float = STEP_S) -> Played:
+def play(model: Model, bounds: Bounds, *, give_up_s: float) -> Played:
     """Play a transfer with the engine at the wheel."""
-    game = _Game(model, bounds, step_s)
-    steps, sample_every, rate_after = 0, max(round(SAMPLE_S / step_s), 1), round(RATE_S / step_s)
-    while (at_s := steps * step_s) < give_up_s:
+    game = _Game(model, bounds)
+    at_s, looked_at_s = 0.0, 0.0
+    while at_s < give_up_s:
         rate = model.carries(at_s)
         if game.goes_first:
             return game.end(Ending.POST_COPY, at_s, rate)
         left = game.rest + game.dirty
-        if steps >= rate_after and left <= rate * game.outlook.qemu_limit_s:
+        if left <= rate * (game.outlook.qemu_limit_s if at_s >= RATE_S else AT_ONCE_S):
             return game.end(Ending.SWITCHED, at_s, rate)
         if game.is_paused and left <= 0:
             return game.end(Ending.SWITCHED, at_s, rate)
-        if steps and (game.is_new_pass or steps % sample_every == 0):
-            choice = game.look(at_s, rate)
-            if choice is Choice.ABORT:
-                return game.end(Ending.ABORTED, at_s, rate)
-            if choice is Choice.POST_COPY:
-                return game.end(Ending.POST_COPY, at_s, rate)
-        game.send(at_s, rate)
-        steps += 1
+        if at_s and (game.is_new_pass or at_s - looked_at_s >= SAMPLE_S):
+            looked_at_s = at_s
+            ending = _ENDINGS.get(game.look(at_s, rate))
+            if ending is not None:
+                return game.end(ending, at_s, rate)
+        at_s += game.send(at_s, rate)
     return game.end(Ending.ENDLESS, give_up_s, model.carries(give_up_s))
+
+
+_ENDINGS: Final[dict[Choice | None, Ending]] = {Choice.ABORT: Ending.ABORTED, Choice.POST_COPY: Ending.POST_COPY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +227,23 @@ def forecast(measured: Measured, options: Options) -> Forecast:
     plays = [likely, *(_play(measured, options, r, d) for r in (rate.low, rate.high) for d in (dirty.low, dirty.high))]
     zeroes_s = max(measured.memory_bytes - measured.used_bytes, 0) / ZEROES_BYTES_S
     beside_s = measured.setup_s + zeroes_s + HANDOVER_S
-    downtime = _span([one.downtime_s for one in plays])
     return Forecast(
-        duration_s=_shift(_span([one.at_s for one in plays]), beside_s),
-        downtime_s=_shift(downtime, HANDOVER_S) if likely.ending in {Ending.SWITCHED, Ending.POST_COPY} else downtime,
+        duration_s=_widen(_shift(_span([one.at_s for one in plays]), beside_s)),
+        downtime_s=_downtime(plays, options),
         sent_bytes=_span([one.sent_bytes for one in plays]),
         pass_count=_span([float(one.pass_count) for one in plays]),
         strategy=_strategy(likely, plays, options),
         ends=likely.ending in {Ending.SWITCHED, Ending.POST_COPY},
         measured=measured,
     )
+
+
+def _downtime(plays: list[Played], options: Options) -> Span:
+    """Tell the standstill: QEMU looks only now and then whether the rest fits into what is allowed, so it may well be shorter."""
+    span = _span([one.downtime_s for one in plays])
+    if plays[0].ending is Ending.ABORTED or options.pause or any(one.stood_still for one in plays):
+        return _shift(span, HANDOVER_S)
+    return Span(HANDOVER_S / 2, span.likely / 2 + HANDOVER_S, span.high + 2 * HANDOVER_S)
 
 
 def _play(measured: Measured, options: Options, rate: float, dirty: float) -> Played:
@@ -235,16 +257,8 @@ def _play(measured: Measured, options: Options, rate: float, dirty: float) -> Pl
         is_paused=options.pause,
         when=options.post_copy.when,
     )
-    first_pass_s = measured.used_bytes / rate
-    # Fine steps for what is over at once, coarse ones for what takes hours.
-    step_s = min(max(first_pass_s / 200, 0.002), 1.0)
-    longest_s = options.budget.max_duration_s or max(20 * first_pass_s, 600.0)
-    return play(
-        model,
-        bounds_of(options),
-        give_up_s=min(longest_s + first_pass_s + 1, MOST_STEPS * step_s),
-        step_s=step_s,
-    )
+    longest_s = options.budget.max_duration_s or max(MOST_PASSES * measured.used_bytes / rate, LONGEST_S)
+    return play(model, bounds_of(options), give_up_s=longest_s + 1)
 
 
 def _span(values: list[float]) -> Span:
@@ -253,6 +267,10 @@ def _span(values: list[float]) -> Span:
 
 def _shift(span: Span, by: float) -> Span:
     return Span(span.low + by, span.likely + by, span.high + by)
+
+
+def _widen(span: Span) -> Span:
+    return Span(span.low * (1 - UNKNOWN), span.likely, span.high * (1 + UNKNOWN))
 
 
 def _strategy(likely: Played, plays: list[Played], options: Options) -> str:

@@ -14,10 +14,9 @@ from agent.migration import outgoing as out
 from agent.migration.begin import begin, context_of
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
-from agent.migration.offline import OfflinePreparation, begin_offline, reserve_again
+from agent.migration.offline import begin_offline, preparation, reserve_again
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.past import Past, PastMigrations, past_of
-from agent.migration.prepare import Preparation
 from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
 from agent.migration.shared_disks import remove_markers
 from agent.migration.source import SourceSession
@@ -151,12 +150,12 @@ class Migrations:
         if isinstance(known, DestinationSession) and known.endpoint is not None:
             return known, known.endpoint
         self._refuse_known(offer.migration_id)
-        preparation = (OfflinePreparation if offer.options.modes.offline else Preparation)(self._around, offer)
-        await preparation.check(Findings())
-        session = preparation.session
+        prepared = preparation(self._around, offer)
+        await prepared.check(Findings())
+        session = prepared.session
         self._add(session)
         try:
-            return session, await preparation.start()
+            return session, await prepared.start()
         except BaseException as error:
             text = error.text if isinstance(error, FerryError) else "Prepare was broken off"
             reason = error.reason if isinstance(error, FerryError) else "PREPARE_BROKEN_OFF"

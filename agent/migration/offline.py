@@ -13,7 +13,7 @@ from uuid import UUID
 from agent.migration import incoming as inc
 from agent.migration.adaptation import adapt, elsewhere
 from agent.migration.begin import Look, open_session
-from agent.migration.order import OFFLINE_URI, Begun, Endpoint, SourceFacts, Wish
+from agent.migration.order import OFFLINE_URI, Begun, Endpoint, Offer, SourceFacts, Wish
 from agent.migration.prepare import Preparation
 from agent.migration.record import Facts
 from agent.migration.shared_disks import check_markers, write_markers
@@ -38,8 +38,7 @@ async def begin_offline(around: Surroundings, wish: Wish) -> tuple[SourceSession
     vm = around.vms.get(wish.vm)
     lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
     try:
-        seen = await _look(around, wish, vm, _find_definition(vm, around.identity.name))
-        return open_session(around, vm, lock, wish, seen)
+        return open_session(around, vm, lock, wish, await look_offline(around, vm, wish))
     except BaseException:
         lock.release()
         raise
@@ -73,8 +72,13 @@ def _find_definition(vm: Vm, host: str) -> Definition:
     return vm.persistent
 
 
-async def _look(around: Surroundings, wish: Wish, vm: Vm, here: Definition) -> Look:
-    definition = here
+async def look_offline(around: Surroundings, vm: Vm, wish: Wish) -> Look:
+    """Check a stopped VM and describe it; leaves markers beside its images.
+
+    Raises:
+        FerryError: its definition cannot be moved.
+    """
+    definition = here = _find_definition(vm, around.identity.name)
     if wish.destination_xml:
         definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
     stored = replace(find_stored(vm) or Stored(), definition=definition)
@@ -99,7 +103,7 @@ class OfflinePreparation(Preparation):
         Raises:
             FerryError: it could not, unless `findings` collects that; nothing was changed.
         """
-        await self._around.vms.check_startable(self._definition, findings)
+        await self._around.vms.check_startable(self.definition, findings)
         source, here, force = self._source.host, self._around.identity, self._options.force
         with findings.check():
             risks = await asyncio.to_thread(check_markers, self._source.disk_markers, source, here, force=force)
@@ -108,12 +112,21 @@ class OfflinePreparation(Preparation):
     async def start(self) -> Endpoint:
         """Reserve name and UUID; the caller undoes it when this raises."""
         session = self.session
-        session.take(*self._around.vms.reserve_incoming(self._definition, session.facts.migration_id))
+        session.take(*self._around.vms.reserve_incoming(self.definition, session.facts.migration_id))
         session.endpoint = Endpoint(OFFLINE_URI)
         session.request(inc.QemuListening(), "it was undone while it was being prepared", "WRONG_PHASE")
         session.observe(inc.QemuLoaded())
         session.save()  # no QEMU remembers it
         return session.endpoint
+
+
+def preparation(around: Surroundings, offer: Offer) -> Preparation:
+    """Make ready for a guest, or for a definition.
+
+    Raises:
+        InvalidRequest: what the source sent is neither.
+    """
+    return (OfflinePreparation if offer.options.modes.offline else Preparation)(around, offer)
 
 
 def reserve_again(around: Surroundings, facts: Facts) -> None:

@@ -57,7 +57,7 @@ class Preparation:
         self._options = offer.options
         self._source = offer.source
         self._agreed: tuple[str, ...] = ()
-        self._definition = rename(_read_definition(offer.definition), offer.options.destination_name)
+        self.definition = rename(_read_definition(offer.definition), offer.options.destination_name)
         stored = Stored.from_bytes(offer.source.stored)
         is_kept = offer.options.modes.is_persistent(on_source=stored is not None)
         self._stored = (stored or Stored()).renamed(offer.options.destination_name) if is_kept else None
@@ -65,14 +65,14 @@ class Preparation:
             Facts(
                 migration_id=offer.migration_id,
                 role=Role.DESTINATION,
-                vm_uuid=str(self._definition.uuid),
-                vm_name=self._definition.name,
+                vm_uuid=str(self.definition.uuid),
+                vm_name=self.definition.name,
                 options=offer.options,
                 epoch=offer.epoch,
                 began_at_s=now_s(),
                 token_sha256=offer.token_sha256.hex(),
                 peer=offer.source.host.name,
-                arrival=Arrival(network_card_count=network_card_count(self._definition)),
+                arrival=Arrival(network_card_count=network_card_count(self.definition)),
                 stored=self._stored,
                 traceparent=current_traceparent(),
             ),
@@ -101,13 +101,13 @@ class Preparation:
                 risks = await asyncio.to_thread(check_markers, (marker,), source, here, force=force)
                 self.session.update(warnings=(*self.session.facts.warnings, *risks))
         with findings.check():
-            risks = check_caches(self._definition, source, here, force=force)
+            risks = check_caches(self.definition, source, here, force=force)
             self.session.update(warnings=(*self.session.facts.warnings, *risks))
 
     async def _check_abilities(self, findings: Findings) -> None:
         """Refuse what one side lacks, and find what both have."""
         around, source = self._around, self._source
-        facts = await around.vms.qemu_facts(self._definition)
+        facts = await around.vms.qemu_facts(self.definition)
         here = destination_ability(facts, around.identity.name, around.store.guests)
         there = Ability(Role.SOURCE, source.host.name, source.qemu_version, source.known)
         for name in needs(self._options):
@@ -119,10 +119,10 @@ class Preparation:
         """Start QEMU and let it listen; the caller undoes it when this raises."""
         session, around = self.session, self._around
         shares = read_shares(self._source.cpu_shares, self._source.cgroup_version)
-        vm, lock = await around.vms.start_incoming(self._definition, session.facts.migration_id, shares)
+        vm, lock = await around.vms.start_incoming(self.definition, session.facts.migration_id, shares)
         session.take(vm, lock)
         qemu = around.vms.qemu(vm)
-        check_cpu(self._source, await guest_cpu(qemu), self._definition)
+        check_cpu(self._source, await guest_cpu(qemu), self.definition)
         key = await self._listening.install_key(qemu)
         await self._apply_settings(qemu)
         endpoint, port = await self._listening.open(qemu, key)

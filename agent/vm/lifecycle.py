@@ -27,7 +27,7 @@ from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
-from agent.vm.host_checks import check_files, check_memory, check_paths, find_emulator
+from agent.vm.host_checks import check_files, check_huge_pages, check_memory, check_paths, find_emulator
 from agent.vm.jobs import Job, JobLock, Jobs
 from agent.vm.paths import confine
 from agent.vm.pinning import pin
@@ -344,12 +344,14 @@ class Vms:
         return vm, lock
 
     async def check_startable(self, definition: Definition, findings: Findings) -> None:
-        """Require that a VM that is not to be started now could be.
+        """Require that a VM that comes without its guest could be started here later.
 
         Raises:
             InvalidRequest: a file lies outside of the configured directories, unless `findings` collects that.
-            WrongState: a file, the machine type or the CPU model is missing here, likewise.
+            WrongState: name or UUID are taken, or a file, the machine type or the CPU model is missing here, likewise.
         """
+        with findings.check():
+            self._registry.check_room(definition)
         check_files(definition, self._settings.roots, findings)
         with findings.check():
             facts = await self._probes.facts(find_emulator(definition, self._settings))
@@ -373,6 +375,8 @@ class Vms:
         check_files(definition, self._settings.roots, findings)
         with findings.check():
             check_memory(definition, self._settings.memory_margin_kib)
+        with findings.check():
+            check_huge_pages(definition)
 
     async def check_incoming(self, definition: Definition, findings: Findings) -> tuple[Definition, Path] | None:
         """Collect what `start_incoming` would refuse; return what would be started and with which QEMU, if that is known."""

@@ -14,6 +14,7 @@ from tests.e2e.lab import STOPPED, Lab, refused
 from tests.e2e.move import State, wishes
 from tests.e2e.refusals import assert_refused
 from tests.e2e.steps import Steps
+from tests.e2e.test_plan import ferry
 from tests.guests.console import Console
 
 OFFLINE = wishes(modes=modes_pb.Modes(offline=True))
@@ -141,3 +142,16 @@ async def test_a_cancel_before_it_is_given_away_leaves_it_at_the_source(lab: Lab
 
     await lab.assert_only_on("host-a", guest, STOPPED)
     await lab.start_vm("host-a", "web")
+
+
+async def test_a_plan_says_what_stands_in_the_way_and_changes_nothing(lab: Lab):
+    guest = await define(lab)
+
+    free, _, nothing = await ferry(lab, "plan", "web", "--to", "host-b", "--offline")
+    await lab.define("host-b", domain(Plan(), lab.directory))
+    taken, said, told = await ferry(lab, "migrate", "web", "--from", "host-a", "--to", "host-b", "--offline", "--dry-run")
+
+    assert (free, taken) == (0, 1), told
+    assert "nothing stands in the way" in nothing
+    assert "VM_EXISTS" in said, told
+    await lab.assert_only_on("host-a", guest, STOPPED, others=("web",))

@@ -60,7 +60,7 @@ def test_the_first_limit_is_never_above_the_bound(allowed_s: float):
 
 
 def test_a_guest_that_needs_more_gets_more_once_passes_shrink_no_further():
-    outcome = play(model(60, 100, working_set_mib=20), SAFE, give_up_s=120)
+    outcome = play(model(90, 100, working_set_mib=20), SAFE, give_up_s=120)
 
     assert outcome.ending is Ending.SWITCHED
     assert set(choices(outcome.decisions)) == {Choice.RAISE_DOWNTIME}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.vm.host_checks import check_files, check_memory, find_emulator, read_memory_kib
+from agent.vm.host_checks import check_files, check_huge_pages, check_memory, find_emulator, read_memory_kib
 from agent.vm.paths import confine
 from agent.vm.settings import VmSettings
 from common.errors import InvalidRequest, WrongState
@@ -126,3 +126,28 @@ def test_an_allowed_emulator_has_to_be_there() -> None:
 
     with pytest.raises(WrongState, match="no such program here"):
         find_emulator(definition, VmSettings(emulators=("/no/qemu",)))
+
+
+HUGE = "<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>"
+MOUNTED = "none /dev/hugepages hugetlbfs rw,relatime,pagesize=2M 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "free", "words"),
+    [("proc /proc proc rw 0 0\n", 0, "not mounted"), (MOUNTED, 0, r"0 are free.*nr_hugepages"), (MOUNTED, 1 << 20, "")],
+)
+def test_huge_pages_that_are_missing_are_told_before_qemu_says_that_memory_is(
+    mounts: str, free: int, words: str, tmp_path: Path
+) -> None:
+    definition = parse(domain().replace("<os>", f"{HUGE}<os>"))
+    (tmp_path / "mounts").write_text(mounts)
+    (tmp_path / "hugepages-2048kB").mkdir()
+    (tmp_path / "hugepages-2048kB" / "free_hugepages").write_text(f"{free}\n")
+
+    if not words:
+        check_huge_pages(definition, tmp_path / "mounts", tmp_path)
+        return
+    with pytest.raises(WrongState, match=words) as raised:
+        check_huge_pages(definition, tmp_path / "mounts", tmp_path)
+
+    assert raised.value.reason == "HUGE_PAGES_MISSING"
