@@ -70,7 +70,9 @@ async def behind_s(lab: Lab, host: str) -> float:
 
 async def move(lab: Lab, to: str, *, pause: bool = False, leave_clock: bool = False) -> modes_pb.Arrival:
     """Move the guest, with `pause` so that its clock stays behind."""
-    options = wishes(modes=modes_pb.Modes(leave_clock=leave_clock), pause=pause, bandwidth_mib_s=SLOW_MIB_S if pause else 0)
+    options = wishes(
+        modes=modes_pb.Modes(leave_clock=leave_clock), plain=True, pause=pause, bandwidth_mib_s=SLOW_MIB_S if pause else 0
+    )
     outcome = await (await lab.start_move("linux", to, options)).outcome(timeout_s=BOOT_TIMEOUT_S)
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
     return outcome.progress.arrival
