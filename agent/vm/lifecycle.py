@@ -207,8 +207,10 @@ class Vms:
             await self._boot(vm, definition, paused=paused)
         return vm
 
-    async def start(self, vm: Vm, *, paused: bool = False) -> None:
+    async def start(self, vm: Vm, *, paused: bool = False, force: bool = False) -> None:
         """Start a stopped VM; on return QEMU runs it, or holds it with `paused`. A saved guest is brought back.
+
+        One whose guest was moved away while the definition stayed is started with `force` only.
 
         Raises:
             WrongState: it runs already, or something that it needs is missing here, or QEMU refused.
@@ -219,8 +221,10 @@ class Vms:
         with self.lock(vm, Job.START, ""):
             if vm.running is not None or vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
-            _refuse_away(vm)
+            if not force:
+                _refuse_away(vm)
             await self._boot(vm, vm.persistent, paused=paused)
+            _mark_here(vm)
 
     async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
         with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
@@ -568,7 +572,7 @@ def _refuse_away(vm: Vm) -> None:
     if vm.wishes.moved_to:
         raise WrongState(
             f"VM {vm.name} was moved to {vm.wishes.moved_to} and only its definition stayed here: started here it may run twice; "
-            f"move it back, or, if it runs nowhere any more, define it here anew (ferry vm define)",
+            "move it back, or start it with --force if it runs nowhere any more",
             reason="VM_MOVED_AWAY",
             vm=vm.name,
             host=vm.wishes.moved_to,

@@ -62,7 +62,7 @@ async def test_with_transient_the_definition_stays_on_the_source_and_does_not_st
 
     kept = await lab.vm("host-a", "web")
     assert (kept.moved_to, kept.autostart, kept.pid) == ("host-b", False, 0)
-    with refused("VM_MOVED_AWAY", "web", "host-b", "ferry vm define"):
+    with refused("VM_MOVED_AWAY", "web", "host-b", "--force"):
         await lab.start_vm("host-a", "web")
     await lab.kill("agent-a")
     await lab.restart("agent-a")
@@ -102,6 +102,19 @@ async def test_a_definition_that_had_stayed_starts_once_it_is_defined_anew(lab: 
     await lab.define("host-a", domain(Plan(), lab.directory, uuid=guest.uuid))
 
     assert (await lab.start_vm("host-a", "web")).pid
+
+
+async def test_a_definition_that_had_stayed_starts_on_the_word_that_its_guest_is_gone(lab: Lab):
+    guest = await lab.start_guest()
+    await move(lab, persistence=TRANSIENT)
+    await lab.agents["host-b"].StopVm(vm_pb2.StopVmRequest(vm="web", force=True))
+
+    with refused("VM_NOT_RUNNING", "web", "host-a"):
+        await lab.start_move(to="host-b")
+    await lab.agents["host-a"].StartVm(vm_pb2.StartVmRequest(vm="web", force=True))
+
+    await lab.assert_only_on("host-a", guest)
+    assert not (await lab.vm("host-a", "web")).moved_to
 
 
 async def test_with_undefine_and_transient_nothing_is_stored_and_that_is_told(lab: Lab):
