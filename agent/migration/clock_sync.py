@@ -10,8 +10,9 @@ import time
 from typing import Final
 
 from agent.migration.arrival import ClockSync, Outcome
+from agent.migration.guest_channel import find_socket, has_channel
 from agent.qemu.commands import Qemu
-from agent.qemu.guest_agent import CHANNEL, AgentRefused, GuestAgent, guest_agent
+from agent.qemu.guest_agent import AgentAbsent, AgentRefused, GuestAgent, guest_agent
 from agent.vm.definition import Definition
 from common.errors import FerryError
 
@@ -20,24 +21,19 @@ TOLERANCE_S: Final = 0.1
 ANSWER_TIMEOUT_S: Final = 1.0
 # The agent also sets the RTC, by a program that waits for a full second of it.
 SET_TIMEOUT_S: Final = 3.0
-_UNIX: Final = "unix:"
-_FREE: Final = f"disconnected:{_UNIX}"
 _NS: Final = 1_000_000_000
 
 
 async def sync_clock(qemu: Qemu, definition: Definition) -> ClockSync:
     """Compare the guest's clock with this host's, and set it if it is behind; never raises, and takes 4 s at most."""
-    label = _find_chardev(definition)
-    if not label:
+    if not has_channel(definition):
         return ClockSync()
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            chardev = (await qemu.query_chardevs()).get(label)
-        if chardev is None or not chardev.is_frontend_open:
-            return ClockSync(Outcome.NO_AGENT)
-        if not chardev.filename.startswith(_FREE):
-            return ClockSync(Outcome.FAILED, error=f"channel {CHANNEL} has another client, or is no UNIX socket")
-        return await _sync(chardev.filename.removeprefix(_FREE).partition(",")[0])
+            path = await find_socket(qemu, definition)
+        return await _sync(path)
+    except AgentAbsent:
+        return ClockSync(Outcome.NO_AGENT)
     except FerryError as error:
         return ClockSync(Outcome.FAILED, error=error.text)
     except TimeoutError:
@@ -66,8 +62,3 @@ async def _behind_s(agent: GuestAgent) -> float:
     asked_ns = time.time_ns()
     guest_ns = await agent.get_time_ns()
     return ((asked_ns + time.time_ns()) / 2 - guest_ns) / _NS
-
-
-def _find_chardev(definition: Definition) -> str:
-    """Find what stands behind the channel of a guest agent; empty without one."""
-    return next((device.get("chardev") for device in definition.find("device") if device.get("name") == CHANNEL), "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Final
 from agent.migration.arp import ETHERTYPE, REPLY, find_neighbour, parse_arp, probe
 from agent.migration.arrival import NetworkGap
 from agent.migration.clocks import now_s
+from agent.migration.guest_channel import find_socket
+from agent.qemu.guest_agent import guest_agent
 from agent.vm.definition import Definition
+from common.errors import FerryError
 
 if TYPE_CHECKING:
     from agent.migration.source import SourceSession
 
 PROBE_INTERVAL_S: Final = 0.01
 PATIENCE_S: Final = 1.0
+AGENT_TIMEOUT_S: Final = 2.0
 _FRAME_BYTES: Final = 128
 _NET: Final = Path("/sys/class/net")
 _NEIGHBOURS: Final = Path("/proc/self/net/arp")
@@ -73,14 +77,14 @@ class NetworkGapWatch:
         try:
             card = find_card(definition)
             if card is not None and not self._session.facts.stays_paused:
-                self._tell(await self._measure(card))
+                self._tell(await self._measure(card, definition))
         finally:
             self._is_over.set()
 
     def _tell(self, gap: NetworkGap) -> None:
         self._session.update(arrival=replace(self._session.facts.arrival, network_gap=gap))
 
-    async def _measure(self, card: Card) -> NetworkGap:
+    async def _measure(self, card: Card, definition: Definition) -> NetworkGap:
         try:
             wire = _open(card.bridge)
         except OSError as error:
@@ -89,6 +93,7 @@ class NetworkGapWatch:
             listener = asyncio.get_running_loop()
             listener.add_reader(wire, self._hear, wire, card)
             try:
+                await self._learn(card, definition)
                 return await self._ask(wire, card)
             except OSError as error:
                 return NetworkGap(why_not=f"bridge {card.bridge}: {error.strerror}")
@@ -106,10 +111,22 @@ class NetworkGapWatch:
                 self._answered_at_s = now_s()
                 self._answered.set()
 
+    async def _learn(self, card: Card, definition: Definition) -> None:
+        """Ask the guest's agent for an address, and return when the guest runs at the destination, asked or not."""
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(self._ask_agent(card, definition))
+            while not self._session.facts.guest_ran:
+                await self._session.wait_change()
+            asking.cancel()
+
+    async def _ask_agent(self, card: Card, definition: Definition) -> None:
+        with suppress(FerryError, TimeoutError):
+            async with asyncio.timeout(AGENT_TIMEOUT_S), guest_agent(await find_socket(self._session.qemu, definition)) as agent:
+                await agent.synchronise()
+                self._address = self._address or await agent.find_address(card.mac)
+
     async def _ask(self, wire: socket.socket, card: Card) -> NetworkGap:
         session = self._session
-        while not session.facts.guest_ran:
-            await session.wait_change()
         address = self._address or find_neighbour(await asyncio.to_thread(_NEIGHBOURS.read_text), card.mac)
         if not address:
             return NetworkGap(why_not=f"the address of card {card.mac} is not known on bridge {card.bridge}")

@@ -13,9 +13,10 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
 from typing import Final
 
-from agent.qemu.decoding import as_int, as_mapping
+from agent.qemu.decoding import as_int, as_list, as_mapping
 from common.errors import Unreachable, WrongState
 
 CHANNEL: Final = "org.qemu.guest_agent.0"
@@ -24,6 +25,12 @@ _LONGEST_LINE_BYTES: Final = 64 * 1024
 _MAX_ID: Final = 1 << 31
 _MAX_NS: Final = 1 << 63
 _LONGEST_REASON: Final = 200
+
+
+class AgentAbsent(WrongState):
+    """The guest has no channel for an agent, or nobody listens on its end."""
+
+    default_reason = "GUEST_AGENT_ABSENT"
 
 
 class AgentRefused(WrongState):
@@ -61,6 +68,19 @@ class GuestAgent:
         if not 0 <= time_ns < _MAX_NS:
             raise AgentGone("guest agent: guest-get-time: a time out of range")
         return time_ns
+
+    async def find_address(self, mac: str) -> str:
+        """Find an IPv4 address of a network card; empty without one."""
+        answer = await self._execute("guest-network-get-interfaces", {})
+        for interface in as_list(answer, "interfaces"):
+            entry = as_mapping(interface, "interface")
+            if str(entry.get("hardware-address")).lower() != mac.lower():
+                continue
+            for address in as_list(entry.get("ip-addresses", []), "ip-addresses"):
+                found = as_mapping(address, "address").get("ip-address")
+                if isinstance(found, str) and _is_ipv4(found):
+                    return found
+        return ""
 
     async def set_time_ns(self, at_ns: int) -> None:
         """Set the guest's wall clock, and its RTC by that."""
@@ -102,6 +122,14 @@ async def guest_agent(path: str) -> AsyncIterator[GuestAgent]:
         yield GuestAgent(reader, writer)
     finally:
         writer.close()
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _reason(error: object) -> str:

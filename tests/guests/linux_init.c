@@ -146,8 +146,8 @@ static void start_agent(void)
     mkdir("/run", 0755);
     if (fork())
         return;
-    for (int port = 1; access(path, F_OK); port = port % 31 + 1) { /* a line appears a moment after its module */
-        snprintf(path, sizeof path, "/dev/vport0p%d", port);
+    for (int port = 0; access(path, F_OK); port = (port + 1) % 64) { /* a line appears a moment after its module */
+        snprintf(path, sizeof path, "/dev/vport%dp%d", port / 8, port % 8);
         usleep(1000);
     }
     int null = open("/dev/null", O_RDWR);
