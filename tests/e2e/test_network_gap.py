@@ -58,7 +58,9 @@ async def test_an_address_that_only_the_guests_agent_tells_will_do(lab_apart: La
     guest = await start(lab_apart, MAC_OF_NOBODY, CHANNEL, address=ADDRESS_OF_NOBODY)
     await behind_s(lab_apart, "host-a")  # the agent is up
 
-    await measured_move(lab_apart, wishes(bandwidth_mib_s=64))  # slow enough that the agent is asked before the guest has gone
+    await measured_move(
+        lab_apart, wishes(plain=True, bandwidth_mib_s=64)
+    )  # slow enough that the agent is asked before the guest has gone
 
     guest.assert_whole()
 
@@ -66,13 +68,13 @@ async def test_an_address_that_only_the_guests_agent_tells_will_do(lab_apart: La
 @pytest.mark.linux
 @pytest.mark.timeout(150)
 @pytest.mark.usefixtures("_guests")
-@pytest.mark.parametrize("way", ["psk", "tunnel"])
+@pytest.mark.parametrize("way", ["plain", "tunnel"])
 async def test_the_gap_of_a_guest_that_is_on_the_network_is_told_beside_its_standstill(way, lab_apart: Lab, network: TwoHosts):
     lab = lab_apart
     guest = await start(lab, MAC)
     await until_equal(lambda: asyncio.to_thread(can_reach, network, "host-a"), wanted=True)
 
-    outcome = await measured_move(lab, wishes(tunnel=way == "tunnel"))
+    outcome = await measured_move(lab, wishes(plain=way == "plain", tunnel=way == "tunnel"))
 
     gap = outcome.progress.arrival.network_gap
     assert outcome.downtime.total.ToTimedelta() <= gap.gap.ToTimedelta()
