@@ -13,14 +13,13 @@ from opentelemetry import context as otel_context
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
 from agent.migration.clocks import now_s
-from agent.migration.convergence import GIVEN_UP
 from agent.migration.errors import GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint
 from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
 from agent.migration.qemu_setup import bandwidth, downtime_ms
-from agent.migration.record import Record, find_cause
+from agent.migration.record import Record, find_cause, tells_all
 from agent.migration.recovery import Recovery
 from agent.migration.session import Machine, Session
 from agent.migration.source_watch import SourceWatch
@@ -29,6 +28,7 @@ from agent.migration.surroundings import Surroundings
 from agent.migration.transfer import Transfer
 from agent.migration.transfer_spans import record_post_copy, record_transfer
 from agent.qemu.commands import Qemu
+from agent.qemu.endings import OWN_STOPS
 from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
 from agent.qemu.identity import ProcessIdentity
 from agent.qemu.monitor import Monitor
@@ -46,10 +46,6 @@ FIGURES_TIMEOUT_S: Final = 1.0
 PEER_WORDS_S: Final = 0.5
 
 _log = structlog.get_logger()
-# States in which `cont` has no sense: the guest did not stand still because of us.
-_OWN_STOPS: Final = frozenset(
-    {RunState.GUEST_PANICKED, RunState.IO_ERROR, RunState.SHUTDOWN, RunState.INTERNAL_ERROR, RunState.WATCHDOG}
-)
 
 
 _MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
@@ -389,7 +385,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         state = await self.qemu.query_status()
         if state is RunState.FINISH_MIGRATE:
             return False
-        if self.facts.guest_was_paused or state is RunState.RUNNING or state in _OWN_STOPS:
+        if self.facts.guest_was_paused:
+            if state is RunState.POSTMIGRATE:  # QEMU 7.2, from pre-switchover on: its user could not resume it from there
+                await self.qemu.cont()
+                await self.qemu.stop()
+            return True
+        if state is RunState.RUNNING or state in OWN_STOPS:
             return True
         await self.qemu.cont()
         return await self.qemu.query_status() is RunState.RUNNING
@@ -397,7 +398,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     async def _hear_destination(self) -> None:
         """Wait a moment for the destination's own words about the failure: QEMU gives its reason there alone."""
         cause = find_cause(self.phase)
-        if cause is not None and (cause.by_wish or cause.reason in GIVEN_UP):
+        if cause is not None and tells_all(cause):
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(PEER_WORDS_S):

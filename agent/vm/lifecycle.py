@@ -353,7 +353,7 @@ class Vms:
         """Make a transient VM persistent. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN)
         if vm.persistent is None:
-            definition = replace(vm.get_running().definition, accelerator=None)
+            definition = replace(vm.definition, accelerator=None)
             self._registry.save(definition)
             vm.persistent = definition
             if vm.live.cpu_shares is not None:

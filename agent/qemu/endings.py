@@ -1,0 +1,80 @@
+"""Why a QEMU has ended, or why its guest stands still, in words. Pure.
+
+Source: qapi/run-state.json, `ShutdownCause` and `RunState`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from agent.qemu.status import RunState
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How something came to its end.
+
+    Attributes:
+        text: one line for people.
+        reason: stable UPPER_SNAKE word for programs.
+        is_guests: whether the guest itself did it, so that nothing of it is missed.
+    """
+
+    text: str
+    reason: str
+    is_guests: bool = False
+
+
+_EXITS: Final = {
+    "guest-shutdown": Ending("the guest powered itself off", "GUEST_SHUT_DOWN", is_guests=True),
+    "guest-reset": Ending("the guest rebooted, at which its QEMU ends", "GUEST_SHUT_DOWN", is_guests=True),
+    "guest-panic": Ending("the guest panicked, at which its QEMU ends", "GUEST_PANICKED", is_guests=True),
+    "host-qmp-quit": Ending("the guest's QEMU was told to quit", "QEMU_ENDED"),
+    "host-signal": Ending("the guest's QEMU was ended by a signal", "QEMU_ENDED"),
+}
+_STOPS: Final = {
+    RunState.IO_ERROR: Ending("the guest had an I/O error", "GUEST_IO_ERROR", is_guests=True),
+    RunState.GUEST_PANICKED: Ending("the guest panicked", "GUEST_PANICKED", is_guests=True),
+    RunState.SHUTDOWN: Ending("the guest powered itself off", "GUEST_SHUT_DOWN", is_guests=True),
+    RunState.WATCHDOG: Ending("the guest's watchdog ran out", "GUEST_WATCHDOG", is_guests=True),
+    RunState.INTERNAL_ERROR: Ending("the guest's CPU met an error", "GUEST_CPU_ERROR", is_guests=True),
+}
+GUEST_ENDS: Final = frozenset(ending.reason for ending in _EXITS.values() if ending.is_guests)
+"""The reasons of QEMUs that ended by what their guests did."""
+STOP_REASONS: Final = frozenset(ending.reason for ending in _STOPS.values())
+"""The reasons of guests that stand still by themselves."""
+OWN_STOPS: Final = frozenset(_STOPS)
+"""Run states in which `cont` has no sense: the guest did not stand still because of us."""
+_REMEDIES: Final = {
+    RunState.IO_ERROR: "mend what its disk stands on, then: ferry vm resume",
+    RunState.GUEST_PANICKED: "look at its console, then: ferry vm reset",
+}
+_OTHER_REMEDY: Final = "look at its console; ferry vm reset or ferry vm stop --force ends it:"
+
+
+def of_exit(shutdown: str, words: str, *, during: str, where: str) -> Ending:
+    """Say why a QEMU ended.
+
+    Args:
+        shutdown: the reason of its SHUTDOWN event; empty when there was none.
+        words: what it said last.
+        during: what was being done with it, as `migration`.
+        where: the host, or which of two QEMUs it was.
+    """
+    known = _EXITS.get(shutdown)
+    if known is None:
+        said = f": {words}" if words else ""
+        return Ending(f"the guest's QEMU on {where} ended unexpectedly during the {during}{said}", "QEMU_ENDED")
+    return Ending(f"{known.text}, on {where} during the {during}", known.reason, known.is_guests)
+
+
+def of_stop(state: RunState, detail: str, *, during: str, where: str, vm: str) -> Ending | None:
+    """Say why a guest stands still by itself; None when it does not."""
+    known = _STOPS.get(state)
+    if known is None:
+        return None
+    said = f" ({detail})" if detail else ""
+    remedy = f"{_REMEDIES.get(state, _OTHER_REMEDY)} {vm}"
+    text = f"{known.text}{said} during the {during} and stands still on {where}: {remedy}"
+    return Ending(text, known.reason, known.is_guests)
