@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from uuid import uuid4
-
 import pytest
 
-from common.rpc.status import calls_to
-from ferry.agent.v1 import control_pb2
 from tests.e2e.guest import Plan, domain
 from tests.e2e.lab import PAUSED, Lab
 from tests.e2e.letters import PANIC, PC, POWER_OFF, RESET, WRITE, empty, fill, lengthen, obedient, small_disk, tell
 from tests.e2e.move import Move, State, Where, Whole, wishes
 from tests.e2e.steps import steps
+from tests.e2e.user import resume
 from tests.e2e.waiting import until, until_equal
 
 SLOW_MIB_S = 2.0
@@ -22,12 +19,6 @@ BUSY = obedient(Plan(dirty_mib_s=8.0))
 DESTROYED_AT_REBOOT = "<on_reboot>destroy</on_reboot>"
 KEPT_AT_PANIC = "<on_crash>preserve</on_crash>"
 LATER_PASS = 3
-
-
-async def resume(lab: Lab, host: str, vm: str = "web") -> None:
-    """Let a guest run on, as its user."""
-    with calls_to(f"the agent of {host}"):
-        await lab.agents[host].ResumeVm(control_pb2.ResumeVmRequest(request_id=str(uuid4()), vm=vm))
 
 
 async def start_slowly(lab: Lab, *, pass_count: int = 1) -> Move:
