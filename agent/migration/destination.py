@@ -24,7 +24,7 @@ from agent.migration.session import Machine, Session
 from agent.migration.strangers import Strangers
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
-from agent.qemu.endings import of_exit
+from agent.qemu.endings import of_exit, of_stop, reset_of, stop_of
 from agent.qemu.errors import QemuGone
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected
@@ -40,6 +40,7 @@ TIDY_TIMEOUT_S: Final = 1.0
 STDERR_GRACE_S: Final = 0.05
 
 _BEFORE_LOADED = (inc.Reserved, inc.Listening, inc.Loading)
+_TAKEN_OVER = (inc.Entering, inc.Filling, inc.Resuming, inc.Running)
 _log = structlog.get_logger()
 
 
@@ -224,6 +225,17 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             self.observe(inc.QemuGaveUp(self._load_failed()))
         elif status is not None:
             self._see_status(status)
+        elif isinstance(self.phase, _TAKEN_OVER):
+            self._see_guest(event)
+
+    def _see_guest(self, event: Event) -> None:
+        """Tell what a guest does by itself before it is all here."""
+        text, stop = reset_of(event), stop_of(event)
+        if stop is not None:
+            ending = of_stop(*stop, during="migration", where=self._around.identity.name, vm=self.facts.vm_name)
+            text = "" if ending is None else ending.text
+        if text and text not in self.facts.warnings:
+            self.update(warnings=(*self.facts.warnings, text))
 
     def _see_report(self, report: MigrationReport) -> None:
         if report.status is MigrationStatus.FAILED:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.migration import outgoing as out
 from agent.migration.machine import Cause
-from agent.qemu.endings import of_stop
+from agent.qemu.endings import of_stop, reset_of, stop_of
 from agent.qemu.status import RunState
 from common.errors import FerryError
 
@@ -37,7 +37,7 @@ class GuestWatch:
         self._detail = ""
 
     def see(self, event: Event) -> None:
-        """Look at an event of QEMU. Source: qapi/run-state.json, qapi/block-core.json."""
+        """Look at an event of QEMU."""
         session = self._session
         if not isinstance(session.phase, _HERE):
             return
@@ -48,11 +48,9 @@ class GuestWatch:
                 session.update(guest_was_paused=False)
                 self._warn("the guest was resumed during the migration, not by Ferry")
             case "RESET":
-                who = "rebooted" if event.data.get("guest") is True else "was reset"
-                self._warn(f"the guest {who} during the migration, which went on")
-            case "BLOCK_IO_ERROR" if event.data.get("action") == "stop":
-                node = event.data.get("node-name") or event.data.get("device") or "a disk"
-                self._detail = f"{event.data.get('operation', 'access')} on {node}: {event.data.get('reason', 'no reason given')}"
+                self._warn(reset_of(event))
+            case _:
+                self._detail = (stop_of(event) or (None, self._detail))[1]
 
     def suspect_stop(self) -> None:
         """Look whether the guest stands still: events of it may have been missed."""

@@ -1,14 +1,17 @@
 """Why a QEMU has ended, or why its guest stands still, in words. Pure.
 
-Source: qapi/run-state.json, `ShutdownCause` and `RunState`.
+Source: qapi/run-state.json, `ShutdownCause`, `RunState` and events; qapi/block-core.json, BLOCK_IO_ERROR.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from agent.qemu.status import RunState
+
+if TYPE_CHECKING:
+    from agent.qemu.subscription import Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +81,26 @@ def of_stop(state: RunState, detail: str, *, during: str, where: str, vm: str) -
     remedy = f"{_REMEDIES.get(state, _OTHER_REMEDY)} {vm}"
     text = f"{known.text}{said} during the {during} and stands still on {where}: {remedy}"
     return Ending(text, known.reason, known.is_guests)
+
+
+def stop_of(event: Event) -> tuple[RunState, str] | None:
+    """Find the run state, and its details, that QEMU puts a guest into right after this event, for a reason of the guest's own."""
+    match event.name:
+        case "BLOCK_IO_ERROR" if event.data.get("action") == "stop":
+            node = event.data.get("node-name") or event.data.get("device") or "a disk"
+            return (
+                RunState.IO_ERROR,
+                f"{event.data.get('operation', 'access')} on {node}: {event.data.get('reason', 'no reason given')}",
+            )
+        case "GUEST_PANICKED" if event.data.get("action") == "pause":
+            return RunState.GUEST_PANICKED, ""
+        case "WATCHDOG" if event.data.get("action") == "pause":
+            return RunState.WATCHDOG, ""
+    return None
+
+
+def reset_of(event: Event) -> str:
+    """Say that a guest began anew, if the event does."""
+    if event.name != "RESET":
+        return ""
+    return f"the guest {'rebooted' if event.data.get('guest') is True else 'was reset'} during the migration, which went on"
