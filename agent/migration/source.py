@@ -161,7 +161,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             WrongState: the guest is switching or gone already.
         """
         options = self.facts.options
-        if isinstance(self.phase, out.Following) and bandwidth_bytes_per_second is not None and max_downtime_s is None:
+        is_bandwidth_alone = bandwidth_bytes_per_second is not None and max_downtime_s is None and max_duration_s is None
+        if isinstance(self.phase, out.Following) and bandwidth_bytes_per_second is not None and is_bandwidth_alone:
             await self._set_post_copy_bandwidth(bandwidth_bytes_per_second)
             return
         if bandwidth_bytes_per_second is not None:
@@ -177,9 +178,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             )
         self.update(options=options)
         self.steering.change(limit_s=max_downtime_s)
+        await self._apply_bounds()
+
+    async def _apply_bounds(self) -> None:
         await self.qemu.set_parameters(
             {
-                "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
+                "max-bandwidth": bandwidth(self.facts.options.bandwidth_bytes_per_second),
                 "downtime-limit": downtime_ms(self.steering.limit_s),
             }
         )
@@ -219,13 +223,21 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     def hold_vm(self) -> None:
         """Let the job lock tell why the guest's QEMU must not be ended."""
         if self._lock is not None:
-            self._lock.why = self.too_late
+            self._lock.why = f"not possible any more, {self._halved}"
 
     @property
     def too_late(self) -> str:
-        """Say in post-copy why nothing can be undone."""
+        """Say why nothing can be undone."""
         peer = self.facts.peer or "the destination"
-        return f"not possible any more, the guest runs on {peer} and part of its memory is still here"
+        if isinstance(self.phase, out.Crossing | out.Following | out.Broken):
+            return f"not possible any more, {self._halved}"
+        if not self.facts.guest_ran:
+            return f"not possible any more, the guest was given to {peer}, which is asked to run it"
+        return f"not possible any more, the guest {'is, paused as it was,' if self.facts.guest_was_paused else 'runs'} on {peer}"
+
+    @property
+    def _halved(self) -> str:
+        return f"the guest runs on {self.facts.peer or 'the destination'} and part of its memory is still here"
 
     # effects
 
@@ -270,7 +282,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             self.observe(out.QemuGaveUp(Cause("the agent was restarted before the transfer began; try again", "AGENT_RESTARTED")))
             return
         try:
-            uri = await self.transfer.open(self.qemu, endpoint)
+            uri = await self._open(endpoint)
             if self.facts.options.is_psk:
                 await self._destination.report_channels(self.facts.migration_id, (), is_complete=False)
             if self.facts.options.pause and isinstance(self.phase, out.Connecting):
@@ -290,6 +302,13 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             if self.facts.options.is_psk:
                 with suppress(FerryError, TimeoutError):
                     await self.transfer.report_channels(self.process.pid, self._destination)
+
+    async def _open(self, endpoint: Endpoint) -> str:
+        opened_with = self.facts.options
+        uri = await self.transfer.open(self.qemu, endpoint)
+        if self.facts.options != opened_with:  # a client changed bounds meanwhile
+            await self._apply_bounds()
+        return uri
 
     async def _continue_migration(self) -> None:
         await self.wait_attached()
