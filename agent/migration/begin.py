@@ -40,6 +40,8 @@ async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]
         Busy: another job holds it.
     """
     vm = around.vms.get(wish.vm)
+    if vm.is_incoming and (held := around.vms.lock_of(vm)) is not None:
+        raise held.refusal(vm.name)
     if vm.running is None or vm.is_incoming:
         raise WrongState(
             f"VM {vm.name} is not running on {around.identity.name}: only a running VM can be moved; start it first "
