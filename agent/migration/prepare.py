@@ -20,7 +20,7 @@ from agent.migration.begin import current_traceparent
 from agent.migration.checks import check_cpu, guest_cpu, rename
 from agent.migration.clocks import now_s
 from agent.migration.destination import DestinationSession
-from agent.migration.means_check import Ability, agree, require
+from agent.migration.means_check import OPTIONAL, OPTIONAL_IN_POST_COPY, Ability, agree, require
 from agent.migration.migrate_uri import Target, check_port_free, listen_uri, parse_migrate_uri, refuse_loopback, resolve
 from agent.migration.order import Endpoint, Offer, Role, Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID, PSK_IDENTITY, apply_settings, psk_priority
@@ -98,7 +98,8 @@ class Preparation:
         there = Ability(Role.SOURCE, source.host.name, source.qemu_version, source.known)
         for name in needs(self._options):
             require(name, there, here)
-        self._agreed = agree(there, here)
+        optional = (*OPTIONAL, *(OPTIONAL_IN_POST_COPY if self._options.post_copy.is_allowed else ()))
+        self._agreed = agree(optional, there, here)
 
     async def start(self) -> Endpoint:
         """Start QEMU and let it listen; the caller undoes it when this raises."""
