@@ -18,6 +18,7 @@ from agent.host import Host
 from agent.migration.migrations import Migrations
 from agent.migration.surroundings import Surroundings
 from agent.peers import RemotePeers
+from agent.plan.servicer import PlanServicer
 from agent.saving import servicer as saving
 from agent.saving.vm_jobs import VmJobs
 from agent.servicer import AgentServicer
@@ -30,7 +31,14 @@ from common.identity import Role
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks
 from common.telemetry import SpanBuffer
-from ferry.agent.v1 import agent_service_pb2, agent_service_pb2_grpc, save_service_pb2, save_service_pb2_grpc
+from ferry.agent.v1 import (
+    agent_service_pb2,
+    agent_service_pb2_grpc,
+    plan_service_pb2,
+    plan_service_pb2_grpc,
+    save_service_pb2,
+    save_service_pb2_grpc,
+)
 
 _CHANGERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR})
 _READERS: Final = frozenset({Role.COORDINATOR, Role.OPERATOR, Role.VIEWER})
@@ -106,8 +114,17 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         def add_saves(server: grpc.aio.Server) -> None:
             save_service_pb2_grpc.add_SaveServiceServicer_to_server(saving.SaveServicer(vms, jobs), server)
 
+        plans = plan_service_pb2.DESCRIPTOR.services_by_name["PlanService"]
+
+        def add_plans(server: grpc.aio.Server) -> None:
+            plan_service_pb2_grpc.add_PlanServiceServicer_to_server(PlanServicer(around), server)
+
         audit = auditing.interceptor(frozenset({*description.methods_by_name, *saves.methods_by_name} - saving.READERS))
-        services = [Service(description.full_name, add, audit), Service(saves.full_name, add_saves)]
+        services = [
+            Service(description.full_name, add, audit),
+            Service(saves.full_name, add_saves),
+            Service(plans.full_name, add_plans),
+        ]
         await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
         sessions.start(start_marked(vms, store, auditing.tell_autostart))
         gc.collect()

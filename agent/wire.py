@@ -237,28 +237,33 @@ def begun(session: SourceSession, answer: Begun) -> migration_pb2.BeginMigration
         migration=migration(session),
         definition=answer.definition,
         resume_token_sha256=answer.resume_token_sha256,
-        source=migration_pb2.SourceFacts(
-            host=identity(facts.host),
-            qemu_version=facts.qemu_version,
-            machine=facts.machine,
-            cpu_feature_words=[
-                migration_pb2.CpuFeatureWord(eax=word.eax, ecx=word.ecx, register=word.register, features=word.features)
-                for word in facts.cpu_words
-            ],
-            disk_markers=[
-                migration_pb2.DiskMarker(
-                    disk=marker.disk,
-                    image_path=marker.image_path,
-                    marker_path=marker.marker_path,
-                    nonce=marker.nonce,
-                    device_number=marker.device_number,
-                )
-                for marker in facts.disk_markers
-            ],
-            cpu_shares=facts.cpu_shares,
-            cgroup_version=facts.cgroup_version,
-            known=sorted(facts.known),
-        ),
+        source=source_facts_message(facts),
+    )
+
+
+def source_facts_message(facts: SourceFacts) -> migration_pb2.SourceFacts:
+    """Encode what the source tells of itself."""
+    return migration_pb2.SourceFacts(
+        host=identity(facts.host),
+        qemu_version=facts.qemu_version,
+        machine=facts.machine,
+        cpu_feature_words=[
+            migration_pb2.CpuFeatureWord(eax=word.eax, ecx=word.ecx, register=word.register, features=word.features)
+            for word in facts.cpu_words
+        ],
+        disk_markers=[
+            migration_pb2.DiskMarker(
+                disk=marker.disk,
+                image_path=marker.image_path,
+                marker_path=marker.marker_path,
+                nonce=marker.nonce,
+                device_number=marker.device_number,
+            )
+            for marker in facts.disk_markers
+        ],
+        cpu_shares=facts.cpu_shares,
+        cgroup_version=facts.cgroup_version,
+        known=sorted(facts.known),
     )
 
 

@@ -23,6 +23,7 @@ from coordinator.journal import Journal
 from coordinator.moves import Moves
 from coordinator.otlp import SERVICE as OTLP_SERVICE
 from coordinator.otlp import TraceReceiver
+from coordinator.planning import Planner
 from coordinator.servicer import CoordinatorServicer
 from coordinator.traces import Traces
 from ferry.coordinator.v1 import coordinator_service_pb2, coordinator_service_pb2_grpc
@@ -61,7 +62,7 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
         board = Board(journal)
         moves = Moves(fleet, board, traces, clock, tasks)
         moves.recover()
-        servicer = CoordinatorServicer(fleet, board, moves)
+        servicer = CoordinatorServicer(fleet, board, moves, Planner(fleet, clock))
         name = coordinator_service_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
         services = [
             Service(name, lambda server: coordinator_service_pb2_grpc.add_CoordinatorServiceServicer_to_server(servicer, server)),

@@ -108,6 +108,7 @@ class Move:
 
     Attributes:
         options: serialised wishes.
+        forecast: what a plan said, serialised; empty without one.
         request_id: of the request that started it; empty when it had none.
         source_phase, status: the source's phase and its QEMU's status.
         cancel_wanted: somebody asked for a cancel.
@@ -138,6 +139,7 @@ class Move:
     ended_at_s: float | None = None
     cancel_wanted: bool = False
     is_tidy: bool = False
+    forecast: bytes = b""
 
     @property
     def trace_id(self) -> str:

@@ -23,7 +23,7 @@ from common.errors import WrongState
 from coordinator.database import BROKEN, open_database
 from coordinator.halves import Location, Move, MoveState
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _metadata = sa.MetaData()
 _schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, nullable=False))
 _moves = sa.Table(
@@ -53,6 +53,7 @@ _moves = sa.Table(
     sa.Column("warnings", sa.String, nullable=False),
     sa.Column("cancel_wanted", sa.Boolean, nullable=False),
     sa.Column("is_tidy", sa.Boolean, nullable=False),
+    sa.Column("forecast", sa.LargeBinary, nullable=False),
 )
 _steps = sa.Table(
     "steps",

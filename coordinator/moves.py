@@ -28,7 +28,7 @@ _propagator = TraceContextTextMapPropagator()
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What StartMigration asks for; `options` is a serialised message."""
+    """What StartMigration asks for; `options` and `forecast` are serialised messages, the latter empty without a fresh plan."""
 
     request_id: str
     vm: str
@@ -36,6 +36,7 @@ class Order:
     destination: str
     options: bytes
     wants_tunnel: bool
+    forecast: bytes = b""
 
 
 class Moves:
@@ -97,6 +98,7 @@ class Moves:
             epoch=1,
             created_at_s=self._clock.wall_s(),
             request_id=order.request_id,
+            forecast=order.forecast,
         )
         self._board.put(move)
         self._tasks.start(self._run(move, source, destination))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -13,6 +15,7 @@ from coordinator.board import Board
 from coordinator.fleet import Fleet
 from coordinator.halves import Bounds
 from coordinator.moves import Moves
+from coordinator.planning import Planner
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
 
@@ -23,18 +26,32 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class CoordinatorServicer(rpc.CoordinatorServiceServicer):
     """Answers operators and viewers."""
 
-    def __init__(self, fleet: Fleet, board: Board, moves: Moves) -> None:
+    def __init__(self, fleet: Fleet, board: Board, moves: Moves, planner: Planner) -> None:
         self._fleet = fleet
         self._board = board
         self._moves = moves
+        self._planner = planner
 
     async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
         """List the hosts and how they are."""
         return pb.ListHostsResponse(hosts=[wire.host(state) for state in await self._fleet.look()])
 
+    async def PlanMigration(self, request: pb.PlanMigrationRequest, context: Context) -> AsyncIterator[pb.PlanMigrationResponse]:
+        """Look at a migration beforehand."""
+        wire.check_request(request)
+        options = request.options.SerializeToString()
+        async with aclosing(self._planner.plan(request.vm, request.source_host, request.destination_host, options)) as events:
+            async for event in events:
+                if isinstance(event, str):
+                    yield pb.PlanMigrationResponse(step=event)
+                else:
+                    yield pb.PlanMigrationResponse(plan=wire.plan(event))
+
     async def StartMigration(self, request: pb.StartMigrationRequest, context: Context) -> pb.StartMigrationResponse:
         """Start moving a VM and return at once."""
-        move = await self._moves.start(wire.order(request))
+        order = wire.order(request)
+        forecast = self._planner.find_forecast(order.vm, order.destination, order.options)
+        move = await self._moves.start(replace(order, forecast=forecast))
         return pb.StartMigrationResponse(migration=wire.migration(move))
 
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.GetMigrationResponse:

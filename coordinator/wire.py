@@ -12,7 +12,9 @@ from common.errors import InvalidRequest
 from coordinator.fleet import HostState
 from coordinator.halves import Move
 from coordinator.moves import Order
+from coordinator.planning import Plan
 from ferry.common.v1 import migration_pb2 as common_pb2
+from ferry.common.v1 import plan_pb2
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 
 MAX_CHANNEL_COUNT: Final = 255
@@ -24,6 +26,20 @@ _NS: Final = 1_000_000_000
 
 def order(request: pb.StartMigrationRequest) -> Order:
     """Decode what a client wants moved.
+
+    Raises:
+        InvalidRequest: something is missing or out of range.
+    """
+    check_request(request)
+    options = request.options
+    is_tunnel = options.transport == common_pb2.TRANSPORT_TUNNEL
+    return Order(
+        request.request_id, request.vm, request.source_host, request.destination_host, options.SerializeToString(), is_tunnel
+    )
+
+
+def check_request(request: pb.StartMigrationRequest | pb.PlanMigrationRequest) -> None:
+    """Refuse what can never be moved.
 
     Raises:
         InvalidRequest: something is missing or out of range.
@@ -45,9 +61,6 @@ def order(request: pb.StartMigrationRequest) -> Order:
     if is_tunnel and (options.plain or options.migrate_uri):
         other = "plain" if options.plain else "migrate-uri"
         raise InvalidRequest(f"tunnel and {other} exclude each other", reason="OPTIONS_CONFLICT")
-    return Order(
-        request.request_id, request.vm, request.source_host, request.destination_host, options.SerializeToString(), is_tunnel
-    )
 
 
 def check_bounds(bandwidth_bytes_per_second: int | None, max_downtime_s: float | None) -> None:
@@ -105,10 +118,34 @@ def migration(move: Move) -> pb.Migration:
     )
     if move.progress:
         message.progress.MergeFromString(move.progress)
+    if move.forecast:
+        message.forecast.MergeFromString(move.forecast)
     if move.downtime:
         message.downtime.MergeFromString(move.downtime)
     if move.ended_at_s is not None:
         message.end_time.CopyFrom(_timestamp(move.ended_at_s))
+    return message
+
+
+def plan(value: Plan) -> plan_pb2.Plan:
+    """Encode a plan."""
+    message = plan_pb2.Plan(
+        vm_name=value.vm_name,
+        vm_uuid=value.vm_uuid,
+        source_host=value.source,
+        destination_host=value.destination,
+        findings=[
+            plan_pb2.Finding(
+                code=one.code,
+                severity=plan_pb2.Finding.Severity.Value(f"SEVERITY_{one.severity.name}"),
+                side=one.side,
+                text=one.text,
+            )
+            for one in value.findings
+        ],
+    )
+    if value.forecast:
+        message.forecast.MergeFromString(value.forecast)
     return message
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.qemu.binary import BinaryFacts
     from agent.qemu.commands import Qemu
     from agent.vm.running import Running
+    from common.findings import Findings
 
 ALWAYS: Final = ("events", "return-path", "pause-before-switchover", "late-block-activate")
 _OPENS_DEVICE_SINCE: Final = 8
@@ -36,14 +37,15 @@ def needs(options: Options) -> tuple[str, ...]:
     )
 
 
-async def source_ability(qemu: Qemu, host: str, running: Running, options: Options) -> Ability:
+async def source_ability(qemu: Qemu, host: str, running: Running, options: Options, findings: Findings) -> Ability:
     """Ask the QEMU that runs the guest; of what takes time only what is wished for.
 
     Raises:
-        WrongState: a wish cannot be fulfilled here.
-        InvalidRequest: a wish makes no sense for this guest.
+        WrongState: a wish cannot be fulfilled here, unless `findings` collects that.
+        InvalidRequest: a wish makes no sense for this guest, likewise.
     """
-    _check_cache(options, running)
+    with findings.check():
+        _check_cache(options, running)
     known = await query_abilities(
         qemu, with_compressions=options.means.compression is not Compression.NONE, with_tls=options.is_psk
     )
@@ -53,7 +55,8 @@ async def source_ability(qemu: Qemu, host: str, running: Running, options: Optio
         problems[level_name] = f"QEMU takes it and stays at {USUAL_LEVEL}: leave the level out"
     ability = Ability(Role.SOURCE, host, str(await qemu.query_version()), known, problems)
     for name in (*needs(options), *(() if level is None else (level_name,))):  # a level is for the source alone
-        require(name, ability)
+        with findings.check():
+            require(name, ability)
     return ability
 
 

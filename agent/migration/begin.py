@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
+from dataclasses import dataclass
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -16,16 +17,18 @@ from agent.migration.abilities import source_ability
 from agent.migration.adaptation import adapt, elsewhere
 from agent.migration.checks import guest_cpu, memory_warnings
 from agent.migration.clocks import now_s
-from agent.migration.order import Begun, Role, SourceFacts, Wish
+from agent.migration.order import Begun, DiskMarker, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
 from agent.migration.shared_disks import write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.status import RunState
+from agent.vm.definition import Definition
 from agent.vm.jobs import Job, JobLock
 from agent.vm.vm import Vm
 from common.errors import WrongState
+from common.findings import Findings
 
 TOKEN_BYTES = 32
 _MOVABLE = (RunState.RUNNING, RunState.PAUSED, RunState.PRELAUNCH)
@@ -39,7 +42,24 @@ async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]
         WrongState: it does not run, or is in a state that cannot be moved.
         Busy: another job holds it.
     """
-    vm = around.vms.get(wish.vm)
+    vm = get_running_vm(around, wish.vm)
+    lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
+    try:
+        return await _describe(around, vm, lock, wish)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def get_running_vm(around: Surroundings, name_or_uuid: str) -> Vm:
+    """Get a VM that runs here.
+
+    Raises:
+        NotFound: this host has no such VM.
+        WrongState: it does not run.
+        Busy: a migration brings it here.
+    """
+    vm = around.vms.get(name_or_uuid)
     if vm.is_incoming and (held := around.vms.lock_of(vm)) is not None:
         raise held.refusal(vm.name)
     if vm.running is None or vm.is_incoming:
@@ -49,28 +69,49 @@ async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]
             reason="VM_NOT_RUNNING",
             vm=vm.name,
         )
-    lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
-    try:
-        return await _describe(around, vm, lock, wish)
-    except BaseException:
-        lock.release()
-        raise
+    return vm
 
 
-async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> tuple[SourceSession, Begun]:
-    qemu = around.vms.qemu(vm)
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What Begin sees of a guest.
+
+    Attributes:
+        definition: as the destination is to have it.
+        risks: what the user has taken on himself.
+        is_running: whether its vCPUs run.
+    """
+
+    definition: Definition
+    facts: SourceFacts
+    risks: tuple[str, ...]
+    markers: tuple[DiskMarker, ...]
+    is_running: bool
+
+
+async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> Look:
+    """Check a running guest and describe it; leaves markers beside its images.
+
+    Raises:
+        FerryError: it cannot be moved, unless `findings` collects that.
+    """
+    qemu, running = around.vms.qemu(vm), vm.get_running()
     state = await qemu.query_status()
-    if state not in _MOVABLE:
-        raise WrongState(f"VM {vm.name} is {state.value}: it cannot be moved", reason="VM_NOT_MOVABLE", vm=vm.name)
-    running = vm.get_running()
-    await _check_blockers(vm, qemu)
-    version = await qemu.query_version()
-    ability = await source_ability(qemu, around.identity.name, running, wish.options)
+    with findings.check():
+        if state not in _MOVABLE:
+            raise WrongState(f"VM {vm.name} is {state.value}: it cannot be moved", reason="VM_NOT_MOVABLE", vm=vm.name)
+    with findings.check():
+        await _check_blockers(vm, qemu)
+    ability = await source_ability(qemu, around.identity.name, running, wish.options, findings)
     definition = running.definition
-    if wish.destination_xml:
-        definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
-    machine, cpu_words = await qemu.machine_type(), await guest_cpu(qemu)
-    markers, risks = write_markers(running.definition, force=wish.options.force)
+    with findings.check():
+        if wish.destination_xml:
+            definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
+    version, machine, cpu_words = await qemu.query_version(), await qemu.machine_type(), await guest_cpu(qemu)
+    markers: tuple[DiskMarker, ...] = ()
+    risks: tuple[str, ...] = ()
+    with findings.check():
+        markers, risks = write_markers(running.definition, force=wish.options.force)
     facts = SourceFacts(
         host=around.identity,
         qemu_version=str(version),
@@ -81,6 +122,12 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
         cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
         known=ability.known,
     )
+    risks = (*memory_warnings(running.definition, running.accelerator, version), *risks)
+    return Look(definition, facts, risks, markers, state is RunState.RUNNING)
+
+
+async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> tuple[SourceSession, Begun]:
+    seen = await look(around, vm, wish, Findings())
     token = secrets.token_bytes(TOKEN_BYTES)
     record = Record[out.Phase](
         Facts(
@@ -93,15 +140,15 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
             began_at_s=now_s(),
             token=token.hex(),
             token_sha256=hashlib.sha256(token).hexdigest(),
-            guest_was_paused=state is not RunState.RUNNING,
+            guest_was_paused=not seen.is_running,
             traceparent=current_traceparent(),
-            warnings=(*memory_warnings(running.definition, running.accelerator, version), *risks),
-            made_files=tuple(marker.marker_path for marker in markers if marker.marker_path),
+            warnings=seen.risks,
+            made_files=tuple(marker.marker_path for marker in seen.markers if marker.marker_path),
         ),
         out.Begun(),
     )
     session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
-    return session, Begun(json.dumps(definition.to_record()).encode(), hashlib.sha256(token).digest(), facts)
+    return session, Begun(json.dumps(seen.definition.to_record()).encode(), hashlib.sha256(token).digest(), seen.facts)
 
 
 async def _check_blockers(vm: Vm, qemu: Qemu) -> None:

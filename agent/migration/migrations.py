@@ -24,6 +24,7 @@ from agent.migration.surroundings import Surroundings
 from agent.vm.jobs import Job, JobLock
 from agent.vm.vm import Vm
 from common.errors import FerryError, InvalidRequest, NotFound, WrongState
+from common.findings import Findings
 from common.tasks import OwnedTasks
 
 KEPT_FINAL_COUNT: Final = 50
@@ -150,7 +151,7 @@ class Migrations:
             return known, known.endpoint
         self._refuse_known(offer.migration_id)
         preparation = Preparation(self._around, offer)
-        await preparation.check()
+        await preparation.check(Findings())
         session = preparation.session
         self._add(session)
         try:

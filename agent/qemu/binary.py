@@ -132,8 +132,12 @@ async def probe_binary(path: Path, accelerator: Accelerator = "tcg") -> BinaryFa
 
 
 @asynccontextmanager
-async def short_lived(argv: Sequence[str]) -> AsyncIterator[Qemu]:
+async def short_lived(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> AsyncIterator[Qemu]:
     """Run a QEMU that ends with the context; adds its monitor and leaves out everything by default.
+
+    Args:
+        argv: the binary and its options.
+        pass_fds: descriptors of ours that the options name.
 
     Raises:
         WrongState: it does not start; the text has the last line of its stderr.
@@ -148,7 +152,7 @@ async def short_lived(argv: Sequence[str]) -> AsyncIterator[Qemu]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=place.log_file,
-            pass_fds=[place.listener.fileno()],
+            pass_fds=[place.listener.fileno(), *pass_fds],
             start_new_session=True,
         )
         place.listener.close()  # else connecting to a dead QEMU would hang

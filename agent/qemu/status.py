@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from agent.qemu.subscription import Event
 
 
+_MIB = 1 << 20
+
+
 class MigrationStatus(Enum):
     """QEMU's status of a migration, on either side."""
 
@@ -197,3 +200,13 @@ def _socket_address(address: Mapping[str, object]) -> SocketAddress:
     if kind == "inet":
         return SocketAddress(kind, get_str(address, "host"), int(get_str(address, "port")))
     return SocketAddress(kind, find_str(address, "path") or find_str(address, "str") or "", 0)
+
+
+def decode_dirty_rate(reply: object) -> int | None:
+    """Decode the answer to `query-dirty-rate`, in bytes per second; None while it is not measured yet.
+
+    Source: qapi/migration.json, DirtyRateInfo; `dirty-rate` is in MiB per second.
+    """
+    report = as_mapping(reply, "query-dirty-rate")
+    rate = find_int(report, "dirty-rate")
+    return None if get_str(report, "status") != "measured" or rate is None else rate * _MIB

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from agent.vm.definition import Definition
     from agent.vm.host_files import HostFile
     from agent.vm.settings import VmSettings
+    from common.findings import Findings
 
 _MEMINFO = Path("/proc/meminfo")
+_MOUNTS = Path("/proc/mounts")
+_POOLS = Path("/sys/kernel/mm/hugepages")
+_KIB = 1024
 
 
 def find_emulator(definition: Definition, settings: VmSettings) -> Path:
@@ -61,22 +65,26 @@ def check_paths(definition: Definition, roots: Sequence[Path]) -> None:
         )
 
 
-def check_files(definition: Definition, roots: Sequence[Path]) -> None:
+def check_files(definition: Definition, roots: Sequence[Path], findings: Findings) -> None:
     """Require that kernel, initrd, firmware and images are here and may be used, and that lines have a directory.
 
     Raises:
         InvalidRequest: a path lies outside of the configured directories.
         WrongState: a file is missing, not a file, or may not be read or written.
+
+    Both are collected where `findings` collects.
     """
-    check_paths(definition, roots)
+    with findings.check():
+        check_paths(definition, roots)
     for file in host_files(definition):
-        match file.use:
-            case Use.READ | Use.WRITE:
-                _check_there(file)
-            case Use.MAKE:
-                _check_directory(file)
-            case Use.CONNECT:
-                pass
+        with findings.check():
+            match file.use:
+                case Use.READ | Use.WRITE:
+                    _check_there(file)
+                case Use.MAKE:
+                    _check_directory(file)
+                case Use.CONNECT:
+                    pass
 
 
 def _check_there(file: HostFile) -> None:
@@ -117,6 +125,49 @@ def check_memory(definition: Definition, margin_kib: int) -> None:
             needed_kib=definition.memory_kib + margin_kib,
             available_kib=available_kib,
         )
+
+
+def check_huge_pages(definition: Definition, mounts: Path = _MOUNTS, pools: Path = _POOLS) -> None:
+    """Require as many free huge pages of each size as the definition reserves; QEMU itself only says that memory is missing.
+
+    Args:
+        definition: what is to be started.
+        mounts: the mounted file systems.
+        pools: the kernel's pools of huge pages. Source: Documentation/admin-guide/mm/hugetlbpage.rst.
+
+    Raises:
+        WrongState: a directory is no hugetlbfs, or its pool has too few free pages.
+    """
+    wanted: dict[str, int] = {}
+    for option in definition.options:
+        path, size = option.get("mem-path"), option.properties.get("size")
+        if option.name == "object" and path.startswith("/dev/hugepages"):
+            wanted[path] = wanted.get(path, 0) + (size if isinstance(size, int) else definition.memory_kib * _KIB)
+    for path, wanted_bytes in wanted.items():
+        page_kib = _huge_page_kib(path, mounts.read_text(encoding="utf-8"))
+        if not page_kib:
+            text = f"huge pages: {path} is not mounted on this host; mount -t hugetlbfs -o pagesize=SIZE none {path}"
+            raise WrongState(text, reason="HUGE_PAGES_MISSING", path=path)
+        free = int((pools / f"hugepages-{page_kib}kB" / "free_hugepages").read_text(encoding="ascii"))
+        needed = -(-wanted_bytes // (page_kib * _KIB))
+        if free < needed:
+            raise WrongState(
+                f"huge pages of {page_kib} KiB: {needed} are needed and {free} are free on this host; raise "
+                f"{pools}/hugepages-{page_kib}kB/nr_hugepages by {needed - free}",
+                reason="HUGE_PAGES_MISSING",
+                needed=needed,
+                free=free,
+            )
+
+
+def _huge_page_kib(path: str, mounts: str) -> int:
+    """Read the page size of a hugetlbfs; 0 where none is mounted. Source: proc_pid_mounts(5)."""
+    for line in mounts.splitlines():
+        _, where, kind, options, *_ = line.split()
+        if (where, kind) == (path, "hugetlbfs"):
+            size = next((word.partition("=")[2] for word in options.split(",") if word.startswith("pagesize=")), "2M")
+            return int(size[:-1]) * {"K": 1, "M": _KIB, "G": _KIB * _KIB}[size[-1]]
+    return 0
 
 
 def read_memory_kib() -> tuple[int, int]:

@@ -27,7 +27,7 @@ from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
-from agent.vm.host_checks import check_files, check_memory, check_paths, find_emulator
+from agent.vm.host_checks import check_files, check_huge_pages, check_memory, check_paths, find_emulator
 from agent.vm.jobs import Job, JobLock, Jobs
 from agent.vm.paths import confine
 from agent.vm.pinning import pin
@@ -38,6 +38,7 @@ from agent.vm.stopping import power_off, quit_qemu
 from agent.vm.view import view_vm
 from agent.vm.wishes import Tunables, Wishes
 from common.errors import Bug, Expired, WrongState
+from common.findings import Findings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -220,7 +221,7 @@ class Vms:
 
     async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
         with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
-            check_files(definition, self._settings.roots)
+            check_files(definition, self._settings.roots, Findings())
             definition, binary = await self._prepare(definition)
             vm.asked_shares = find_asked(vm, definition)
             await self._engine.start(vm, definition, binary, starts_paused=paused, migration_id=None)
@@ -329,8 +330,7 @@ class Vms:
         vm = self._registry.add(definition)
         lock = self.lock(vm, Job.MIGRATION_IN, migration_id)
         try:
-            check_files(definition, self._settings.roots)
-            check_memory(definition, self._settings.memory_margin_kib)
+            self.check_host(definition, Findings())
             pinned, binary = await self._prepare(definition)
             vm.asked_shares = asked_shares
             await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=migration_id)
@@ -339,6 +339,27 @@ class Vms:
             raise
         self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.MIGRATED)
         return vm, lock
+
+    def check_host(self, definition: Definition, findings: Findings) -> None:
+        """Require that this host has the files and the memory that a VM needs.
+
+        Raises:
+            InvalidRequest, WrongState: it has not, unless `findings` collects that.
+        """
+        check_files(definition, self._settings.roots, findings)
+        with findings.check():
+            check_memory(definition, self._settings.memory_margin_kib)
+        with findings.check():
+            check_huge_pages(definition)
+
+    async def check_incoming(self, definition: Definition, findings: Findings) -> tuple[Definition, Path] | None:
+        """Collect what `start_incoming` would refuse; return what would be started and with which QEMU, if that is known."""
+        with findings.check():
+            self._registry.check_absent(definition)
+        self.check_host(definition, findings)
+        with findings.check():
+            return await self._prepare(definition)
+        return None
 
     def keep_here(self, lock: JobLock) -> None:
         """Note durably that an incoming guest is here for good: from now on `forget` refuses. May be repeated."""
@@ -446,7 +467,7 @@ class Vms:
             WrongState: a file, memory, the machine type, the CPU model or the accelerator is missing here, or QEMU refused.
         """
         vm = self._locked(lock, Job.RESTORE)
-        check_files(definition, self._settings.roots)
+        check_files(definition, self._settings.roots, Findings())
         check_memory(definition, self._settings.memory_margin_kib)
         pinned, binary = await self._prepare(definition)
         vm.asked_shares = find_asked(vm, pinned)

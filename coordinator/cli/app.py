@@ -44,6 +44,7 @@ app = App(
     result_action="return_value",
 )
 app.command("coordinator.cli.migrate:migrate", help="Move a running VM to another host.")
+app.command("coordinator.cli.plan:plan", help="Say what stands in the way of a move, and what it is going to be.")
 app.command(
     "coordinator.cli.migrations:app", name="migration", help="Look at migrations, past and running, and steer those that run."
 )

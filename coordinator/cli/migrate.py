@@ -28,6 +28,7 @@ from coordinator.cli.options import (
     whole_number,
 )
 from coordinator.cli.plain import to_plain
+from coordinator.cli.plan_view import run_plan
 from coordinator.cli.progress import open_progress
 from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
@@ -105,6 +106,26 @@ class Wishes:
         )
 
 
+NO_WISHES = Wishes()
+
+
+def wished_options(wishes: Wishes, means: MeansWishes, post_copy: PostCopyWishes, budget: BudgetWishes) -> common.MigrationOptions:
+    """Put everything that is wished of a move into one message.
+
+    Raises:
+        Misused: wishes contradict each other.
+    """
+    options = wishes.message()
+    if (wished := means.message(has_multifd=wishes.multifd > 0, is_plain=wishes.plain)) is not None:
+        options.means.CopyFrom(wished)
+    if post_copy != NO_POST_COPY:
+        options.post_copy.CopyFrom(post_copy.message())
+    elif budget.on_timeout is OnTimeout.POSTCOPY:
+        options.post_copy.CopyFrom(PostCopyWishes(When.ALLOWED).message())
+    options.budget.CopyFrom(budget.message())
+    return options
+
+
 async def migrate(  # noqa: PLR0913 -- an option each
     vm: Vm,
     /,
@@ -114,10 +135,11 @@ async def migrate(  # noqa: PLR0913 -- an option each
         str,
         Parameter(name="--from", metavar="HOST", show_default=False, help="The host that it is on; without it: found."),
     ] = "",
-    wishes: Wishes = Wishes(),
+    wishes: Wishes = NO_WISHES,
     means: MeansWishes = NO_MEANS,
     post_copy: PostCopyWishes = NO_POST_COPY,
     budget: BudgetWishes = NO_BUDGET,
+    dry_run: Annotated[Switch, Parameter(help="Change nothing: say what would stand in the way and what it would be.")] = False,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
     output: Output = Format.TABLE,
@@ -131,14 +153,11 @@ async def migrate(  # noqa: PLR0913 -- an option each
     6 not known.
     """
     screen = Screen()
-    options = wishes.message()
-    if (wished := means.message(has_multifd=wishes.multifd > 0, is_plain=wishes.plain)) is not None:
-        options.means.CopyFrom(wished)
-    if post_copy != NO_POST_COPY:
-        options.post_copy.CopyFrom(post_copy.message())
-    elif budget.on_timeout is OnTimeout.POSTCOPY:
-        options.post_copy.CopyFrom(PostCopyWishes(When.ALLOWED).message())
-    options.budget.CopyFrom(budget.message())
+    options = wished_options(wishes, means, post_copy, budget)
+    if dry_run:
+        async with Link(settings) as link:
+            asked = pb.PlanMigrationRequest(vm=vm, destination_host=to, source_host=from_, options=options)
+            return await run_plan(link.coordinator, asked, screen, output)
     request = pb.StartMigrationRequest(request_id=new_request_id(), vm=vm, destination_host=to, source_host=from_, options=options)
     trace = CommandTrace()
     async with Link(settings) as link:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from coordinator.cli.decisions import decisions_table
 from coordinator.cli.plain import enum_name, seconds
+from coordinator.cli.plan_view import comparison
 from coordinator.cli.screen import columns, pairs
 from coordinator.cli.statistics import means_words
 from coordinator.cli.units import format_bytes, format_duration, format_rate
@@ -152,6 +153,8 @@ def result_table(migration: pb.Migration) -> RenderableType:
         parts += [columns(("PHASE", "TIME"), legs, right=frozenset({"TIME"})), Text()]
     if migration.progress.decisions:
         parts += [decisions_table(migration.progress.decisions), Text()]
+    if (predicted := comparison(migration)) is not None:
+        parts += [predicted, Text()]
     rows = [*_progress_rows(migration.progress)] if migration.HasField("progress") else []
     if migration.HasField("downtime"):
         rows += _downtime_rows(migration.downtime, migration.options)

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.lab.fleet import REPOSITORY, Fleet
-from tests.bench import raw, report, stubborn
+from tests.bench import foresight, raw, report, stubborn
+from tests.bench.foresight import Foresight
 from tests.bench.guest import Make, linux_guest, tick_guest
 from tests.bench.machine import describe
 from tests.bench.measure import Bench
@@ -25,6 +26,7 @@ from tests.guests import linux
 _ROUNDS = 9
 _MEBIBYTES = 256
 _STUBBORN_ROUNDS = 3
+_PLAN_ROUNDS = 2
 
 
 def main() -> None:
@@ -48,26 +50,28 @@ def main() -> None:
     if not arguments.no_linux and linux.KERNEL.exists():
         plan["A Linux guest of 512 MiB that changes 4 MiB each second"] = (linux_guest, 1)
     machine, today = describe(raw.DEFAULT_BINARY), datetime.now(UTC).date()
-    runs, endings = asyncio.run(_measure(plan))
+    runs, endings, plans = asyncio.run(_measure(plan))
 
     for title, run in runs.items():
         print(f"\n{title}\n\n{report.tables(run)}")
     print(f"\nA guest that never converges\n\n{report.stubborn_table(endings)}")
-    for target in report.targets(next(iter(runs.values())), endings):
+    print(f"\nPlans\n\n{report.plans_table(plans)}")
+    for target in report.targets(next(iter(runs.values())), endings, plans):
         print(f"{'reached' if target.is_met else 'MISSED ':8} {target.name}: {target.measured} ({target.wanted})")
-    arguments.page.write_text(report.document(today, machine, runs, endings))
+    arguments.page.write_text(report.document(today, machine, runs, endings, plans))
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report.values(today, machine, runs, endings), indent=1) + "\n")
+    arguments.json.write_text(json.dumps(report.values(today, machine, runs, endings, plans), indent=1) + "\n")
 
 
-async def _measure(plan: Mapping[str, tuple[Make, int]]) -> tuple[dict[str, Run], Endings]:
+async def _measure(plan: Mapping[str, tuple[Make, int]]) -> tuple[dict[str, Run], Endings, tuple[Foresight, ...]]:
     with tempfile.TemporaryDirectory(prefix="fb") as name:
         fleet = Fleet(Path(name))
         await asyncio.to_thread(fleet.__enter__)
         try:
             async with Bench(fleet) as bench:
                 runs = {title: await _rounds(bench, make, count) for title, (make, count) in plan.items()}
-                return runs, await stubborn.measure(bench, fleet.directory, _STUBBORN_ROUNDS)
+                endings = await stubborn.measure(bench, fleet.directory, _STUBBORN_ROUNDS)
+                return runs, endings, await foresight.measure(bench, fleet, _PLAN_ROUNDS)
         finally:
             await asyncio.to_thread(fleet.stop)
 

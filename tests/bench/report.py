@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from statistics import median
 
+from tests.bench.foresight import Foresight, inside_share, median_error
 from tests.bench.sample import COMMAND, Run, Sample
 from tests.bench.stubborn import BANDWIDTH_MIB_S, DIRTY_MIB_S, MAX_DOWNTIME_S, MAX_DURATION_S, MEBIBYTES, Ending, Endings
 from tests.bench.ways import PLAIN, PSK, RAW, RAW_PSK, RAW_PSK_DEFAULT, TUNNEL, WAYS, FerryWay
@@ -44,6 +45,13 @@ ends by itself. **transfer** is the time from its start to its end, **standstill
 destination. The last one's gap holds the wait for pages that are still at the source, and the first one's CPU is what Ferry's
 servers need while a transfer runs. Medians.
 """
+_LEAST_INSIDE = 0.9
+_MOST_ERROR = 0.25
+_PLANS = """\
+### What `ferry plan` said, and what the move took
+
+Each move is planned, and made a few seconds later with the same options.
+"""
 _MILLI = 1e3
 _MEGA = 1e6
 _HIGHEST_PLAIN_RATIO = 1.10
@@ -65,7 +73,7 @@ class Target:
     is_met: bool
 
 
-def targets(run: Run, endings: Endings) -> tuple[Target, ...]:
+def targets(run: Run, endings: Endings, plans: Sequence[Foresight]) -> tuple[Target, ...]:
     """Hold what was measured against what Ferry is to reach."""
     ratio = run.ratio(PLAIN, RAW, _elapsed_s)
     own_s = run.median(PLAIN, _own_s)
@@ -119,6 +127,18 @@ def targets(run: Run, endings: Endings) -> tuple[Target, ...]:
             "kept" if endings.has_kept_promise else "broken",
             endings.has_kept_promise,
         ),
+        Target(
+            "ferry plan, moves whose duration lies inside what was predicted",
+            f"at least {_LEAST_INSIDE:.0%}",
+            f"{inside_share(plans):.0%}",
+            inside_share(plans) >= _LEAST_INSIDE,
+        ),
+        Target(
+            "ferry plan, median error of the likely duration",
+            f"below {_MOST_ERROR:.0%}",
+            f"{median_error(plans):.0%}",
+            median_error(plans) < _MOST_ERROR,
+        ),
     )
 
 
@@ -145,6 +165,16 @@ def stubborn_table(endings: Endings) -> str:
     return _table(rows)
 
 
+def plans_table(plans: Sequence[Foresight]) -> str:
+    """Write what was predicted of each move and what it took."""
+    rows: list[tuple[str, ...]] = [("", "predicted", "from", "to", "actual", "", "plan took")]
+    for one in plans:
+        verdict = "inside" if one.is_inside else "**outside**"
+        seconds = (f"{value:.2f} s" for value in (one.likely_s, one.low_s, one.high_s, one.actual_s))
+        rows.append((one.workload, *seconds, verdict, f"{one.planning_s:.1f} s"))
+    return _table(rows)
+
+
 def _ending(moves: Sequence[Ending]) -> Iterator[str]:
     yield f"{median(move.transfer_s for move in moves):.1f} s"
     yield _ms(median(move.standstill_s for move in moves))
@@ -152,7 +182,9 @@ def _ending(moves: Sequence[Ending]) -> Iterator[str]:
     yield f"{median(move.servers_cpu_share for move in moves):.1%} of a core"
 
 
-def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run], endings: Endings) -> str:
+def document(
+    measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run], endings: Endings, plans: Sequence[Foresight]
+) -> str:
     """Write the page: what was measured, on what, and what it came to; the first run is held against the targets."""
     first = next(iter(runs.values()))
     parts = [
@@ -162,7 +194,7 @@ def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, R
         "## Targets\n",
         _table(
             [("", "wanted", "measured", "")]
-            + [(t.name, t.wanted, t.measured, "reached" if t.is_met else "**missed**") for t in targets(first, endings)]
+            + [(t.name, t.wanted, t.measured, "reached" if t.is_met else "**missed**") for t in targets(first, endings, plans)]
         ),
         "## Figures\n",
         _COLUMNS,
@@ -174,17 +206,20 @@ def document(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, R
             f"Medians of {count} rounds.\n" if count > 1 else "Once each: an example, not a statistic.\n",
             tables(run),
         ]
-    parts += [_STUBBORN, stubborn_table(endings)]
+    parts += [_STUBBORN, stubborn_table(endings), _PLANS, plans_table(plans)]
     return "\n".join(parts)
 
 
-def values(measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run], endings: Endings) -> dict[str, object]:
+def values(
+    measured_on: date, machine: Mapping[str, str], runs: Mapping[str, Run], endings: Endings, plans: Sequence[Foresight]
+) -> dict[str, object]:
     """Give everything as plain values: each move, and the targets."""
     return {
         "measured_on": measured_on.isoformat(),
         "machine": dict(machine),
-        "targets": [asdict(target) for target in targets(next(iter(runs.values())), endings)],
+        "targets": [asdict(target) for target in targets(next(iter(runs.values())), endings, plans)],
         "runs": {title: [asdict(sample) for sample in run.samples] for title, run in runs.items()},
+        "plans": [asdict(one) for one in plans],
         "stubborn": [asdict(ending) for ending in endings.all],
     }
 

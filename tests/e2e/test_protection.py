@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +12,8 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from ferry.agent.v1 import adoption_pb2, agent_service_pb2, control_pb2, save_service_pb2, save_service_pb2_grpc, vm_pb2
+import ferry.agent.v1 as agent_package
+from ferry.agent.v1 import adoption_pb2, control_pb2, save_service_pb2, save_service_pb2_grpc, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
 from tests.e2e.guest import Plan, domain
 from tests.e2e.lab import Lab, refused
@@ -36,6 +39,8 @@ READS: Final = frozenset(
         "WatchMigration",
         "WaitMigration",
         "ListMigrationStatistics",
+        "PlanDeparture",
+        "PlanArrival",
         "GetVmJob",
         "WatchVmJob",
     }
@@ -100,12 +105,15 @@ REFUSED: Final[Mapping[str, Build]] = {
 
 
 def methods() -> dict[str, str]:
-    """Return the service of each call of an agent."""
-    services = (
-        agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"],
-        save_service_pb2.DESCRIPTOR.services_by_name[SAVES],
-    )
-    return {method.name: service.name for service in services for method in service.methods}
+    """Return the service of each call of an agent, by every proto file of its package that has a service."""
+    names = [module.name for module in pkgutil.iter_modules(agent_package.__path__) if module.name.endswith("_service_pb2")]
+    files = [importlib.import_module(f"{agent_package.__name__}.{name}").DESCRIPTOR for name in names]
+    return {method.name: service.name for file in files for service in file.services_by_name.values() for method in service.methods}
+
+
+def stub_for(lab: Lab, host: str, method: str) -> Any:
+    """Give the stub of an agent that has a method."""
+    return save_service_pb2_grpc.SaveServiceStub(lab.channel(host)) if methods()[method] == SAVES else lab.agents[host]
 
 
 def test_every_call_of_the_agent_is_classified_once():
@@ -117,10 +125,8 @@ def test_every_call_of_the_agent_is_classified_once():
 async def try_all(lab: Lab, host: str, target: Target, migration_id: str) -> None:
     """Fail unless each call that changes the VM is refused in the name of the migration."""
     job = "migration-out" if host == "host-a" else "migration-in"
-    services = methods()
     for name, build in REFUSED.items():
-        stub = save_service_pb2_grpc.SaveServiceStub(lab.channel(host)) if services[name] == SAVES else lab.agents[host]
-        request = build(target)
+        stub, request = stub_for(lab, host, name), build(target)
         with refused("VM_BUSY", "is busy", f"{job} {migration_id}"):
             await getattr(stub, name)(request)
     for request in (
@@ -129,9 +135,9 @@ async def try_all(lab: Lab, host: str, target: Target, migration_id: str) -> Non
         vm_pb2.StopVmRequest(vm=target.vm),
         save_service_pb2.SaveVmRequest(vm=target.vm, managed=True),
     ):
-        stub = save_service_pb2_grpc.SaveServiceStub(lab.channel(host)) if hasattr(request, "managed") else lab.agents[host]
+        method = type(request).__name__.removesuffix("Request")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await getattr(stub, type(request).__name__.removesuffix("Request"))(request)
+            await getattr(stub_for(lab, host, method), method)(request)
         if not (hasattr(request, "managed") and host == "host-b"):  # a VM on its way in has nothing to keep a guest with
             assert migration_id in (caught.value.details() or "")
     with refused("VM_EXISTS"):

@@ -10,9 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.migration.budget import Budget, Policy, TimeoutAction
-from agent.migration.convergence import MAX_DECISIONS, Bounds, Choice, Decision, Sample, begin, change_bounds, observe
+from agent.migration.convergence import (
+    MAX_DECISIONS,
+    Bounds,
+    Choice,
+    Decision,
+    Sample,
+    begin,
+    change_bounds,
+    first_limit_s,
+    observe,
+)
+from agent.migration.forecast import Ending, Model, play
 from common.errors import InvalidRequest
-from tests.unit.agent.migration.link_model import Model, run
 
 MIB = 1 << 20
 RECORDED = Path(__file__).parents[3] / "transcripts" / "convergence"
@@ -32,9 +42,9 @@ def choices(decisions: list[Decision]) -> list[Choice]:
 
 
 def test_an_idle_guest_is_switched_at_the_first_chance_with_a_short_standstill():
-    outcome = run(model(0.1, 100), SAFE, give_up_s=60)
+    outcome = play(model(0.1, 100), SAFE, give_up_s=60)
 
-    assert (outcome.how, outcome.decisions) == ("switched", [])
+    assert (outcome.ending, outcome.decisions) == (Ending.SWITCHED, [])
     assert outcome.downtime_s <= SAFE.max_downtime_s / 8
 
 
@@ -50,30 +60,30 @@ def test_the_first_limit_is_never_above_the_bound(allowed_s: float):
 
 
 def test_a_guest_that_needs_more_gets_more_once_passes_shrink_no_further():
-    outcome = run(model(60, 100, working_set_mib=20), SAFE, give_up_s=120)
+    outcome = play(model(90, 100, working_set_mib=20), SAFE, give_up_s=120)
 
-    assert outcome.how == "switched"
+    assert outcome.ending is Ending.SWITCHED
     assert set(choices(outcome.decisions)) == {Choice.RAISE_DOWNTIME}
-    assert 0.04 < outcome.downtime_s <= SAFE.max_downtime_s
+    assert first_limit_s(SAFE) < outcome.downtime_s <= SAFE.max_downtime_s
 
 
 def test_a_guest_that_never_converges_ends_without_a_duration_too():
-    outcome = run(model(200, 100), SAFE, give_up_s=1000)
+    outcome = play(model(200, 100), SAFE, give_up_s=1000)
 
-    assert outcome.how == "aborted"
+    assert outcome.ending is Ending.ABORTED
     assert [(decision.choice, decision.is_timeout) for decision in outcome.decisions] == [(Choice.ABORT, True)]
 
 
 def test_fast_throttles_a_guest_that_writes_faster_than_is_sent():
-    outcome = run(model(120, 100), FAST, give_up_s=1000)
+    outcome = play(model(120, 100), FAST, give_up_s=1000)
 
-    assert outcome.how == "switched"
+    assert outcome.ending is Ending.SWITCHED
     assert choices(outcome.decisions)[0] is Choice.THROTTLE
     assert outcome.downtime_s <= FAST.max_downtime_s
 
 
 def test_safe_never_throttles():
-    outcome = run(model(120, 100), SAFE, give_up_s=1000)
+    outcome = play(model(120, 100), SAFE, give_up_s=1000)
 
     assert Choice.THROTTLE not in choices(outcome.decisions)
 
@@ -82,9 +92,9 @@ def test_safe_never_throttles():
 def test_a_pause_lets_it_end_inside_its_duration(policy: Policy):
     bounds = Bounds(Budget(policy, 60.0, TimeoutAction.PAUSE), 0.05)
 
-    outcome = run(model(3000, 100), bounds, give_up_s=200)
+    outcome = play(model(3000, 100), bounds, give_up_s=200)
 
-    assert outcome.how == "switched"
+    assert outcome.ending is Ending.SWITCHED
     assert choices(outcome.decisions)[-1] is Choice.PAUSE
     assert outcome.at_s <= 60.0 * 1.02
 
@@ -92,8 +102,8 @@ def test_a_pause_lets_it_end_inside_its_duration(policy: Policy):
 def test_post_copy_is_chosen_only_where_both_sides_can():
     budget = Budget(Policy.FAST, 30.0, TimeoutAction.POST_COPY)
 
-    can = run(model(3000, 100), Bounds(budget, 0.05, can_post_copy=True), give_up_s=100)
-    cannot = run(model(3000, 100), Bounds(budget, 0.05), give_up_s=100)
+    can = play(model(3000, 100), Bounds(budget, 0.05, can_post_copy=True), give_up_s=100)
+    cannot = play(model(3000, 100), Bounds(budget, 0.05), give_up_s=100)
 
     assert choices(can.decisions)[-1] is Choice.POST_COPY
     assert choices(cannot.decisions)[-1] is Choice.ABORT
@@ -102,10 +112,10 @@ def test_post_copy_is_chosen_only_where_both_sides_can():
 def test_a_dip_of_the_network_holds_the_switch_over_back_and_its_end_lets_it_go():
     dip = Model(1024 * MIB, 64 * MIB, lambda _: 40 * MIB, lambda at_s: (10 if 15 < at_s < 19 else 100) * MIB)
 
-    outcome = run(dip, Bounds(Budget(), 0.25), give_up_s=100)
+    outcome = play(dip, Bounds(Budget(), 0.25), give_up_s=100)
 
     held = [decision.at_s for decision in outcome.decisions if decision.choice is Choice.HOLD]
-    assert outcome.how == "switched"
+    assert outcome.ending is Ending.SWITCHED
     assert not 15 < outcome.at_s < 19
     assert all(15 <= at_s <= 20 for at_s in held)
 
@@ -113,9 +123,9 @@ def test_a_dip_of_the_network_holds_the_switch_over_back_and_its_end_lets_it_go(
 def test_a_network_that_stays_slow_is_not_waited_for():
     slower = Model(1024 * MIB, 64 * MIB, lambda _: 5 * MIB, lambda at_s: (20 if at_s > 10.6 else 100) * MIB)
 
-    outcome = run(slower, SAFE, give_up_s=200)
+    outcome = play(slower, SAFE, give_up_s=200)
 
-    assert outcome.how == "switched"
+    assert outcome.ending is Ending.SWITCHED
 
 
 def test_a_client_that_allows_more_is_heeded_at_once():
@@ -214,21 +224,22 @@ def models(draw: st.DrawFn) -> Model:
 @given(models(), _BUDGETS, st.floats(0.001, 3.0))
 @settings(max_examples=150)
 def test_for_any_guest_and_link_decisions_are_few_and_the_bound_holds(any_model: Model, budget: Budget, allowed_s: float):
-    outcome = run(any_model, Bounds(budget, allowed_s), give_up_s=150)
+    outcome = play(any_model, Bounds(budget, allowed_s), give_up_s=150)
 
     raised = [decision.limit_s for decision in outcome.decisions if decision.choice is Choice.RAISE_DOWNTIME]
     assert len(outcome.decisions) <= MAX_DECISIONS + 1
     assert all(decision.limit_s <= allowed_s for decision in outcome.decisions)
     assert raised == sorted(set(raised))
-    assert outcome.downtime_s <= allowed_s * 1.0001
+    if Choice.PAUSE not in choices(outcome.decisions):  # which the user chose
+        assert outcome.downtime_s <= allowed_s * 1.0001
 
 
 @given(models(), st.sampled_from([5.0, 30.0, 100.0]), st.floats(0.001, 3.0))
 @settings(max_examples=100)
 def test_for_any_guest_and_link_it_is_over_when_its_time_is_over(any_model: Model, duration_s: float, allowed_s: float):
-    outcome = run(any_model, Bounds(Budget(max_duration_s=duration_s), allowed_s), give_up_s=duration_s + 1.0)
+    outcome = play(any_model, Bounds(Budget(max_duration_s=duration_s), allowed_s), give_up_s=duration_s + 1.0)
 
-    assert outcome.how != "endless"
+    assert outcome.ending is not Ending.ENDLESS
 
 
 # what is refused

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.vm.host_checks import check_files, check_memory, find_emulator, read_memory_kib
+from agent.vm.host_checks import check_files, check_huge_pages, check_memory, find_emulator, read_memory_kib
 from agent.vm.paths import confine
 from agent.vm.settings import VmSettings
 from common.errors import InvalidRequest, WrongState
+from common.findings import Findings
 from tests.unit.agent.vm.samples import domain, parse
 
 
@@ -50,7 +51,7 @@ def test_a_missing_disk_is_named(tmp_path: Path) -> None:
     definition = parse(domain(devices=disk(tmp_path / "a.img")))
 
     with pytest.raises(WrongState, match=r"disk vda: .*a\.img does not exist") as raised:
-        check_files(definition, ())
+        check_files(definition, (), Findings())
 
     assert raised.value.reason == "FILE_MISSING"
 
@@ -59,32 +60,32 @@ def test_a_missing_kernel_is_named(tmp_path: Path) -> None:
     xml = domain().replace("</os>", f"<kernel>{tmp_path}/vmlinuz</kernel></os>")
 
     with pytest.raises(WrongState, match=r"kernel: .*vmlinuz does not exist"):
-        check_files(parse(xml), ())
+        check_files(parse(xml), (), Findings())
 
 
 def test_a_directory_is_no_disk(tmp_path: Path) -> None:
     with pytest.raises(WrongState, match="not a regular file"):
-        check_files(parse(domain(devices=disk(tmp_path))), ())
+        check_files(parse(domain(devices=disk(tmp_path))), (), Findings())
 
 
 def test_a_serial_line_needs_its_directory(tmp_path: Path) -> None:
     line = f"<serial type='file'><source path='{tmp_path}/no/serial.log'/></serial>"
 
     with pytest.raises(WrongState, match=r"serial0: directory .*/no does not exist"):
-        check_files(parse(domain(devices=line)), ())
+        check_files(parse(domain(devices=line)), (), Findings())
 
 
 def test_files_that_are_there_pass(tmp_path: Path) -> None:
     (tmp_path / "a.img").touch()
 
-    check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path])
+    check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path], Findings())
 
 
 def test_files_outside_of_the_roots_are_refused_though_they_exist(tmp_path: Path) -> None:
     (tmp_path / "a.img").touch()
 
     with pytest.raises(InvalidRequest, match="outside"):
-        check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path / "images"])
+        check_files(parse(domain(devices=disk(tmp_path / "a.img"))), [tmp_path / "images"], Findings())
 
 
 def test_too_little_memory_is_refused_with_the_numbers() -> None:
@@ -125,3 +126,28 @@ def test_an_allowed_emulator_has_to_be_there() -> None:
 
     with pytest.raises(WrongState, match="no such program here"):
         find_emulator(definition, VmSettings(emulators=("/no/qemu",)))
+
+
+HUGE = "<memoryBacking><hugepages><page size='2' unit='M'/></hugepages></memoryBacking>"
+MOUNTED = "none /dev/hugepages hugetlbfs rw,relatime,pagesize=2M 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "free", "words"),
+    [("proc /proc proc rw 0 0\n", 0, "not mounted"), (MOUNTED, 0, r"0 are free.*nr_hugepages"), (MOUNTED, 1 << 20, "")],
+)
+def test_huge_pages_that_are_missing_are_told_before_qemu_says_that_memory_is(
+    mounts: str, free: int, words: str, tmp_path: Path
+) -> None:
+    definition = parse(domain().replace("<os>", f"{HUGE}<os>"))
+    (tmp_path / "mounts").write_text(mounts)
+    (tmp_path / "hugepages-2048kB").mkdir()
+    (tmp_path / "hugepages-2048kB" / "free_hugepages").write_text(f"{free}\n")
+
+    if not words:
+        check_huge_pages(definition, tmp_path / "mounts", tmp_path)
+        return
+    with pytest.raises(WrongState, match=words) as raised:
+        check_huge_pages(definition, tmp_path / "mounts", tmp_path)
+
+    assert raised.value.reason == "HUGE_PAGES_MISSING"

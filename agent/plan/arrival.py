@@ -1,0 +1,78 @@
+"""The destination's part of a plan: whether the guest could come, and an end of the way to measure it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.migration.checks import check_cpu, guest_cpu
+from agent.migration.prepare import Preparation
+from agent.plan.probe import listening, probe_options
+from agent.qemu.binary import short_lived
+from agent.vm.argv import cpu_words
+from common.errors import Bug
+from common.findings import Finding, Findings, Severity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.migration.order import Endpoint, Offer, SourceFacts
+    from agent.migration.surroundings import Surroundings
+    from agent.vm.definition import Definition
+
+SIDE = "destination"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the destination is like.
+
+    Attributes:
+        endpoint: where a QEMU listens for the measurement; None when none could.
+        now_s: the destination's wall clock.
+    """
+
+    findings: tuple[Finding, ...]
+    endpoint: Endpoint | None
+    now_s: float
+
+
+@asynccontextmanager
+async def arrival(around: Surroundings, offer: Offer) -> AsyncIterator[Arrival]:
+    """Collect what Prepare would refuse, and listen while the context is open."""
+    findings = Findings(collects=True)
+    preparation = None
+    with findings.check():
+        preparation = Preparation(around, offer)
+    async with AsyncExitStack() as stack:
+        endpoint = None
+        risks: tuple[str, ...] = ()
+        if preparation is not None:
+            await preparation.check(findings)
+            risks = preparation.session.facts.warnings
+            prepared = await around.vms.check_incoming(preparation.definition, findings)
+            if prepared is not None:
+                with findings.check():
+                    await _check_cpu(offer.source, *prepared)
+                with findings.check():
+                    ears = listening(around, prepared[1], probe_options(offer.options), offer.source.host)
+                    endpoint = await stack.enter_async_context(ears)
+        warnings = tuple(Finding("RISK", Severity.WARNING, SIDE, text) for text in risks)
+        yield Arrival((*findings.of(SIDE), *warnings), endpoint, time.time())
+
+
+async def _check_cpu(source: SourceFacts, definition: Definition, binary: Path) -> None:
+    """Start the machine without the guest, to see what CPU it would give it.
+
+    Raises:
+        WrongState: another one.
+    """
+    accelerator = definition.accelerator
+    if accelerator is None:
+        raise Bug("a definition that could be started names no accelerator")
+    words = ("-accel", accelerator.value, "-cpu", cpu_words(definition, accelerator), "-smp", str(definition.vcpu_count))
+    async with short_lived([str(binary), "-machine", definition.machine, *words]) as qemu:
+        check_cpu(source, await guest_cpu(qemu), definition)

@@ -1,0 +1,99 @@
+"""`ferry plan` and `migrate --dry-run`: everything in the way in one go, what it is going to be, and nothing changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from uuid import uuid4
+
+import pytest
+
+from tests.e2e.guest import Plan, domain
+from tests.e2e.lab import Lab
+
+WAYS = {"psk": (), "plain": ("--plain",), "tunnel": ("--tunnel",), "multifd": ("--multifd", "2", "--compression", "zstd")}
+
+
+async def ferry(lab: Lab, *arguments: str) -> tuple[int, str, str]:
+    done = await asyncio.to_thread(lab.fleet.ferry, *arguments)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_plan_says_what_the_move_then_is(way: str, lab: Lab):
+    guest = await lab.start_guest(plan=Plan(megabytes=16))
+
+    code, said, told = await ferry(lab, "plan", "web", "--to", "host-b", *WAYS[way], "-o", "json")
+    plan = json.loads(said)
+
+    assert code == 0, told
+    assert "nothing stands in the way" in told
+    assert [one for one in plan["findings"] if one["severity"] == "BLOCKER"] == []
+    assert plan["forecast"]["ends"]
+    assert 12 << 20 < plan["forecast"]["used_bytes"] < plan["forecast"]["memory_bytes"]
+    await lab.assert_only_on("host-a", guest)
+    assert await lab.vms("host-b") == {}
+
+    code, said, told = await ferry(lab, "migrate", "web", "--to", "host-b", *WAYS[way])
+
+    assert code == 0, told
+    assert "PREDICTED" in said
+    assert await lab.vms("host-a") == {}
+    await guest.console.wait_sweeps(1)
+    guest.assert_whole()
+
+
+async def test_a_plan_from_the_newer_qemu_to_the_older_one_too(lab: Lab):
+    guest = await lab.start_guest("host-b", plan=Plan(megabytes=16))
+
+    code, _, told = await ferry(lab, "plan", "web", "--to", "host-a", "--plain")
+
+    assert code == 0, told
+    await lab.assert_only_on("host-b", guest)
+
+
+async def test_one_plan_tells_everything_that_stands_in_the_way(lab: Lab):
+    guest = await lab.start_guest()
+    await lab.define("host-b", domain(Plan(name="web"), lab.directory, uuid=uuid4()))
+    elsewhere = lab.directory / "elsewhere"
+    elsewhere.mkdir()
+    changed = (lab.directory / "web.xml").with_name("changed.xml")
+    changed.write_bytes(domain(Plan(), elsewhere, uuid=guest.uuid))
+    for image in elsewhere.glob("*.img"):
+        image.unlink()
+
+    options = ("--zero-copy", "--multifd", "2", "--plain", "--migrate-uri", "tcp:nowhere.invalid", "--xml", str(changed))
+    code, said, told = await ferry(lab, "migrate", "web", "--from", "host-a", "--to", "host-b", "--dry-run", *options, "-o", "json")
+    found = {one["code"] for one in json.loads(said)["findings"] if one["severity"] == "BLOCKER"}
+
+    assert code == 1, told
+    assert "things stand in the way" in told
+    assert {"VM_EXISTS", "FILE_MISSING", "DISK_NOT_SHARED"} <= found
+    await lab.assert_only_on("host-a", guest, others=("web",))
+    assert not [path for path in lab.leftovers() if ".ferry-" in path]
+
+
+async def test_what_cannot_be_planned_is_told(lab: Lab):
+    await lab.define("host-a", domain(Plan(), lab.directory))
+
+    code, said, _ = await ferry(lab, "plan", "web", "--to", "host-b", "-o", "json")
+    assert code == 1
+    assert [one["code"] for one in json.loads(said)["findings"]] == ["VM_NOT_RUNNING"]
+
+    code, _, told = await ferry(lab, "plan", "nothing", "--to", "host-b")
+    assert code == 1
+    assert "nothing" in told
+
+    code, _, told = await ferry(lab, "plan", "web", "--to", "host-c")
+    assert code == 1
+    assert "host-c" in told
+
+
+async def test_a_guest_that_never_converges_is_told_beforehand(lab: Lab):
+    await lab.start_guest(plan=Plan(megabytes=32, dirty_mib_s=64))
+
+    code, said, _ = await ferry(lab, "plan", "web", "--to", "host-b", "--plain", "--bandwidth", "8MiB/s", "-o", "json")
+
+    assert code == 0
+    assert not json.loads(said)["forecast"]["ends"]
+    assert "would not converge" in json.loads(said)["forecast"]["strategy"]
