@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 from opentelemetry import trace
 
-from common.errors import FerryError
+from common.errors import FerryError, NotFound
 from coordinator.agents import MAY_HAVE_HAPPENED, Begun, Prepared
 from coordinator.halves import Location
 from coordinator.ownership import Decision, Silent, decide
@@ -100,10 +100,15 @@ async def _prepare(moving: Moving, begun: Begun) -> Prepared:
 
 async def _keep(moving: Moving) -> None:
     """Cancel at the source, and tell the end as soon as the source has: nothing was ever sent."""
-    await moving.source.cancel(moving.move, moving.cause)
+    try:
+        await moving.source.cancel(moving.move, moving.cause)
+    except NotFound:
+        if moving.failure is not None:
+            moving.fail(Location.SOURCE)
+        return
     async with aclosing(moving.source.watch(moving.migration_id)) as halves:
         async for half in halves:
-            if half.is_final and half.location is Location.SOURCE:
+            if half.is_final and half.location is Location.SOURCE and moving.failure is not None:
                 moving.see(half)
                 moving.fail(Location.SOURCE)
 
