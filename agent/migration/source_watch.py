@@ -16,10 +16,10 @@ from agent.migration.machine import Cause
 from agent.migration.post_copy import When
 from agent.migration.progress import progress_of
 from agent.migration.transfer_spans import untraced
-from agent.qemu.endings import GUEST_ENDS, of_exit
+from agent.qemu.endings import GUEST_ENDS, of_exit, of_status
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
-from common.errors import FerryError
+from common.errors import Bug, FerryError
 
 if TYPE_CHECKING:
     from agent.migration.source import SourceSession
@@ -365,10 +365,12 @@ class SourceWatch:
         return self._session.facts.peer or "the destination"
 
     def _gave_up(self, status: MigrationStatus, why: str) -> Cause:
+        ending = of_status(status, why, what=f"the transfer to {self._peer()}")
+        if ending is None:
+            raise Bug(f"status {status.value} ends no transfer")
         if status is MigrationStatus.CANCELLED:
-            return Cause("the transfer was cancelled", "CANCELLED", by_wish=True)
-        text = f"the transfer to {self._peer()} failed{': ' if why else ''}{why}{self._plain_hint()}"
-        return Cause(text, "TRANSFER_FAILED")
+            return Cause(ending.text, ending.reason, by_wish=True)
+        return Cause(f"{ending.text}{self._plain_hint()}", ending.reason)
 
     def _plain_hint(self) -> str:
         if not self._session.facts.options.plain or isinstance(self._session.phase, out.Switching):

@@ -1,4 +1,4 @@
-"""Why a QEMU has ended, or why its guest stands still, in words. Pure.
+"""How what QEMU does by itself has ended, why a QEMU has ended, or why its guest stands still, in words. Pure.
 
 Source: qapi/run-state.json, `ShutdownCause`, `RunState` and events; qapi/block-core.json, BLOCK_IO_ERROR.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from agent.qemu.status import RunState
+from agent.qemu.status import MigrationStatus, RunState
 
 if TYPE_CHECKING:
     from agent.qemu.subscription import Event
@@ -56,20 +56,42 @@ _REMEDIES: Final = {
 _OTHER_REMEDY: Final = "look at its console; ferry vm reset or ferry vm stop --force ends it:"
 
 
-def of_exit(shutdown: str, words: str, *, during: str, where: str) -> Ending:
+def of_status(status: MigrationStatus, why: str, *, what: str) -> Ending | None:
+    """Say how a migration of QEMU's, whatever it serves, has ended; None while it goes on.
+
+    Args:
+        status: of QEMU's migration.
+        why: QEMU's own words; empty when it has none.
+        what: what it serves, as `the transfer to host-b`.
+    """
+    match status:
+        case MigrationStatus.COMPLETED:
+            return Ending(f"{what} is complete", "COMPLETED")
+        case MigrationStatus.CANCELLED:
+            return Ending(f"{what} was cancelled", "CANCELLED")
+        case MigrationStatus.FAILED:
+            return Ending(f"{what} failed{': ' if why else ''}{why}", "TRANSFER_FAILED")
+        case MigrationStatus.NONE:
+            return Ending(f"{what} is not active", "NOT_ACTIVE")
+        case _:
+            return None
+
+
+def of_exit(shutdown: str, words: str, *, during: str, where: str = "") -> Ending:
     """Say why a QEMU ended.
 
     Args:
         shutdown: the reason of its SHUTDOWN event; empty when there was none.
         words: what it said last.
         during: what was being done with it, as `migration`.
-        where: the host, or which of two QEMUs it was.
+        where: the host, or which of two QEMUs it was; empty where that is known.
     """
     known = _EXITS.get(shutdown)
+    place = f" on {where}" if where else ""
     if known is None:
         said = f": {words}" if words else ""
-        return Ending(f"the guest's QEMU on {where} ended unexpectedly during the {during}{said}", "QEMU_ENDED")
-    return Ending(f"{known.text}, on {where} during the {during}", known.reason, known.is_guests)
+        return Ending(f"the guest's QEMU{place} ended unexpectedly during the {during}{said}", "QEMU_ENDED")
+    return Ending(f"{known.text},{place} during the {during}", known.reason, known.is_guests)
 
 
 def of_stop(state: RunState, detail: str, *, during: str, where: str, vm: str) -> Ending | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.qemu.endings import of_exit, of_stop, reset_of, stop_of
-from agent.qemu.status import RunState
+from agent.qemu.endings import of_exit, of_status, of_stop, reset_of, stop_of
+from agent.qemu.status import MigrationStatus, RunState
 from agent.qemu.subscription import Event
 
 
@@ -31,6 +31,30 @@ def test_an_exit_is_told_as_what_it_was(shutdown, reason, is_guests, words):
     assert (ending.reason, ending.is_guests) == (reason, is_guests)
     assert words in ending.text
     assert "host-a" in ending.text
+
+
+def test_an_exit_on_the_only_host_there_is_names_none():
+    assert of_exit("", "", during="save").text == "the guest's QEMU ended unexpectedly during the save"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "text"),
+    [
+        (MigrationStatus.COMPLETED, "COMPLETED", "the save is complete"),
+        (MigrationStatus.CANCELLED, "CANCELLED", "the save was cancelled"),
+        (MigrationStatus.FAILED, "TRANSFER_FAILED", "the save failed: no space"),
+        (MigrationStatus.NONE, "NOT_ACTIVE", "the save is not active"),
+    ],
+)
+def test_each_end_of_a_migration_has_its_word(status, reason, text):
+    ending = of_status(status, "no space", what="the save")
+
+    assert ending is not None
+    assert (ending.reason, ending.text) == (reason, text)
+
+
+def test_what_goes_on_has_not_ended():
+    assert not any(of_status(status, "", what="") for status in MigrationStatus if not status.is_final and status.value != "none")
 
 
 def test_only_stops_for_reasons_of_the_guest_are_endings():
