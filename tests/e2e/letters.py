@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tests.e2e.guest import Plan
+from tests.e2e.guest import Plan, domain
 from tests.e2e.lab import Lab
 
 PC = "pc-i440fx-7.2"
@@ -50,6 +50,17 @@ def lengthen(image: Path) -> None:
     """Let the image end in a hole, for the sector that the guest writes."""
     with image.open("r+b") as file:
         file.truncate(_DISK_BYTES)
+
+
+@contextmanager
+def on_small_disk(lab: Lab, plan: Plan) -> Iterator[Path]:
+    """Let the lab put the guest's image where there is room for it, but not for the sector that it writes."""
+    with small_disk(lab.directory / "small") as directory:
+        (directory / "serial.log").symlink_to(lab.directory / "serial.log")
+        lab.directory = directory
+        domain(plan, directory)
+        lengthen(next(directory.glob("*.img")))
+        yield directory
 
 
 def fill(directory: Path) -> None:

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.e2e.guest import Plan, domain
+from tests.e2e.guest import Plan
 from tests.e2e.lab import PAUSED, Lab
-from tests.e2e.letters import PANIC, PC, POWER_OFF, RESET, WRITE, empty, fill, lengthen, obedient, small_disk, tell
+from tests.e2e.letters import PANIC, PC, POWER_OFF, RESET, WRITE, empty, fill, obedient, on_small_disk, tell
 from tests.e2e.move import Move, State, Where, Whole, wishes
 from tests.e2e.steps import steps
 from tests.e2e.user import resume
@@ -131,11 +131,7 @@ async def test_a_guest_that_cannot_write_to_its_disk_stays_where_it_is_and_is_mo
     if os.geteuid() != 0:
         pytest.skip("a full disk needs root")
     guest_plan = obedient(BUSY, machine=PC, bus="ide")
-    with small_disk(lab.directory / "small") as directory:
-        (directory / "serial.log").symlink_to(lab.directory / "serial.log")
-        lab.directory = directory
-        domain(guest_plan, directory)
-        lengthen(next(directory.glob("*.img")))
+    with on_small_disk(lab, guest_plan) as directory:
         guest = await lab.start_guest(plan=guest_plan)
         move = await start_slowly(lab, pass_count=pass_count)
         fill(directory)

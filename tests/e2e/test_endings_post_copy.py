@@ -9,9 +9,10 @@ import pytest
 
 from tests.e2e.guest import Plan
 from tests.e2e.lab import PAUSED, Lab
-from tests.e2e.letters import PANIC, POWER_OFF, RESET, obedient, tell
+from tests.e2e.letters import PANIC, PC, POWER_OFF, RESET, WRITE, empty, fill, obedient, on_small_disk, tell
 from tests.e2e.move import State, Where
 from tests.e2e.test_post_copy import plan_of, start_slow
+from tests.e2e.user import resume
 from tests.e2e.waiting import until, until_equal
 
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0")]
@@ -85,6 +86,29 @@ async def test_a_guest_that_panics_while_its_memory_follows_and_is_to_be_looked_
     assert "stands still on host-b" in outcome.warnings[-1]
     await lab.assert_only_on("host-b", guest, PAUSED)
     guest.assert_whole()
+
+
+async def test_a_guest_that_cannot_write_to_its_disk_while_its_memory_follows_arrives_as_it_is(lab: Lab):
+    if os.geteuid() != 0:
+        pytest.skip("a full disk needs root")
+    full = obedient(plan_of(("7.2", "10.0")), machine=PC, bus="ide")
+    with on_small_disk(lab, full) as directory:
+        guest = await lab.start_guest(plan=full)
+        move = await start_slow(lab, guest, "psk")
+        fill(directory)
+
+        await tell(lab, "host-b", WRITE)
+        outcome = await move.outcome(timeout_s=60)
+
+        assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+        assert "I/O error (write on " in outcome.warnings[-1]
+        assert "stands still on host-b" in outcome.warnings[-1]
+        await lab.assert_only_on("host-b", guest, PAUSED)
+        empty(directory)
+        await resume(lab, "host-b")
+        await guest.console.wait_sweeps(1)
+        guest.assert_whole()
+        await lab.tidy()
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
