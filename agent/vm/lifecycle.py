@@ -162,11 +162,11 @@ class Vms:
         """
         definition = parse_domain(xml, origin)
         check_paths(definition, self._settings.roots)
-        self._registry.check_free(definition)
-        binary = find_emulator(definition, self._settings)
-        definition = pin(definition, await self._probes.facts(binary))
         existing = self._registry.find(definition.uuid)
         with nullcontext() if existing is None else self.lock(existing, Job.DEFINE, ""):
+            self._registry.check_free(definition)
+            binary = find_emulator(definition, self._settings)
+            definition = pin(definition, await self._probes.facts(binary))
             vm = self._registry.save(definition)
         reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED
         vm.persistent = definition
@@ -374,7 +374,7 @@ class Vms:
         """Make a transient VM persistent. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN)
         if vm.persistent is None:
-            definition = replace(vm.get_running().definition, accelerator=None)
+            definition = replace(vm.definition, accelerator=None)
             self._registry.save(definition)
             vm.persistent = definition
             if vm.live.cpu_shares is not None:
@@ -450,11 +450,15 @@ class Vms:
             Busy: a job holds the VM.
         """
         check_paths(definition, self._settings.roots)
-        self._registry.check_free(definition)
         vm = self._registry.find(definition.uuid) or self._registry.add(definition)
-        if vm.running is not None:
-            raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
-        return vm, self.lock(vm, Job.RESTORE, job_id)
+        lock = self.lock(vm, Job.RESTORE, job_id)
+        try:
+            self._registry.check_free(definition)
+            _check_stopped(vm)
+        except BaseException:
+            lock.release()
+            raise
+        return vm, lock
 
     async def start_restoring(self, lock: JobLock, definition: Definition) -> None:
         """Start QEMU to wait for the guest of a file; it is not here for good. On failure no QEMU is left.
@@ -510,3 +514,8 @@ class Vms:
             self._engine.note_run_state(vm)
         if vm is not None and vm.running is None and vm.persistent is None and self._jobs.find(uuid) is None:
             self._registry.remove(vm)
+
+
+def _check_stopped(vm: Vm) -> None:
+    if vm.running is not None:
+        raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)

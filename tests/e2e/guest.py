@@ -26,7 +26,9 @@ class Plan:
         sweeps_per_s: how often it checks all of its pattern each second.
         period_ms: time between two ticks, at which it writes.
         memory_kib: its memory; what the pattern needs when None.
+        bus: what its disk is on.
         inside: more devices.
+        beside: more elements beside the devices.
     """
 
     name: str = "web"
@@ -39,6 +41,8 @@ class Plan:
     memory_kib: int | None = None
     cpu: str = ""
     inside: str = ""
+    beside: str = ""
+    bus: str = "virtio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +84,13 @@ def domain(plan: Plan, directory: Path, *, uuid: UUID | None = None) -> bytes:
           {plan.cpu}
           <os><type arch="x86_64" machine="{plan.machine}">hvm</type></os>
           <features><acpi/></features>
+          {plan.beside}
           <devices>
             {emulator}
             <disk type="file" device="disk">
               <driver name="qemu" type="raw"/>
               <source file="{image}"/>
-              <target dev="vda" bus="virtio"/>
+              <target dev="{"vda" if plan.bus == "virtio" else "hda"}" bus="{plan.bus}"/>
             </disk>
             <serial type="file"><source path="{directory}/serial.log" append="on"/><target port="0"/></serial>
             {plan.inside}
