@@ -96,7 +96,7 @@ class RemoteDestination:
         except WrongState as error:
             for kind in (GuestNeverRan, GuestLost, GuestWhole):
                 if error.reason == kind.default_reason:
-                    raise kind(error.text) from error
+                    raise kind(error.text, **error.facts) from error
             raise
 
     async def watch(self, migration_id: str) -> AsyncIterator[PeerReport]:

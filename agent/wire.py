@@ -13,7 +13,7 @@ from agent import wire_budget, wire_means, wire_modes
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
-from agent.migration.convergence import GIVEN_UP, Decision
+from agent.migration.convergence import Decision
 from agent.migration.migrations import AnySession
 from agent.migration.order import (
     DEFAULT_DOWNTIME_S,
@@ -31,7 +31,7 @@ from agent.migration.order import (
 )
 from agent.migration.post_copy import PostCopy, When
 from agent.migration.progress import Leg, Progress, Timeline
-from agent.migration.record import find_cause
+from agent.migration.record import find_cause, tells_all
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import VmEvent
@@ -331,7 +331,7 @@ def _error_text(session: AnySession) -> str:
     if cause is None:
         return ""
     words = session.facts.peer_words
-    if cause.by_wish or cause.reason in GIVEN_UP or not words or words in cause.text:
+    if tells_all(cause) or not words or words in cause.text:
         return cause.text
     return f"{cause.text}; {session.facts.peer or 'the destination'}: {words}"
 

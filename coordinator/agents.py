@@ -252,11 +252,11 @@ class Agent:
             async for response in responses:
                 yield _half(response.migration)
 
-    async def find(self, migration_id: str) -> Half | None:
+    async def find(self, migration_id: str, *, timeout_s: float = LOOK_TIMEOUT_S) -> Half | None:
         """Either: return the half, or None when the agent does not know it."""
         try:
             with calls_to(self._peer):
-                answer = await self._stub.GetMigration(pb.GetMigrationRequest(migration_id=migration_id), timeout=LOOK_TIMEOUT_S)
+                answer = await self._stub.GetMigration(pb.GetMigrationRequest(migration_id=migration_id), timeout=timeout_s)
         except NotFound:
             return None
         return _half(answer.migration)

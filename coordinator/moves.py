@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass, replace
 
@@ -136,7 +137,23 @@ class Moves:
                 await source.cancel(move, "")
         except MAY_HAVE_HAPPENED as error:
             _log.info("cancel not heard yet", migration=move.migration_id, error=error.text)
+            self._tasks.start(self._repeat_cancel(move, source))
         return self._board.get(move.migration_id)
+
+    async def _repeat_cancel(self, move: Move, source: Agent) -> None:
+        """Tell a source that did not answer, until it has: it may go on without its stream ever being broken."""
+        for delay_s in self._pace.delays():
+            await asyncio.sleep(delay_s)
+            if self._board.get(move.migration_id).state.is_final:
+                return
+            try:
+                if await source.find(move.migration_id) is not None:
+                    await source.cancel(move, "")
+            except MAY_HAVE_HAPPENED:
+                continue
+            except FerryError as error:
+                _log.info("cancel not taken", migration=move.migration_id, error=error.text)
+            return
 
     async def pause(self, id_or_beginning: str) -> Move:
         """Stop the guest for the rest of the transfer."""

@@ -58,8 +58,11 @@ def get_running_vm(around: Surroundings, name_or_uuid: str) -> Vm:
     Raises:
         NotFound: this host has no such VM.
         WrongState: it does not run.
+        Busy: a migration brings it here.
     """
     vm = around.vms.get(name_or_uuid)
+    if vm.is_incoming and (held := around.vms.lock_of(vm)) is not None:
+        raise held.refusal(vm.name)
     if vm.running is None or vm.is_incoming:
         raise WrongState(
             f"VM {vm.name} is not running on {around.identity.name}: its guest cannot be moved; start it first, "

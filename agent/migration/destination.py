@@ -27,6 +27,7 @@ from agent.migration.session import Machine, Session
 from agent.migration.strangers import Strangers
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
+from agent.qemu.endings import of_exit, of_stop, reset_of, stop_of
 from agent.qemu.errors import QemuGone
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected
@@ -42,6 +43,7 @@ TIDY_TIMEOUT_S: Final = 1.0
 STDERR_GRACE_S: Final = 0.05
 
 _BEFORE_LOADED = (inc.Reserved, inc.Listening, inc.Loading)
+_TAKEN_OVER = (inc.Entering, inc.Filling, inc.Resuming, inc.Running)
 _log = structlog.get_logger()
 
 
@@ -82,6 +84,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         self.status_text = ""
         self.endpoint: Endpoint | None = None
         self._runs_since_s: float | None = None
+        self._shutdown_reason = ""
         self._strangers: Strangers | None = None
         self.link = DestinationLink(self, around)
 
@@ -161,7 +164,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 why = self.facts.waiting_for or f"no answer in {RESUME_TIMEOUT_S:g} s"
                 raise Expired(f"the guest does not run here yet: {why}", reason="GUEST_NOT_RUNNING_YET") from error
         if isinstance(self.phase, inc.Lost | inc.Ending):
-            raise GuestLost(f"the guest's QEMU here ended after it had taken the guest over: {self.phase.cause.text}")
+            raise GuestLost.because(self.phase.cause)
         return 0.0 if self._runs_since_s is None else max(now_s() - self._runs_since_s, 0.0)
 
     def _has_qemu_ended(self) -> bool:
@@ -219,12 +222,25 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             self._runs_since_s = event.at_s
             self.update(guest_ran=True, waiting_for="")
             self.observe(inc.GuestRuns())
+        elif event.name == "SHUTDOWN":
+            self._shutdown_reason = str(event.data.get("reason", ""))
         elif status is MigrationStatus.FAILED:
             self.status_text = status.value
             await asyncio.sleep(STDERR_GRACE_S)  # the reason is on stderr, and QEMU ends in a moment
             self.observe(inc.QemuGaveUp(self._load_failed()))
         elif status is not None:
             self._see_status(status)
+        elif isinstance(self.phase, _TAKEN_OVER):
+            self._see_guest(event)
+
+    def _see_guest(self, event: Event) -> None:
+        """Tell what a guest does by itself before it is all here."""
+        text, stop = reset_of(event), stop_of(event)
+        if stop is not None:
+            ending = of_stop(*stop, during="migration", where=self._around.identity.name, vm=self.facts.vm_name)
+            text = "" if ending is None else ending.text
+        if text and text not in self.facts.warnings:
+            self.update(warnings=(*self.facts.warnings, text))
 
     def _see_report(self, report: MigrationReport) -> None:
         if report.status is MigrationStatus.FAILED:
@@ -246,7 +262,11 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         if isinstance(self.phase, inc.Reserved):
             return  # Prepare sees it too, and says more
         words = "" if self._vm is None else self._around.vms.last_words(self._vm)
-        self.observe(inc.QemuExited(Cause(f"the guest's QEMU here ended{': ' if words else ''}{words}", "QEMU_ENDED")))
+        where = f"the destination {self._around.identity.name}"
+        ending = of_exit(self._shutdown_reason, words, during="migration", where=where)
+        if ending.is_guests and isinstance(self.phase, inc.Running):
+            self.update(warnings=(*self.facts.warnings, f"{ending.text}, after it had come"))
+        self.observe(inc.QemuExited(Cause(ending.text, ending.reason), by_guest=ending.is_guests))
 
     def _load_failed(self) -> Cause:
         words = "" if self._vm is None else self._around.vms.last_words(self._vm)
@@ -300,7 +320,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 f"migration {self.facts.migration_id}: the guest is not here (phase {type(self.phase).__name__})",
                 reason="WRONG_PHASE",
             )
-        if not self.facts.options.modes.offline:
+        if self._vm is not None and self._vm.running is not None:
             self._around.vms.keep_here(self._lock)
         if self.facts.stored is not None:
             self._around.vms.persist(self._lock, self.facts.stored)
@@ -319,9 +339,11 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _sync_clock(self) -> None:
         modes, is_paused = self.facts.options.modes, self.facts.arrival.is_paused
-        if self._vm is not None and not (modes.leave_clock or modes.offline or is_paused):
-            clock = await sync_clock(self.qemu, self._vm.get_running().definition)
-            self.update(arrival=replace(self.facts.arrival, clock=clock))
+        running = None if self._vm is None else self._vm.running
+        if running is not None and not (modes.leave_clock or is_paused):
+            with suppress(FerryError):
+                clock = await sync_clock(self.qemu, running.definition)
+                self.update(arrival=replace(self.facts.arrival, clock=clock))
 
     async def _undo(self) -> None:
         delay_s = RETRY_FIRST_S

@@ -162,7 +162,7 @@ class DestinationLink:
         session = self._session
         phase = session.phase
         if isinstance(phase, inc.Lost | inc.Ending):
-            raise GuestLost(f"the guest's QEMU here ended after it had taken the guest over: {phase.cause.text}")
+            raise GuestLost.because(phase.cause)
         if isinstance(phase, inc.Undoing | inc.Abandoned):
             raise GuestNeverRan(f"the guest never ran here and its QEMU is gone: {phase.cause.text}")
         if isinstance(phase, inc.Loaded | inc.Resuming | inc.Running | inc.Finished):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Self
+
 from common.errors import WrongState
+
+if TYPE_CHECKING:
+    from agent.migration.machine import Cause
 
 
 class GuestNeverRan(WrongState):
@@ -21,3 +26,13 @@ class GuestLost(WrongState):
     """The guest's QEMU ended at the destination after it had taken the guest over."""
 
     default_reason = "GUEST_LOST"
+
+    @classmethod
+    def because(cls, cause: Cause) -> Self:
+        """Make it with what `cause` finds again."""
+        return cls(f"the guest was taken over and is gone: {cause.text}", cause=cause.reason)
+
+    @property
+    def cause(self) -> str:
+        """The reason of the end."""
+        return self.facts.get("cause", self.reason)

@@ -80,7 +80,7 @@ class Resuming:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The guest is here: it runs, or stands still because its user had paused it."""
+    """The guest is here: it runs, or stands still because its user had paused it, or has ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +157,14 @@ class QemuGaveUp:
 
 @dataclass(frozen=True, slots=True)
 class QemuExited:
-    """The process of QEMU ended."""
+    """The process of QEMU ended.
+
+    Attributes:
+        by_guest: whether the guest itself ended it: then it has been here, and nothing of it is missed.
+    """
 
     cause: Cause
+    by_guest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +360,8 @@ def _running(phase: Running, event: Event) -> Step:
         case FinishRequested():
             return Step(Finished())
         case ResumeRequested() | GuestRuns():
+            return Step(phase)
+        case QemuExited(by_guest=True):  # it came, ran, and ended by itself: its definition is still to be kept
             return Step(phase)
         case QemuExited(cause):
             return Step(Lost(cause))

@@ -15,6 +15,8 @@ from common.errors import WrongState
 
 OPTIONAL: Final = ("validate-uuid", "switchover-ack")
 """Capabilities without a wish: on wherever both sides have them. One of them on the source alone would hang the move."""
+OPTIONAL_IN_POST_COPY: Final = ("postcopy-blocktime",)
+"""The same of post-copy: how long vCPUs waited for pages is told by the destination; it costs some atomic operations a fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,6 @@ def require(name: str, *sides: Ability) -> None:
             )
 
 
-def agree(*sides: Ability) -> tuple[str, ...]:
-    """Return the optional capabilities that every side has."""
-    return tuple(name for name in OPTIONAL if not any(side.find_obstacle(name) for side in sides))
+def agree(names: tuple[str, ...], *sides: Ability) -> tuple[str, ...]:
+    """Return those capabilities that every side has."""
+    return tuple(name for name in names if not any(side.find_obstacle(name) for side in sides))

@@ -249,11 +249,7 @@ class Migrations:
         session = self.get_source(migration_id)
         if isinstance(session.phase, out.Kept | out.Lost):
             return session
-        peer = session.facts.peer or "the destination"
-        where = f"the guest was given to {peer}"
-        if isinstance(session.phase, out.Crossing | out.Following | out.Broken):
-            where = session.too_late
-        session.request(out.CancelRequested(cause), f"cannot be cancelled any more: {where}", "GUEST_SENT")
+        session.request(out.CancelRequested(cause), f"cannot be cancelled: {session.too_late}", "GUEST_SENT")
         return session
 
     async def pause(self, migration_id: str) -> SourceSession:

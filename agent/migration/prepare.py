@@ -20,7 +20,7 @@ from agent.migration.checks import check_cpu, guest_cpu, rename
 from agent.migration.clocks import now_s
 from agent.migration.destination import DestinationSession
 from agent.migration.listening import Listening
-from agent.migration.means_check import Ability, agree, require
+from agent.migration.means_check import OPTIONAL, OPTIONAL_IN_POST_COPY, Ability, agree, require
 from agent.migration.order import Endpoint, Offer, Role, Transport
 from agent.migration.qemu_setup import apply_settings
 from agent.migration.record import Facts, Record
@@ -113,7 +113,8 @@ class Preparation:
         for name in needs(self._options):
             with findings.check():
                 require(name, there, here)
-        self._agreed = agree(there, here)
+        optional = (*OPTIONAL, *(OPTIONAL_IN_POST_COPY if self._options.post_copy.is_allowed else ()))
+        self._agreed = agree(optional, there, here)
 
     async def start(self) -> Endpoint:
         """Start QEMU and let it listen; the caller undoes it when this raises."""

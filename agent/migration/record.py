@@ -12,10 +12,11 @@ from typing import Final, Generic, TypeVar
 
 from agent.migration import incoming, outgoing
 from agent.migration.arrival import Arrival
-from agent.migration.convergence import Decision
+from agent.migration.convergence import GIVEN_UP, Decision
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role
 from agent.migration.progress import Progress, Timeline
+from agent.qemu.endings import STOP_REASONS
 from agent.vm.stored import Stored
 from common.codec import decode, encode, encode_fields
 from common.errors import InvalidRequest
@@ -140,3 +141,8 @@ def find_cause(phase: incoming.Phase | outgoing.Phase) -> Cause | None:
     """Return why a migration does not go on, if its phase says so."""
     cause = getattr(phase, "cause", None)
     return cause if isinstance(cause, Cause) else None
+
+
+def tells_all(cause: Cause) -> bool:
+    """Say whether the other host has nothing to add to a cause: what it saw only followed from it."""
+    return cause.by_wish or cause.reason in GIVEN_UP or cause.reason in STOP_REASONS

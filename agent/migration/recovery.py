@@ -84,8 +84,10 @@ class Recovery:
             try:
                 await self._try_once()
             except (GuestLost, GuestNeverRan) as error:
-                event = out.DestinationLost if isinstance(error, GuestLost) else out.DestinationNeverRan
-                session.observe(event(Cause(error.text, error.reason)))
+                if isinstance(error, GuestLost):
+                    session.observe(out.DestinationLost(Cause(error.text, error.cause)))
+                else:
+                    session.observe(out.DestinationNeverRan(Cause(error.text, error.reason)))
                 return
             except GuestWhole:  # the connection was lost just before QEMU could say so here
                 session.update(waiting_for="", broken_since_s=None)

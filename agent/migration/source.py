@@ -13,7 +13,6 @@ from opentelemetry import context as otel_context
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
 from agent.migration.clocks import now_s
-from agent.migration.convergence import GIVEN_UP
 from agent.migration.errors import GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.network_gap import NetworkGapWatch
@@ -21,7 +20,7 @@ from agent.migration.order import Endpoint
 from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
 from agent.migration.qemu_setup import bandwidth, downtime_ms
-from agent.migration.record import Record, find_cause
+from agent.migration.record import Record, find_cause, tells_all
 from agent.migration.recovery import Recovery
 from agent.migration.session import Machine, Session
 from agent.migration.source_watch import SourceWatch
@@ -30,6 +29,7 @@ from agent.migration.surroundings import Surroundings
 from agent.migration.transfer import Transfer
 from agent.migration.transfer_spans import record_post_copy, record_transfer
 from agent.qemu.commands import Qemu
+from agent.qemu.endings import OWN_STOPS
 from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
 from agent.qemu.identity import ProcessIdentity
 from agent.qemu.monitor import Monitor
@@ -47,10 +47,6 @@ FIGURES_TIMEOUT_S: Final = 1.0
 PEER_WORDS_S: Final = 0.5
 
 _log = structlog.get_logger()
-# States in which `cont` has no sense: the guest did not stand still because of us.
-_OWN_STOPS: Final = frozenset(
-    {RunState.GUEST_PANICKED, RunState.IO_ERROR, RunState.SHUTDOWN, RunState.INTERNAL_ERROR, RunState.WATCHDOG}
-)
 
 
 _MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
@@ -167,7 +163,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             WrongState: the guest is switching or gone already.
         """
         options = self.facts.options
-        if isinstance(self.phase, out.Following) and bandwidth_bytes_per_second is not None and max_downtime_s is None:
+        is_bandwidth_alone = bandwidth_bytes_per_second is not None and max_downtime_s is None and max_duration_s is None
+        if isinstance(self.phase, out.Following) and bandwidth_bytes_per_second is not None and is_bandwidth_alone:
             await self._set_post_copy_bandwidth(bandwidth_bytes_per_second)
             return
         if bandwidth_bytes_per_second is not None:
@@ -183,9 +180,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             )
         self.update(options=options)
         self.steering.change(limit_s=max_downtime_s)
+        await self._apply_bounds()
+
+    async def _apply_bounds(self) -> None:
         await self.qemu.set_parameters(
             {
-                "max-bandwidth": bandwidth(options.bandwidth_bytes_per_second),
+                "max-bandwidth": bandwidth(self.facts.options.bandwidth_bytes_per_second),
                 "downtime-limit": downtime_ms(self.steering.limit_s),
             }
         )
@@ -225,13 +225,21 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     def hold_vm(self) -> None:
         """Let the job lock tell why the guest's QEMU must not be ended."""
         if self._lock is not None:
-            self._lock.why = self.too_late
+            self._lock.why = f"not possible any more, {self._halved}"
 
     @property
     def too_late(self) -> str:
-        """Say in post-copy why nothing can be undone."""
+        """Say why nothing can be undone."""
         peer = self.facts.peer or "the destination"
-        return f"not possible any more, the guest runs on {peer} and part of its memory is still here"
+        if isinstance(self.phase, out.Crossing | out.Following | out.Broken):
+            return f"not possible any more, {self._halved}"
+        if not self.facts.guest_ran:
+            return f"not possible any more, the guest was given to {peer}, which is asked to run it"
+        return f"not possible any more, the guest {'is, paused as it was,' if self.facts.guest_was_paused else 'runs'} on {peer}"
+
+    @property
+    def _halved(self) -> str:
+        return f"the guest runs on {self.facts.peer or 'the destination'} and part of its memory is still here"
 
     # effects
 
@@ -291,7 +299,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             self.observe(out.QemuGaveUp(Cause("the agent was restarted before the transfer began; try again", "AGENT_RESTARTED")))
             return
         try:
-            uri = await self.transfer.open(self.qemu, endpoint)
+            uri = await self._open(endpoint)
             if self.facts.options.is_psk:
                 await self._destination.report_channels(self.facts.migration_id, (), is_complete=False)
             if self.facts.options.pause and isinstance(self.phase, out.Connecting):
@@ -311,6 +319,13 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             if self.facts.options.is_psk:
                 with suppress(FerryError, TimeoutError):
                     await self.transfer.report_channels(self.process.pid, self._destination)
+
+    async def _open(self, endpoint: Endpoint) -> str:
+        opened_with = self.facts.options
+        uri = await self.transfer.open(self.qemu, endpoint)
+        if self.facts.options != opened_with:  # a client changed bounds meanwhile
+            await self._apply_bounds()
+        return uri
 
     async def _continue_migration(self) -> None:
         await self.wait_attached()
@@ -408,7 +423,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         state = await self.qemu.query_status()
         if state is RunState.FINISH_MIGRATE:
             return False
-        if self.facts.guest_was_paused or state is RunState.RUNNING or state in _OWN_STOPS:
+        if self.facts.guest_was_paused:
+            if state is RunState.POSTMIGRATE:  # QEMU 7.2, from pre-switchover on: its user could not resume it from there
+                await self.qemu.cont()
+                await self.qemu.stop()
+            return True
+        if state is RunState.RUNNING or state in OWN_STOPS:
             return True
         await self.qemu.cont()
         return await self.qemu.query_status() is RunState.RUNNING
@@ -416,7 +436,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     async def _hear_destination(self) -> None:
         """Wait a moment for the destination's own words about the failure: QEMU gives its reason there alone."""
         cause = find_cause(self.phase)
-        if cause is not None and (cause.by_wish or cause.reason in GIVEN_UP):
+        if cause is not None and tells_all(cause):
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(PEER_WORDS_S):

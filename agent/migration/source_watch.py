@@ -11,13 +11,15 @@ import structlog
 
 from agent.migration import outgoing as out
 from agent.migration.clocks import now_s
+from agent.migration.guest_watch import GuestWatch
 from agent.migration.machine import Cause
 from agent.migration.post_copy import When
 from agent.migration.progress import progress_of
 from agent.migration.transfer_spans import untraced
+from agent.qemu.endings import GUEST_ENDS, of_exit, of_status
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
-from common.errors import FerryError
+from common.errors import Bug, FerryError
 
 if TYPE_CHECKING:
     from agent.migration.source import SourceSession
@@ -53,6 +55,7 @@ class SourceWatch:
 
     def __init__(self, session: SourceSession) -> None:
         self._session = session
+        self._guest = GuestWatch(session)
         self._was_watched = True
         self._shutdown_reason = ""
         self.destination_is_over = False
@@ -69,6 +72,7 @@ class SourceWatch:
             group.create_task(self._watch_connect())
             group.create_task(self._watch_destination())
             group.create_task(self._session.steering.run())
+            group.create_task(self._guest.run())
 
     # what QEMU says
 
@@ -90,9 +94,11 @@ class SourceWatch:
                     await self._see_failure()
                 case Event():
                     self._see_event(notice)
+                    self._guest.see(notice)
                 case Reconnected():
                     self._was_watched = False
                     await self.ask_qemu()
+                    self._guest.suspect_stop()
                     self._was_watched = True
                 case Gone():
                     self._see_exit()
@@ -194,18 +200,12 @@ class SourceWatch:
                 self._see_status(report.status, now_s())
 
     def _see_exit(self) -> None:
-        how = {
-            "guest-shutdown": ("the guest powered itself off during the migration", "GUEST_SHUT_DOWN"),
-            "guest-reset": ("the guest rebooted during the migration and its QEMU ends on reboot", "GUEST_SHUT_DOWN"),
-            "guest-panic": ("the guest panicked during the migration", "GUEST_PANICKED"),
-            "host-qmp-quit": ("the guest's QEMU was told to quit during the migration", "QEMU_ENDED"),
-            "host-signal": ("the guest's QEMU was ended by a signal during the migration", "QEMU_ENDED"),
-        }.get(self._shutdown_reason, ("the guest's QEMU on the source ended unexpectedly", "QEMU_ENDED"))
-        words = self._session.last_words()
-        text = f"{how[0]}: {words}" if words and not self._shutdown_reason else how[0]
-        if isinstance(self._session.phase, (out.Crossing, *_IN_POST_COPY)):
+        session = self._session
+        ending = of_exit(self._shutdown_reason, session.last_words(), during="migration", where=f"the source {session.host_name}")
+        text = ending.text
+        if isinstance(session.phase, (out.Crossing, *_IN_POST_COPY)):
             text += f"; it held memory of the guest that {self._peer()} did not have yet, so the guest is lost"
-        self._session.observe(out.QemuExited(Cause(text, how[1]), was_watched=self._was_watched))
+        session.observe(out.QemuExited(Cause(text, ending.reason), was_watched=self._was_watched))
 
     async def ask_qemu(self) -> None:
         """Ask QEMU how the migration is, and take the answer as truth; a mute QEMU is left to the other watches."""
@@ -235,6 +235,7 @@ class SourceWatch:
                 session.observe(out.QemuGaveUp(Cause(text, "AGENT_RESTARTED")))
                 return
             self._see_report(report)
+        self._guest.suspect_stop()
 
     # silence and clocks
 
@@ -348,7 +349,8 @@ class SourceWatch:
                     if report.error and report.error != session.facts.peer_words:
                         session.update(peer_words=report.error)
                     if report.is_lost:
-                        text = f"{self._peer()}: {report.error or 'its QEMU ended'}; the guest was lost there"
+                        lost = "" if report.reason in GUEST_ENDS else "; the guest was lost there"
+                        text = f"{self._peer()}: {report.error or 'its QEMU ended'}{lost}"
                         session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED")))
                     if report.is_undone and isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
@@ -363,10 +365,12 @@ class SourceWatch:
         return self._session.facts.peer or "the destination"
 
     def _gave_up(self, status: MigrationStatus, why: str) -> Cause:
+        ending = of_status(status, why, what=f"the transfer to {self._peer()}")
+        if ending is None:
+            raise Bug(f"status {status.value} ends no transfer")
         if status is MigrationStatus.CANCELLED:
-            return Cause("the transfer was cancelled", "CANCELLED", by_wish=True)
-        text = f"the transfer to {self._peer()} failed{': ' if why else ''}{why}{self._plain_hint()}"
-        return Cause(text, "TRANSFER_FAILED")
+            return Cause(ending.text, ending.reason, by_wish=True)
+        return Cause(f"{ending.text}{self._plain_hint()}", ending.reason)
 
     def _plain_hint(self) -> str:
         if not self._session.facts.options.plain or isinstance(self._session.phase, out.Switching):

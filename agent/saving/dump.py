@@ -6,12 +6,13 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from agent.qemu.completion import wait_end
 from agent.qemu.errors import QemuSilent
 from agent.qemu.files import DUMP_ACTIVE, DUMP_FAILED, dump_formats, pass_fd, query_dump, release_fds, start_dump
 from agent.qemu.status import RunState
 from agent.qemu.subscription import Event
 from agent.saving import part
-from agent.saving.transfer import POLL_S, SETTLE_POLL_S, SETTLE_TIMEOUT_S, TransferFailed
+from agent.saving.transfer import SETTLE_POLL_S, SETTLE_TIMEOUT_S, TransferFailed
 from common.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -59,15 +60,16 @@ async def dump(qemu: Qemu, work: Work, path: Path, file_format: str) -> None:
 
 async def wait_dumped(qemu: Qemu, work: Work) -> str:
     """Wait until QEMU is done and has left `save-vm`, a moment after it tells the end; return its word for the end."""
-    while True:
+
+    async def look() -> str | None:
         try:
             status, done_bytes, total_bytes = await query_dump(qemu)
         except QemuSilent:  # a slow disk
-            continue
+            return None
         work.progress(done_bytes, total_bytes)
-        if status != DUMP_ACTIVE:
-            break
-        await asyncio.sleep(POLL_S)
+        return status if status != DUMP_ACTIVE else None
+
+    status = await wait_end(qemu, look, wish=work.cancel_wished)
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
         while await qemu.query_status() is RunState.SAVE_VM:  # noqa: ASYNC110 -- QEMU tells no event
             await asyncio.sleep(SETTLE_POLL_S)

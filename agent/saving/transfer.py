@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from agent.qemu.completion import wait_end
+from agent.qemu.endings import of_status
 from agent.qemu.errors import QemuRefused, QemuSilent
 from agent.qemu.files import pass_fd, pass_seekable_fd
 from agent.qemu.status import MigrationStatus, RunState
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
 MAPPED_RAM: Final = "mapped-ram"
-POLL_S: Final = 0.1
 SETTLE_TIMEOUT_S: Final = 10.0
 SETTLE_POLL_S: Final = 0.02
 
@@ -80,15 +81,16 @@ async def read_guest(qemu: Qemu, work: Work, file: BinaryIO, *, is_mapped_ram: b
         os.lseek(file.fileno(), CONTENTS_OFFSET, os.SEEK_SET)
         uri = await pass_fd(qemu, file.fileno())
     await qemu.migrate_incoming(uri)
-    while True:
+
+    async def look() -> MigrationReport | None:
         report = await _ask(qemu)
         work.check_wanted()
-        if report is not None and report.status is MigrationStatus.COMPLETED:
-            break
-        if report is not None and report.status.is_final:
-            raise TransferFailed(f"QEMU could not load {work.job.path}: {_words(report)}")
         work.progress(os.lseek(file.fileno(), 0, os.SEEK_CUR) - CONTENTS_OFFSET, work.job.total_bytes)
-        await work.pause(POLL_S)
+        return report if report is not None and report.status.is_final else None
+
+    report = await wait_end(qemu, look, wish=work.cancel_wished)
+    if report.status is not MigrationStatus.COMPLETED:
+        raise TransferFailed(f"QEMU could not load {work.job.path}: {_words(report)}")
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
         while await qemu.query_status() is RunState.INMIGRATE:  # noqa: ASYNC110 -- QEMU tells no event
             await asyncio.sleep(SETTLE_POLL_S)
@@ -97,17 +99,21 @@ async def read_guest(qemu: Qemu, work: Work, file: BinaryIO, *, is_mapped_ram: b
 async def wait_final(qemu: Qemu, work: Work) -> MigrationReport:
     """Follow a guest on its way into a file until QEMU is done with it; once a cancel is wished QEMU is asked to give up."""
     is_told = False
-    while True:
+
+    async def look() -> MigrationReport | None:
+        nonlocal is_told
         report = await _ask(qemu)
         if report is not None:
             if report.ram is not None and report.ram.total_bytes:
                 work.progress(report.ram.total_bytes - report.ram.remaining_bytes, report.ram.total_bytes)
-            if report.status.is_final or report.status is MigrationStatus.NONE:
+            if of_status(report.status, "", what="") is not None:
                 return report
         if work.cancel_wished.is_set() and not is_told:
             is_told = True
             await qemu.migrate_cancel()
-        await work.pause(POLL_S)
+        return None
+
+    return await wait_end(qemu, look, wish=work.cancel_wished)
 
 
 async def _ask(qemu: Qemu) -> MigrationReport | None:
@@ -147,4 +153,5 @@ async def stay_stopped(qemu: Qemu) -> None:
 
 
 def _words(report: MigrationReport) -> str:
-    return report.error_desc or f"its migration is {report.status_text}"
+    ending = of_status(report.status, report.error_desc or "", what="its migration")
+    return f"its migration is {report.status_text}" if ending is None else ending.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 import structlog
 
+from agent.qemu.endings import of_exit
 from agent.qemu.errors import QemuGone
 from agent.saving import part
 from agent.saving.dump import DEFAULT_FORMAT, check_format, dump
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from common.tasks import OwnedTasks
 
 KEPT_COUNT: Final = 200
+END_TIMEOUT_S: Final = 2.0
 LOCKS: Final = {Kind.SAVE: Job.SAVE, Kind.RESTORE: Job.RESTORE, Kind.DUMP: Job.DUMP}
 _log = structlog.get_logger()
 
@@ -253,11 +256,14 @@ class VmJobs:
 
     async def _fail(self, work: Work, error: Exception, undo: Callable[[], Awaitable[str]]) -> None:
         job = work.job
+        if isinstance(error, QemuGone):
+            await self._wait_ended(job)
         text, reason = self._describe(work, error)
         try:
             if job.kind is not Kind.RESTORE:
                 part.discard(part.part_path(job.path, job.id))
-            after = await undo()
+            is_ended = isinstance(error, QemuGone) and job.kind is not Kind.RESTORE
+            after = "" if is_ended else await undo()
             text = f"{text}; {after}" if after else text
             self._records.remove(job.id)
         except QemuGone:
@@ -268,13 +274,21 @@ class VmJobs:
         _log.warning("vm job not done", vm=job.vm_name, kind=job.kind.value, job=job.id, error=text)
         work.end(state, self._wall_clock(), error=text, reason=reason)
 
+    async def _wait_ended(self, job: VmJob) -> None:
+        """Let the end of QEMU be noted first: it has the last words."""
+        vm = self._vms.find(job.vm_uuid)
+        if vm is not None and vm.keeper is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await vm.keeper.ended.wait()
+
     def _describe(self, work: Work, error: Exception) -> tuple[str, str]:
         match error:
             case QemuGone():
                 vm = self._vms.find(work.job.vm_uuid)
                 words = "" if vm is None else self._vms.last_words(vm)
-                said = f": {words}" if words else ""
-                return f"the QEMU of VM {work.job.vm_name} ended during the {work.job.kind.value}{said}", error.reason
+                ending = of_exit(error.facts.get("shutdown", ""), words, during=work.job.kind.value)
+                return f"VM {work.job.vm_name}: {ending.text}", ending.reason
             case FerryError():
                 return error.text, error.reason
             case TimeoutError():

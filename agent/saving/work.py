@@ -71,17 +71,6 @@ class Work:
 
         return on_block
 
-    async def pause(self, delay_s: float) -> None:
-        """Wait, but not once a cancel is wished for the first time."""
-        if self.cancel_wished.is_set():
-            await asyncio.sleep(delay_s)
-            return
-        try:
-            async with asyncio.timeout(delay_s):
-                await self.cancel_wished.wait()
-        except TimeoutError:
-            return
-
     async def follow(self) -> AsyncIterator[VmJob]:
         """Yield the job as it is now and after each change, until it is over."""
         while True:

@@ -52,6 +52,17 @@ class JobLock:
         self.why = ""  # more than the name of the job, for whoever is refused
         self.is_starved = False  # QEMU waits for the guest's memory and may leave ordinary commands unanswered
 
+    def refusal(self, vm_name: str) -> Busy:
+        """Make the refusal of the VM to others; its text names the job and its id."""
+        named = f"{self.job.value} {self.holder_id}".strip()
+        return Busy(
+            f"VM {vm_name} is busy: {named}{': ' if self.why else ''}{self.why}",
+            reason="VM_BUSY",
+            vm=vm_name,
+            job=self.job.value,
+            migration=self.holder_id,
+        )
+
     def release(self) -> None:
         """Let others have the VM."""
         if self.is_held:
@@ -90,14 +101,7 @@ class Jobs:
             return lock
         if holder_id and (held.job, held.holder_id) == (job, holder_id):
             return held
-        named = f"{held.job.value} {held.holder_id}".strip()
-        raise Busy(
-            f"VM {vm_name} is busy: {named}{': ' if held.why else ''}{held.why}",
-            reason="VM_BUSY",
-            vm=vm_name,
-            job=held.job.value,
-            migration=held.holder_id,
-        )
+        raise held.refusal(vm_name)
 
     def _release(self, lock: JobLock) -> None:
         if self._locks.get(lock.vm_uuid) is lock:

@@ -163,11 +163,11 @@ class Vms:
         """
         definition = parse_domain(xml, origin)
         check_paths(definition, self._settings.roots)
-        self._registry.check_free(definition)
-        binary = find_emulator(definition, self._settings)
-        definition = pin(definition, await self._probes.facts(binary))
         existing = self._registry.find(definition.uuid)
         with nullcontext() if existing is None else self.lock(existing, Job.DEFINE, ""):
+            self._registry.check_free(definition)
+            binary = find_emulator(definition, self._settings)
+            definition = pin(definition, await self._probes.facts(binary))
             vm = self._registry.save(definition)
         reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED
         vm.persistent = definition
@@ -413,7 +413,8 @@ class Vms:
     def persist(self, lock: JobLock, stored: Stored) -> None:
         """Keep a VM that has come, as the source did. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN)
-        definition = stored.definition or replace(vm.get_running().definition, accelerator=None)
+        ran = vm.last_definition if vm.running is None else vm.running.definition
+        definition = stored.definition or replace(ran, accelerator=None)
         shares = stored.cpu_shares if vm.running is None else vm.live.cpu_shares
         wishes = Wishes(stored.autostart, Tunables(shares))
         if (vm.persistent, vm.wishes) == (definition, wishes):
@@ -500,11 +501,15 @@ class Vms:
             Busy: a job holds the VM.
         """
         check_paths(definition, self._settings.roots)
-        self._registry.check_free(definition)
         vm = self._registry.find(definition.uuid) or self._registry.add(definition)
-        if vm.running is not None:
-            raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
-        return vm, self.lock(vm, Job.RESTORE, job_id)
+        lock = self.lock(vm, Job.RESTORE, job_id)
+        try:
+            self._registry.check_free(definition)
+            _check_stopped(vm)
+        except BaseException:
+            lock.release()
+            raise
+        return vm, lock
 
     async def start_restoring(self, lock: JobLock, definition: Definition) -> None:
         """Start QEMU to wait for the guest of a file; it is not here for good. On failure no QEMU is left.
@@ -577,3 +582,8 @@ def _refuse_away(vm: Vm) -> None:
             vm=vm.name,
             host=vm.wishes.moved_to,
         )
+
+
+def _check_stopped(vm: Vm) -> None:
+    if vm.running is not None:
+        raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ID_LENGTH = 8
+# Reasons of ends and stops that were the guest's own doing.
+_OF_GUEST = frozenset({"GUEST_SHUT_DOWN", "GUEST_PANICKED", "GUEST_IO_ERROR", "GUEST_WATCHDOG", "GUEST_CPU_ERROR"})
 
 
 def short_id(migration_id: str) -> str:
@@ -101,12 +103,16 @@ def _cause(migration: pb.Migration) -> str:
 def _place(migration: pb.Migration) -> Iterable[str]:
     vm, source, destination = migration.vm_name, migration.source_host, migration.destination_host
     match migration.guest_location:
+        case pb.Migration.GUEST_LOCATION_SOURCE if migration.error_reason in _OF_GUEST:
+            yield f"the guest is on {source} and stands still for a reason of its own"
         case pb.Migration.GUEST_LOCATION_SOURCE:
             is_offline = migration.options.modes.offline
             yield f"its definition stays on {source}" if is_offline else f"the guest is on {source} and goes on as before"
         case pb.Migration.GUEST_LOCATION_DESTINATION:
             yield f"the guest is on {destination}; what is left on {source} must not be started"
             yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"
+        case pb.Migration.GUEST_LOCATION_NOWHERE if migration.error_reason in _OF_GUEST:
+            yield f"the guest has ended by itself; start it anew: ferry vm start {vm} --host {source}"
         case pb.Migration.GUEST_LOCATION_NOWHERE:
             yield "the guest runs nowhere: its QEMU ended during the migration, and what was only in its memory is lost"
             yield f"start it anew: ferry vm start {vm} --host {source}"

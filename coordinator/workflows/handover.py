@@ -90,6 +90,8 @@ async def complete(moving: Moving) -> None:
         moving.board.see(moving.migration_id, half)
     if kept.progress:  # serialised messages are merged by putting one behind the other
         moving.change(progress=moving.move.progress + kept.progress)
+    told = moving.move.warnings
+    moving.change(warnings=(*told, *(text for text in kept.warnings if text not in told)))
     moving.succeed()
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import TypeVar
 
 import structlog
 from opentelemetry import trace
 
-from common.errors import FerryError, WrongState
+from common.errors import FerryError, NotFound
 from coordinator.agents import MAY_HAVE_HAPPENED, Begun, Prepared
-from coordinator.halves import Half
+from coordinator.halves import Location
 from coordinator.ownership import Decision, Silent, decide
 from coordinator.workflows import texts
 from coordinator.workflows.handover import TurnedBack, complete, follow
-from coordinator.workflows.moving import CANCELLED, Moving, is_superseded
+from coordinator.workflows.interrupt import unless_cancelled
+from coordinator.workflows.moving import Moving, is_superseded
 from coordinator.workflows.settle import settle
 
 T = TypeVar("T")
@@ -72,14 +73,12 @@ async def _go_on(moving: Moving) -> None:
 async def _from_the_beginning(moving: Moving) -> None:
     async with AsyncExitStack() as undo:
         try:
-            undo.push_async_callback(_undo, moving, "cancel", lambda: moving.source.cancel(moving.move, moving.cause))
+            undo.push_async_callback(_undo, moving, "cancel", lambda: _keep(moving))
             begun = await moving.step("begin", lambda: _repeat(moving, lambda: moving.source.begin(moving.move)))
             moving.see(begun.half)
-            _refuse_if_cancelled(moving)
 
             undo.push_async_callback(_undo, moving, "abandon", lambda: moving.destination.abandon(moving.move, moving.cause))
             prepared = await moving.step("prepare", lambda: _prepare(moving, begun))
-            _refuse_if_cancelled(moving)
 
             undo.pop_all()  # point of no return: the agents go on by themselves, and only what they say decides
         except FerryError as error:
@@ -99,15 +98,28 @@ async def _prepare(moving: Moving, begun: Begun) -> Prepared:
     return await _repeat(moving, lambda: moving.destination.prepare(moving.move, begun))
 
 
-def _refuse_if_cancelled(moving: Moving) -> None:
-    if moving.move.cancel_wanted:
-        raise WrongState("cancelled by a client", reason=CANCELLED)
-
-
-async def _undo(moving: Moving, name: str, call: Callable[[], Awaitable[Half]]) -> None:
-    """Undo once, with the call's own deadline; `settle` sees to what could not be undone."""
+async def _keep(moving: Moving) -> None:
+    """Cancel at the source, and tell the end as soon as the source has: nothing was ever sent."""
     try:
-        await moving.attempt(name, call)
+        await moving.source.cancel(moving.move, moving.cause)
+    except NotFound:
+        if moving.failure is not None:
+            moving.fail(Location.SOURCE)
+        return
+    async with aclosing(moving.source.watch(moving.migration_id)) as halves:
+        async for half in halves:
+            if half.is_final and half.location is Location.SOURCE and moving.failure is not None:
+                moving.see(half)
+                moving.fail(Location.SOURCE)
+
+
+async def _undo(moving: Moving, name: str, call: Callable[[], Awaitable[object]]) -> None:
+    """Undo once, without much patience; `settle` sees to what could not be undone."""
+    try:
+        async with asyncio.timeout(moving.pace.undo_patience_s):
+            await moving.attempt(name, call)
+    except TimeoutError:
+        _log.info("undo not answered yet", migration=moving.migration_id, step=name)
     except FerryError as error:
         _log.info("undo refused", migration=moving.migration_id, step=name, error=error.text)
 
@@ -136,7 +148,7 @@ async def _repeat(moving: Moving, call: Callable[[], Awaitable[T]]) -> T:
     attempt_count = 0
     while True:
         try:
-            return await call()
+            return await unless_cancelled(moving, call)
         except FerryError as error:
             attempt_count += 1
             if first is not None and error.reason == "MIGRATION_ENDED":

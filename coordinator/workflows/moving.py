@@ -15,7 +15,7 @@ from opentelemetry import trace
 
 from common.clock import Clock
 from common.errors import Bug, FerryError
-from coordinator.agents import Agent
+from coordinator.agents import LOOK_TIMEOUT_S, Agent
 from coordinator.board import Board, state_of
 from coordinator.halves import Half, Location, Move, MoveState
 from coordinator.ownership import Silent, Word
@@ -86,16 +86,17 @@ class Moving:
 
     # what the agents say
 
-    async def ask_both(self) -> tuple[Word, Word]:
+    async def ask_both(self, *, timeout_s: float = LOOK_TIMEOUT_S) -> tuple[Word, Word]:
         """Ask both agents for their halves at the same time."""
         async with asyncio.TaskGroup() as group:
-            source, destination = group.create_task(self.ask(self.source)), group.create_task(self.ask(self.destination))
+            source = group.create_task(self.ask(self.source, timeout_s=timeout_s))
+            destination = group.create_task(self.ask(self.destination, timeout_s=timeout_s))
         return source.result(), destination.result()
 
-    async def ask(self, agent: Agent) -> Word:
+    async def ask(self, agent: Agent, *, timeout_s: float = LOOK_TIMEOUT_S) -> Word:
         """Ask an agent for its half; one that cannot tell is as silent as one that does not answer."""
         try:
-            half = await agent.find(self.migration_id)
+            half = await agent.find(self.migration_id, timeout_s=timeout_s)
         except FerryError as error:
             return Silent(error.text)
         if half is not None and agent is self.source:

@@ -15,6 +15,8 @@ class Pace:
         retry_first_s, retry_last_s: waits between two questions, doubled each time.
         ask_again_s: first wait for a hand-over that is about to end.
         resume_patience_s: how long the source's agent has to deliver Resume before the coordinator does.
+        first_look_s: how long both agents may take at first to say where the guest is; a cancel is to be told in time.
+        undo_patience_s: how long the first undo of a step may take before the end is told without it.
         loading_patience_s: how long a destination whose source has ended may still take to have all of the guest.
     """
 
@@ -23,6 +25,8 @@ class Pace:
     retry_last_s: float = 2.0
     ask_again_s: float = 0.02
     resume_patience_s: float = 0.5
+    first_look_s: float = 1.0
+    undo_patience_s: float = 0.7
     loading_patience_s: float = 10.0
 
     def delays(self) -> Iterator[float]:

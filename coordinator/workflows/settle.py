@@ -10,6 +10,7 @@ import asyncio
 import structlog
 
 from common.errors import FerryError
+from coordinator.agents import LOOK_TIMEOUT_S
 from coordinator.halves import Half, HalfState, Location
 from coordinator.ownership import Decision, Silent, Word, decide
 from coordinator.workflows import texts
@@ -28,8 +29,10 @@ async def settle(moving: Moving) -> None:
     if not moving.move.state.is_final:
         moving.change(step="undo")
     loading_since_s: float | None = None
+    look_s = moving.pace.first_look_s
     for delay_s in moving.pace.delays():
-        source, destination = await moving.ask_both()
+        source, destination = await moving.ask_both(timeout_s=look_s)
+        look_s = LOOK_TIMEOUT_S
         now_s = moving.clock.monotonic_s()
         loading_since_s = (loading_since_s or now_s) if _may_become_whole(source, destination) else None
         is_patient = loading_since_s is None or now_s - loading_since_s < moving.pace.loading_patience_s

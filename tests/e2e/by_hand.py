@@ -34,11 +34,12 @@ class ByHand:
 
     lab: Lab
     directory: Path
+    socket_name: str = "q.sock"
 
     @property
     def socket(self) -> Path:
         """Its QMP socket."""
-        return self.directory / "q.sock"
+        return self.directory / self.socket_name
 
     async def ask(self, *commands: tuple[str, dict[str, object]]) -> list[object]:
         """Give QMP commands, as the person who has the socket."""

@@ -57,6 +57,10 @@ class Lab:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    def channel(self, host: str) -> grpc.aio.Channel:
+        """Give the channel to a host's agent."""
+        return self._channels[host]
+
     # guests
 
     async def define(self, host: str, xml: bytes) -> vm_pb2.Vm:

@@ -71,6 +71,10 @@ async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_wh
     assert outcome.guest_location == Where.GUEST_LOCATION_DESTINATION
     assert "Following" in [leg.name for leg in outcome.phases]
     assert outcome.HasField("downtime")
+    figures = outcome.progress.figures
+    assert figures.HasField("blocktime_ms")
+    assert len(figures.vcpu_blocktimes_ms) == 1
+    assert figures.postcopy_request_count
     await guest.console.wait_sweeps(2)
     await lab.assert_only_on(second, guest)
     guest.assert_whole()

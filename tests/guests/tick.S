@@ -11,6 +11,9 @@
 #   BAD counter 17 found 12                          the counter in memory is not the one in the CPU
 #   BAD fault 13 at 32510                            CPU exception; the guest stands still from here
 #
+# It obeys the power button, and single letters on COM2: `o` powers off, `r` resets, `p` tells a pvpanic
+# device of a panic and goes on, `w` writes a sector of the primary IDE disk and goes on once that is done.
+#
 # Built by tests/guests/tick.py, which also fills in `parameters`. 32-bit, no paging, one vCPU.
 
 .intel_syntax noprefix
@@ -22,6 +25,11 @@
 .set BLOCK_WORDS, 7                 # (PAGE / 4 - 2) is 146 blocks
 .set BLOCKS_IN_PAGE, 146
 .set COM1, 0x3f8
+.set COM2, 0x2f8
+.set PVPANIC, 0x505
+.set RESET_CONTROL, 0xcf9
+.set IDE, 0x1f0
+.set WRITTEN_SECTOR, 3000           # behind the image that tick.py makes
 .set REPORTED_BAD_PAGES, 16         # the rest is only counted
 .set PM_STATUS, 0x600               # where SeaBIOS puts the ACPI registers, on pc and on q35
 .set PM_ENABLE, 0x602
@@ -177,6 +185,7 @@ counted:
     mov     [counter], ebp
     call    report
     call    obey_power_button
+    call    obey_letter
     jmp     wait
 
 # Memory above 16 MiB in units of 64 KiB stands in CMOS 0x34 and 0x35.
@@ -524,11 +533,73 @@ obey_power_button:
     jz      1f
     mov     esi, offset text_power_button
     call    print
+power_off:
     mov     ax, SLEEP_S5
     mov     dx, PM_CONTROL
     out     dx, ax
     jmp     halt
 1:  ret
+
+obey_letter:
+    mov     dx, COM2 + 5
+    in      al, dx
+    cmp     al, 0xff                # no COM2
+    je      1f
+    test    al, 1
+    jz      1f
+    mov     dx, COM2
+    in      al, dx
+    cmp     al, 'o'
+    je      power_off
+    cmp     al, 'r'
+    je      2f
+    cmp     al, 'p'
+    je      3f
+    cmp     al, 'w'
+    je      write_sector
+1:  ret
+2:  mov     dx, RESET_CONTROL
+    mov     al, 2
+    out     dx, al
+    mov     al, 6
+    out     dx, al
+    jmp     halt
+3:  mov     dx, PVPANIC
+    mov     al, 1
+    out     dx, al
+    ret
+
+write_sector:
+    mov     dx, IDE + 6
+    mov     al, 0xe0                # LBA, master
+    out     dx, al
+    mov     dx, IDE + 2
+    mov     al, 1
+    out     dx, al
+    inc     dx
+    mov     eax, WRITTEN_SECTOR
+    out     dx, al
+    inc     dx
+    mov     al, ah
+    out     dx, al
+    inc     dx
+    xor     al, al
+    out     dx, al
+    mov     dx, IDE + 7
+    mov     al, 0x30                # write
+    out     dx, al
+1:  in      al, dx
+    test    al, 8                   # wants data
+    jz      1b
+    mov     esi, ORIGIN
+    mov     dx, IDE
+    mov     ecx, 256
+    rep     outsw
+    mov     dx, IDE + 7
+2:  in      al, dx
+    test    al, 0x80                # busy
+    jnz     2b
+    ret
 
 # in: esi, text that ends in a zero byte.
 print:

@@ -87,6 +87,8 @@ def _event_variants(event: type) -> list[tuple[object, str]]:
     """Make the event with each value of its flags that matters."""
     if event is incoming.AbandonRequested:
         return [(_make(event), ""), (incoming.AbandonRequested(_CAUSE, source_has_ended=True), ", source has ended")]
+    if event is incoming.QemuExited:
+        return [(_make(event), ""), (incoming.QemuExited(_CAUSE, by_guest=True), ", the guest ended it")]
     return [(_make(event), "")]
 
 

@@ -97,6 +97,12 @@ async def test_the_options_travel_as_they_were_typed(fleet):
         ),
         (CANCELLED, 4, "the guest is on host-a"),
         (migration(M.STATE_FAILED, M.GUEST_LOCATION_NOWHERE, error="QEMU died"), 5, "the guest runs nowhere"),
+        (
+            migration(M.STATE_FAILED, M.GUEST_LOCATION_NOWHERE, error="off", error_reason="GUEST_SHUT_DOWN"),
+            5,
+            "has ended by itself",
+        ),
+        (migration(M.STATE_FAILED, error="I/O error", error_reason="GUEST_IO_ERROR"), 4, "host-a and stands still"),
         (migration(M.STATE_FAILED, M.GUEST_LOCATION_UNSPECIFIED, error="?"), 6, "start it on neither"),
     ],
 )

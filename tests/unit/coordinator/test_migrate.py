@@ -190,6 +190,39 @@ async def test_a_cancel_in_the_undo_that_loses_the_race_finishes_the_move(tmp_pa
     assert world.names == {"host-a": "Retired", "host-b": "Finished"}
 
 
+@pytest.mark.parametrize("method", ["Begin", "Prepare"])
+async def test_a_cancel_does_not_wait_for_an_agent_that_takes_long(tmp_path: Path, method: str):
+    world = World()
+    world.holds_before[method] = asyncio.Event()
+    async with between(world, tmp_path) as (here, _):
+        migration_id = (await here.start()).migration_id
+        await world.wait_called(method)
+        await here.moves.cancel(migration_id)
+        move = await here.wait_until(migration_id, state=MoveState.CANCELLED)
+        world.holds_before.pop(method).set()
+        await here.wait_end(migration_id)
+
+    assert (move.location, move.error_reason) == (Location.SOURCE, "CANCELLED")
+    assert world.runs_on() == {"host-a"}
+
+
+async def test_a_cancel_tells_its_end_although_the_destination_does_not_answer_any_more(tmp_path: Path):
+    world = World()
+    world.holds_before["Prepare"] = asyncio.Event()
+    world.holds_before["Abandon"] = asyncio.Event()
+    async with between(world, tmp_path, pace=replace(FAST, undo_patience_s=0.01)) as (here, _):
+        migration_id = (await here.start()).migration_id
+        await world.wait_called("Prepare")
+        await here.moves.cancel(migration_id)
+        move = await here.wait_until(migration_id, state=MoveState.CANCELLED)
+        world.holds_before.pop("Prepare").set()
+        world.holds_before.pop("Abandon").set()
+        await here.wait_end(migration_id)
+
+    assert (move.location, move.is_tidy) == (Location.SOURCE, False)
+    assert world.runs_on() == {"host-a"}
+
+
 async def test_a_mistake_of_our_own_is_told_and_leaves_the_guest_where_it_is(tmp_path: Path):
     world = World()
     world.faults["host-a", "Begin"] = [SILENT]

@@ -166,7 +166,7 @@ def _destination_may_see(world: World) -> Iterator[inc.Event]:
         case Qemu.RUNS:
             yield from (inc.GuestRuns(), inc.QemuLoaded())
         case Qemu.GONE:
-            yield from (inc.QemuExited(CAUSE), inc.Undone())
+            yield from (inc.QemuExited(CAUSE), inc.QemuExited(CAUSE, by_guest=True), inc.Undone())
     is_taken = isinstance(world.destination, inc.Entering | inc.Filling)
     if isinstance(world.source, out.Lost) or (isinstance(world.source, out.Kept) and not is_taken):
         yield inc.AbandonRequested(CAUSE, source_has_ended=True)

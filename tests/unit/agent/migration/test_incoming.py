@@ -18,6 +18,7 @@ EVENTS: tuple[inc.Event, ...] = (
     inc.QemuLoaded(),
     inc.QemuGaveUp(CAUSE),
     inc.QemuExited(CAUSE),
+    inc.QemuExited(CAUSE, by_guest=True),
     inc.ResumeRequested(),
     inc.GuestRuns(),
     inc.FinishRequested(),
@@ -69,6 +70,14 @@ def test_a_guest_that_came_by_post_copy_is_finished_only_when_all_of_it_is_here(
     with pytest.raises(InvalidTransition):
         inc.step(inc.Filling(), inc.FinishRequested())
     assert inc.step(inc.Filling(), inc.QemuLoaded()).phase == inc.Running()
+
+
+def test_a_guest_that_ends_by_itself_once_it_is_all_here_is_finished_all_the_same():
+    after = inc.step(inc.Running(), inc.QemuExited(CAUSE, by_guest=True))
+
+    assert after == inc.Step(inc.Running())
+    assert inc.step(after.phase, inc.FinishRequested()).phase == inc.Finished()
+    assert inc.step(inc.Running(), inc.QemuExited(CAUSE)).phase == inc.Lost(CAUSE)
 
 
 def test_resume_is_refused_before_the_guest_is_loaded():

@@ -7,7 +7,7 @@ import pytest
 from agent import wire
 from agent.migration.abilities import needs
 from agent.migration.means import AutoConverge, Compression, Means
-from agent.migration.means_check import Ability, agree, require
+from agent.migration.means_check import OPTIONAL, Ability, agree, require
 from agent.migration.order import Options, Role, Transport
 from agent.migration.qemu_setup import capabilities, parameters
 from common.codec import decode, encode
@@ -144,5 +144,5 @@ def test_what_a_side_lacks_is_refused_with_its_name_and_why(name, side, words):
 def test_what_both_have_is_agreed_upon():
     require("validate-uuid", OLD, NEW)
 
-    assert agree(OLD, NEW) == ("validate-uuid",)
-    assert agree(NEW) == ("validate-uuid", "switchover-ack")
+    assert agree(OPTIONAL, OLD, NEW) == ("validate-uuid",)
+    assert agree(OPTIONAL, NEW) == ("validate-uuid", "switchover-ack")
