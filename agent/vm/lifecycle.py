@@ -567,6 +567,11 @@ class Vms:
             self._registry.remove(vm)
 
 
+def _check_stopped(vm: Vm) -> None:
+    if vm.running is not None:
+        raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
+
+
 def _mark_here(vm: Vm) -> None:
     """Forget that the guest of a VM was elsewhere."""
     if vm.wishes.moved_to:
@@ -582,8 +587,3 @@ def _refuse_away(vm: Vm) -> None:
             vm=vm.name,
             host=vm.wishes.moved_to,
         )
-
-
-def _check_stopped(vm: Vm) -> None:
-    if vm.running is not None:
-        raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
