@@ -30,6 +30,9 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.lookahead_bytes", 4 * 1024 * 1024),
     # A probe that is not answered keeps gRPC from noticing for 60 s that the peer is silent.
     ("grpc.http2.bdp_probe", 0),
+    # How long bytes of a guest may go without an acknowledgement; gRPC gives it to TCP as TCP_USER_TIMEOUT, too. Just less than
+    # the source's agent waits for a byte, so that a network that is away for a moment ends no move.
+    ("grpc.keepalive_timeout_ms", 25_000),
 )
 
 

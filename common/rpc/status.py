@@ -18,6 +18,9 @@ from grpc_status import rpc_status
 from common.errors import Bug, Busy, Expired, FerryError, InvalidRequest, NotFound, Unreachable, WrongState
 
 DOMAIN: Final = "ferry"
+# Other than ASCII takes three bytes a byte on the wire, and all of it goes twice.
+MAX_TEXT_BYTES: Final = 2000
+MAX_FACT_BYTES: Final = 200
 _CODES: Final[dict[type[FerryError], grpc.StatusCode]] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
@@ -38,11 +41,19 @@ def code_of(error: FerryError) -> grpc.StatusCode:
 
 def status_of(error: FerryError) -> grpc.Status:
     """Return the status that tells of an error."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts)
+    facts = {name: _shortened(value, MAX_FACT_BYTES) for name, value in error.facts.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     detail = AnyMessage()
     detail.Pack(info)
     number: int = code_of(error).value[0]
-    return rpc_status.to_status(status_pb2.Status(code=number, message=error.text, details=[detail]))
+    text = _shortened(error.text, MAX_TEXT_BYTES)
+    return rpc_status.to_status(status_pb2.Status(code=number, message=text, details=[detail]))
+
+
+def _shortened(text: str, most_bytes: int) -> str:
+    """Cut a text that quotes something endless: gRPC refuses a status of more than 16 KiB, and its reader would see only that."""
+    content = text.encode()
+    return text if len(content) <= most_bytes else f"{content[:most_bytes].decode(errors='ignore')} ..."
 
 
 def error_of(call: grpc.aio.AioRpcError, peer: str) -> FerryError:  # noqa: PLR0911 - one line a code

@@ -120,7 +120,11 @@ def server_span(method: str, metadata: Any) -> Iterator[None]:
         return
     carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
     parent = _propagator.extract(carrier)
-    with _tracer.start_as_current_span(
-        short_name(method), parent, kind=SpanKind.SERVER, record_exception=False, set_status_on_exception=False
-    ):
+    span = _tracer.start_span(short_name(method), parent, kind=SpanKind.SERVER)
+    token = otel_context.attach(trace.set_span_in_context(span))
+    try:
         yield
+    finally:
+        if trace.get_current_span() is span:  # a stream that its caller left is closed by the event loop, in a context of its own
+            otel_context.detach(token)
+        span.end()

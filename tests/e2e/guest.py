@@ -24,6 +24,7 @@ class Plan:
         megabytes: MiB that carry its pattern.
         dirty_mib_s: MiB that it rewrites each second.
         sweeps_per_s: how often it checks all of its pattern each second.
+        period_ms: time between two ticks, at which it writes.
         memory_kib: its memory; what the pattern needs when None.
         bus: what its disk is on.
         inside: more devices.
@@ -36,6 +37,7 @@ class Plan:
     megabytes: int = 4
     dirty_mib_s: float = 2.0
     sweeps_per_s: float = 4.0
+    period_ms: float = 10.0
     memory_kib: int | None = None
     cpu: str = ""
     inside: str = ""
@@ -68,7 +70,9 @@ class Guest:
 
 def domain(plan: Plan, directory: Path, *, uuid: UUID | None = None) -> bytes:
     """Write the domain XML of a tick guest, and its disk image; both serial line and image lie in `directory`."""
-    image = tick.build(plan.megabytes, plan.dirty_mib_s, verify_mib_s=plan.sweeps_per_s * plan.megabytes, directory=directory)
+    image = tick.build(
+        plan.megabytes, plan.dirty_mib_s, plan.period_ms, verify_mib_s=plan.sweeps_per_s * plan.megabytes, directory=directory
+    )
     emulator = f"<emulator>{plan.emulator}</emulator>" if plan.emulator else ""
     memory_kib = plan.memory_kib or tick.memory_kib(plan.megabytes)
     return f"""

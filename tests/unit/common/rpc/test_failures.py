@@ -18,7 +18,7 @@ from common.identity import Role
 from common.rpc import tracing
 from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, serve
-from common.rpc.status import calls_to, code_of
+from common.rpc.status import calls_to, code_of, status_of
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1.host_pb2 import GetHostRequest
 from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
@@ -135,3 +135,12 @@ def test_every_category_has_a_code_of_its_own():
 
     assert len(set(codes)) == len(categories)
     assert grpc.StatusCode.UNKNOWN not in codes
+
+
+def test_what_quotes_something_endless_is_cut_so_that_it_arrives():
+    status = status_of(NotFound("no such VM: " + "ä" * 50_000, vm="ä" * 50_000))
+
+    assert status.code is grpc.StatusCode.NOT_FOUND
+    assert status.details.startswith("no such VM: ää")
+    assert status.details.endswith(" ...")
+    assert sum(len(key) + len(value) for key, value in status.trailing_metadata) < 8_000
