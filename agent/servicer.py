@@ -83,7 +83,7 @@ class AgentServicer(VmServicer):
 
         async def work() -> vm_pb2.StartVmResponse:
             vm = self._vms.get(request.vm)
-            await self._vms.start(vm, paused=request.paused)
+            await self._vms.start(vm, paused=request.paused, force=request.force)
             return vm_pb2.StartVmResponse(vm=wire.vm(await self._vms.view(vm), is_full=True))
 
         return await self._answers.once("StartVm", request.request_id, work)

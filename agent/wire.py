@@ -9,7 +9,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent import wire_budget, wire_means
+from agent import wire_budget, wire_means, wire_modes
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
@@ -119,6 +119,7 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         means=wire_means.means(message.means),
         post_copy=post_copy(message.post_copy),
         budget=wire_budget.budget(message.budget),
+        modes=wire_modes.modes(message.modes),
     )
 
 
@@ -178,6 +179,7 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         cpu_shares=message.cpu_shares if message.HasField("cpu_shares") else None,
         cgroup_version=message.cgroup_version,
         known=frozenset(message.known),
+        stored=message.stored,
     )
 
 
@@ -264,6 +266,7 @@ def source_facts_message(facts: SourceFacts) -> migration_pb2.SourceFacts:
         cpu_shares=facts.cpu_shares,
         cgroup_version=facts.cgroup_version,
         known=sorted(facts.known),
+        stored=facts.stored,
     )
 
 
@@ -306,12 +309,16 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         options=options_message(facts.options),
         guest_ran=facts.guest_ran,
         waiting_for=facts.waiting_for,
-        keep_paused=facts.guest_was_paused,
+        keep_paused=facts.stays_paused,
     )
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
         message.progress.CopyFrom(progress(facts.progress, facts.timeline, facts.decisions))
+    if isinstance(phase, inc.Finished) and not facts.options.modes.offline:
+        message.progress.arrival.CopyFrom(wire_modes.arrival_message(facts.arrival))
+    elif facts.arrival.network_gap is not None:
+        message.progress.arrival.network_gap.CopyFrom(wire_modes.network_gap_message(facts.arrival.network_gap))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(downtime(facts.timeline))
     if with_token and isinstance(phase, _MAY_TELL_TOKEN):
@@ -345,6 +352,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         means=wire_means.means_message(value.means),
         post_copy=None if not value.post_copy.is_allowed else _post_copy_message(value.post_copy),
         budget=wire_budget.budget_message(value.budget),
+        modes=wire_modes.modes_message(value.modes),
     )
 
 
@@ -413,6 +421,7 @@ def vm(view: VmView, *, is_full: bool = False) -> vm_pb2.Vm:
         has_saved_guest=view.has_saved_guest,
         cpu_shares=view.cpu_shares,
         next_cpu_shares=view.wishes.tunables.cpu_shares,
+        moved_to=view.wishes.moved_to,
     )
 
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -145,6 +146,14 @@ class Departure:
         return answer
 
 
+class Presence(Enum):
+    """How a VM is on a host; LEFT: its definition stayed when its guest was moved away."""
+
+    RUNS = "runs"
+    STOPPED = "stopped"
+    LEFT = "left"
+
+
 class Agent:
     """The agent of one host."""
 
@@ -174,15 +183,19 @@ class Agent:
             tuple(found.warnings),
         )
 
-    async def find_vm(self, name_or_uuid: str) -> bool | None:
-        """Say whether a VM runs there; None when the host has none of that name, or it is only on its way there."""
+    async def find_vm(self, name_or_uuid: str) -> Presence | None:
+        """Say how a VM is there; None when the host has none of that name, or only one on its way there."""
         try:
             with calls_to(self._peer):
                 answer = await self._stub.GetVm(vm_pb2.GetVmRequest(vm=name_or_uuid), timeout=LOOK_TIMEOUT_S)
         except NotFound:
             return None
         state = answer.vm.state
-        return None if state == vm_pb2.Vm.STATE_INCOMING else state not in _NOT_RUNNING
+        if state == vm_pb2.Vm.STATE_INCOMING:
+            return None
+        if state not in _NOT_RUNNING:
+            return Presence.RUNS
+        return Presence.LEFT if answer.vm.moved_to else Presence.STOPPED
 
     async def spans(self, trace_id: str) -> bytes:
         """Return the spans of a trace that the agent holds."""

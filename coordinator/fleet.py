@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from common.errors import FerryError, InvalidRequest, NotFound, Unreachable, WrongState
-from coordinator.agents import Agent, HostView
+from coordinator.agents import Agent, HostView, Presence
 from coordinator.config import CoordinatorConfig
 
 
@@ -58,7 +58,7 @@ class Fleet:
         return [look.result() for look in looks]
 
     async def locate(self, vm: str) -> Agent:
-        """Find the one host that has a VM.
+        """Find the one host that has a VM, before those where only its definition stayed.
 
         Raises:
             NotFound: none of the reachable hosts has it; the unreachable ones are named.
@@ -67,7 +67,8 @@ class Fleet:
         async with asyncio.TaskGroup() as group:
             asked = {agent: group.create_task(_ask_for(agent, vm)) for agent in self._agents.values()}
         answers = {agent: task.result() for agent, task in asked.items()}
-        having = [agent for agent, answer in answers.items() if isinstance(answer, bool)]
+        found = {agent: answer for agent, answer in answers.items() if isinstance(answer, Presence)}
+        having = [agent for agent, presence in found.items() if presence is not Presence.LEFT] or list(found)
         silent = [answer.text for answer in answers.values() if isinstance(answer, FerryError)]
         if len(having) > 1:
             names = ", ".join(agent.host for agent in having)
@@ -80,20 +81,26 @@ class Fleet:
             f"VM {vm} is on none of the hosts ({', '.join(self._agents) or 'there are none'})", reason="VM_NOT_FOUND", vm=vm
         )
 
-    async def check_running(self, agent: Agent, vm: str) -> None:
-        """Require that a VM runs on a host.
+    async def check_movable(self, agent: Agent, vm: str, *, is_offline: bool) -> None:
+        """Require that a VM runs on a host; offline, that it does not.
 
         Raises:
             NotFound: the host has none of that name.
-            WrongState: it does not run.
+            WrongState: it does not run, or it does.
         """
-        runs = await agent.find_vm(vm)
-        if runs is None:
+        presence = await agent.find_vm(vm)
+        if presence is None:
             raise NotFound(f"VM {vm} is not on {agent.host}", reason="VM_NOT_FOUND", vm=vm)
-        if not runs:
+        if presence is Presence.RUNS and is_offline:
             raise WrongState(
-                f"VM {vm} is not running on {agent.host}: only a running VM can be moved; start it first "
-                "(--offline, for stopped ones, comes later)",
+                f"VM {vm} runs on {agent.host}: --offline moves the definition of a stopped one; without it, its guest is moved",
+                reason="VM_RUNNING",
+                vm=vm,
+            )
+        if presence is not Presence.RUNS and not is_offline:
+            raise WrongState(
+                f"VM {vm} is not running on {agent.host}: its guest cannot be moved; start it first, "
+                "or move its definition alone (--offline)",
                 reason="VM_NOT_RUNNING",
                 vm=vm,
             )
@@ -121,7 +128,7 @@ async def _look(agent: Agent) -> HostState:
         return HostState(agent, None, error.text)
 
 
-async def _ask_for(agent: Agent, vm: str) -> bool | FerryError | None:
+async def _ask_for(agent: Agent, vm: str) -> Presence | FerryError | None:
     try:
         return await agent.find_vm(vm)
     except FerryError as error:

@@ -36,6 +36,7 @@ class Order:
     destination: str
     options: bytes
     wants_tunnel: bool
+    is_offline: bool = False
     forecast: bytes = b""
 
 
@@ -83,7 +84,7 @@ class Moves:
                 reason="SAME_HOST",
                 host=source.host,
             )
-        await self._fleet.check_running(source, order.vm)
+        await self._fleet.check_movable(source, order.vm, is_offline=order.is_offline)
         await self._fleet.check_destination(destination, wants_tunnel=order.wants_tunnel)
         known = self._known(order)  # others may have come meanwhile
         if known is not None:

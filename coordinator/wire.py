@@ -34,7 +34,13 @@ def order(request: pb.StartMigrationRequest) -> Order:
     options = request.options
     is_tunnel = options.transport == common_pb2.TRANSPORT_TUNNEL
     return Order(
-        request.request_id, request.vm, request.source_host, request.destination_host, options.SerializeToString(), is_tunnel
+        request.request_id,
+        request.vm,
+        request.source_host,
+        request.destination_host,
+        options.SerializeToString(),
+        is_tunnel,
+        options.modes.offline,
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -26,6 +26,7 @@ from agent.qemu.commands import Qemu
 from agent.qemu.status import RunState
 from agent.vm.definition import Definition
 from agent.vm.jobs import Job, JobLock
+from agent.vm.stored import Stored, find_stored
 from agent.vm.vm import Vm
 from common.errors import WrongState
 from common.findings import Findings
@@ -45,7 +46,7 @@ async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]
     vm = get_running_vm(around, wish.vm)
     lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
     try:
-        return await _describe(around, vm, lock, wish)
+        return open_session(around, vm, lock, wish, await look(around, vm, wish, Findings()))
     except BaseException:
         lock.release()
         raise
@@ -64,8 +65,8 @@ def get_running_vm(around: Surroundings, name_or_uuid: str) -> Vm:
         raise held.refusal(vm.name)
     if vm.running is None or vm.is_incoming:
         raise WrongState(
-            f"VM {vm.name} is not running on {around.identity.name}: only a running VM can be moved; start it first "
-            "(--offline, for stopped ones, comes later)",
+            f"VM {vm.name} is not running on {around.identity.name}: its guest cannot be moved; start it first, "
+            "or move its definition alone (--offline)",
             reason="VM_NOT_RUNNING",
             vm=vm.name,
         )
@@ -107,6 +108,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     with findings.check():
         if wish.destination_xml:
             definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
+    stored, losses = _what_is_kept(vm, wish)
     version, machine, cpu_words = await qemu.query_version(), await qemu.machine_type(), await guest_cpu(qemu)
     markers: tuple[DiskMarker, ...] = ()
     risks: tuple[str, ...] = ()
@@ -121,13 +123,14 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         cpu_shares=definition.cpu_shares if wish.destination_xml else vm.live.cpu_shares,
         cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
         known=ability.known,
+        stored=b"" if stored is None else stored.to_bytes(),
     )
-    risks = (*memory_warnings(running.definition, running.accelerator, version), *risks)
+    risks = (*memory_warnings(running.definition, running.accelerator, version), *risks, *losses)
     return Look(definition, facts, risks, markers, state is RunState.RUNNING)
 
 
-async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> tuple[SourceSession, Begun]:
-    seen = await look(around, vm, wish, Findings())
+def open_session(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish, seen: Look) -> tuple[SourceSession, Begun]:
+    """Make the source's half of what was seen."""
     token = secrets.token_bytes(TOKEN_BYTES)
     record = Record[out.Phase](
         Facts(
@@ -149,6 +152,20 @@ async def _describe(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish) -> 
     )
     session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
     return session, Begun(json.dumps(seen.definition.to_record()).encode(), hashlib.sha256(token).digest(), seen.facts)
+
+
+def _what_is_kept(vm: Vm, wish: Wish) -> tuple[Stored | None, tuple[str, ...]]:
+    """Return what this host keeps of a VM, and what of that gets lost by what the user wishes."""
+    stored = find_stored(vm)
+    if stored is None:
+        return None, ()
+    modes = wish.options.modes
+    if not modes.is_persistent(on_source=True) and not modes.keeps_source_definition:
+        return stored, (f"no host keeps the definition of VM {vm.name}: the VM is gone when it stops",)
+    if wish.destination_xml and stored.definition is not None and vm.running is not None:
+        lost = f"the stored definition of VM {vm.name}, which differs from what runs, does not go along: --xml takes its place"
+        return replace(stored, definition=None), (lost,)
+    return stored, ()
 
 
 async def _check_blockers(vm: Vm, qemu: Qemu) -> None:

@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import hmac
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import structlog
 from opentelemetry import context as otel_context
 
+from agent.migration import arrival
 from agent.migration import incoming as inc
+from agent.migration.clock_sync import sync_clock
 from agent.migration.clocks import now_s
 from agent.migration.destination_link import DestinationLink
 from agent.migration.errors import GuestLost, GuestNeverRan
@@ -135,7 +138,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 f"(phase {type(self.phase).__name__})",
                 reason="NOT_IN_DOUBT",
             )
-        await self._resume(keep_paused=False)
+        await self._resume(keep_paused=self.facts.stays_paused)
 
     async def _resume(self, *, keep_paused: bool) -> float:
         if isinstance(self.phase, _BEFORE_LOADED):  # QEMU's event may still be on its way
@@ -166,7 +169,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     def _has_qemu_ended(self) -> bool:
         keeper = None if self._vm is None else self._vm.keeper
-        return keeper is None or not keeper.identity.is_alive()
+        return not self.facts.options.modes.offline and (keeper is None or not keeper.identity.is_alive())
 
     async def _refuse_undone(self) -> float:
         async with asyncio.timeout(RESUME_TIMEOUT_S):
@@ -177,6 +180,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     # what QEMU says
 
     async def _watch(self, *, after_restart: bool) -> None:
+        if self.facts.options.modes.offline:
+            return
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_strangers())
             group.create_task(self._follow_qemu(after_restart=after_restart))
@@ -285,7 +290,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         while isinstance(self.phase, inc.Resuming | inc.Entering):
             try:
                 if self.phase.keep_paused:
-                    self.update(guest_ran=True)
+                    self.update(guest_ran=True, arrival=replace(self.facts.arrival, is_paused=True))
                     self.observe(inc.GuestRuns())
                     return
                 await self.qemu.cont()
@@ -315,18 +320,28 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 f"migration {self.facts.migration_id}: the guest is not here (phase {type(self.phase).__name__})",
                 reason="WRONG_PHASE",
             )
-        if self._vm is not None and self._vm.running is not None:
+        if not self.facts.options.modes.offline and self._vm is not None and self._vm.running is not None:
             self._around.vms.keep_here(self._lock)
-        self._around.vms.persist(self._lock)
+        if self.facts.stored is not None:
+            self._around.vms.persist(self._lock, self.facts.stored)
         await self._drop_credentials()
         await self._keep_figures()
+        await self._sync_clock()
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")
 
     async def _keep_figures(self) -> None:
-        """Read how long vCPUs waited for pages, if they had to."""
+        """Read how long vCPUs waited for pages, if they had to, and how often the network is told."""
         with suppress(FerryError, TimeoutError):
             async with asyncio.timeout(TIDY_TIMEOUT_S):
                 self.update(progress=progress_of(await self.qemu.query_migrate()))
+                rounds = await arrival.announce_round_count(self.qemu)
+                self.update(arrival=replace(self.facts.arrival, announce_round_count=rounds))
+
+    async def _sync_clock(self) -> None:
+        modes, is_paused = self.facts.options.modes, self.facts.arrival.is_paused
+        if self._vm is not None and not (modes.leave_clock or modes.offline or is_paused):
+            clock = await sync_clock(self.qemu, self._vm.get_running().definition)
+            self.update(arrival=replace(self.facts.arrival, clock=clock))
 
     async def _undo(self) -> None:
         delay_s = RETRY_FIRST_S

@@ -14,9 +14,9 @@ from agent.migration import outgoing as out
 from agent.migration.begin import begin, context_of
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
+from agent.migration.offline import begin_offline, preparation, reserve_again
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.past import Past, PastMigrations, past_of
-from agent.migration.prepare import Preparation
 from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
 from agent.migration.shared_disks import remove_markers
 from agent.migration.source import SourceSession
@@ -134,7 +134,7 @@ class Migrations:
         if wish.migration_id in self._begun:
             return self.get_source(wish.migration_id), self._begun[wish.migration_id]
         self._refuse_known(wish.migration_id)
-        session, begun = await begin(self._around, wish)
+        session, begun = await (begin_offline if wish.options.modes.offline else begin)(self._around, wish)
         self._begun[wish.migration_id] = begun
         self._add(session)
         return session, begun
@@ -150,12 +150,12 @@ class Migrations:
         if isinstance(known, DestinationSession) and known.endpoint is not None:
             return known, known.endpoint
         self._refuse_known(offer.migration_id)
-        preparation = Preparation(self._around, offer)
-        await preparation.check(Findings())
-        session = preparation.session
+        prepared = preparation(self._around, offer)
+        await prepared.check(Findings())
+        session = prepared.session
         self._add(session)
         try:
-            return session, await preparation.start()
+            return session, await prepared.start()
         except BaseException as error:
             text = error.text if isinstance(error, FerryError) else "Prepare was broken off"
             reason = error.reason if isinstance(error, FerryError) else "PREPARE_BROKEN_OFF"
@@ -221,6 +221,7 @@ class Migrations:
             vm, lock = self._take_again(sent.facts, Job.MIGRATION_OUT)
             return SourceSession(sent, around=self._around, vm=vm, lock=lock, parent=context_of(sent.facts.traceparent))
         taken = incoming_record(body)
+        reserve_again(self._around, taken.facts)
         vm, lock = self._take_again(taken.facts, Job.MIGRATION_IN)
         return DestinationSession(taken, around=self._around, vm=vm, lock=lock, parent=context_of(taken.facts.traceparent))
 

@@ -11,12 +11,14 @@ from typing import Final
 
 from agent.migration.budget import Budget, TimeoutAction
 from agent.migration.means import Compression, Means, refuse_conflicts
+from agent.migration.modes import Modes
 from agent.migration.post_copy import PostCopy
 from common.errors import InvalidRequest
 
 MAX_CHANNEL_COUNT: Final = 255
 MAX_DOWNTIME_S: Final = 2000.0
 DEFAULT_DOWNTIME_S: Final = 0.3
+OFFLINE_URI: Final = "offline:"
 _KEY_LENGTH = 64
 
 
@@ -48,6 +50,7 @@ class Options:
         means: how memory is sent.
         post_copy: whether and how the guest may go before its memory.
         budget: how eager it is to end, and what happens when it does not.
+        modes: how the guest ends up, and what each host keeps of it.
     """
 
     transport: Transport = Transport.DIRECT
@@ -62,6 +65,7 @@ class Options:
     means: Means = field(default_factory=Means)
     post_copy: PostCopy = field(default_factory=PostCopy)
     budget: Budget = field(default_factory=Budget)
+    modes: Modes = field(default_factory=Modes)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -96,11 +100,25 @@ class Options:
                 f"migrate-uri {self.migrate_uri} and tunnel: a tunnelled migration has no port of its own",
                 reason="OPTIONS_CONFLICT",
             )
+        self._refuse_transfer_of_nothing()
         refuse_conflicts(self._wished())
         if self.budget.on_timeout is TimeoutAction.POST_COPY and not self.can_post_copy:
             raise InvalidRequest(
                 "on-timeout postcopy and postcopy never exclude each other: say postcopy allowed", reason="OPTIONS_CONFLICT"
             )
+
+    def _refuse_transfer_of_nothing(self) -> None:
+        wishes = {
+            "pause": self.pause,
+            "tunnel": self.transport is Transport.TUNNEL,
+            "plain": self.plain,
+            "multifd": self.multifd_channel_count,
+            "postcopy": self.post_copy.is_allowed,
+            "migrate-uri": self.migrate_uri,
+        }
+        named = next((name for name, is_wished in wishes.items() if is_wished), "")
+        if self.modes.offline and named:
+            raise InvalidRequest(f"{named} and offline exclude each other: offline sends no memory", reason="OPTIONS_CONFLICT")
 
     def _wished(self) -> frozenset[str]:
         wishes = {
@@ -187,6 +205,7 @@ class SourceFacts:
         cpu_shares: of the guest, as the source's kernel has them; None without.
         cgroup_version: the interface that they are of, `v1` or `v2`; empty without.
         known: what its QEMU can do in a migration; see `agent.migration.means_check`.
+        stored: what the source keeps of the VM while it does not run, see `agent.vm.stored`; empty of a transient one.
     """
 
     host: HostIdentity
@@ -197,6 +216,7 @@ class SourceFacts:
     cpu_shares: int | None = None
     cgroup_version: str = ""
     known: frozenset[str] = frozenset()
+    stored: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +224,7 @@ class Endpoint:
     """Where the source's QEMU has to connect to, and with what; holds secrets, so it is never written down.
 
     Attributes:
-        uri: direct: `tcp:host:port`.
+        uri: direct: `tcp:host:port`; `offline:` where nothing is sent.
         psk_key: direct and encrypted: 64 hexadecimal digits; empty means plain.
         psk_priority: GnuTLS priority string for the source; empty means QEMU's default.
         tunnel_token, tunnel_address: tunnel: session and address of the destination's ferry-tunnel.
@@ -223,7 +243,7 @@ class Endpoint:
         """Refuse what is no endpoint at all; QEMU and the tunnel judge the rest."""
         if bool(self.uri) is bool(self.tunnel_token):
             raise InvalidRequest("endpoint: a uri or a tunnel token is wanted, not both and not neither", reason="ENDPOINT_INVALID")
-        if self.uri and not self.uri.startswith("tcp:"):
+        if self.uri and not self.uri.startswith("tcp:") and self.uri != OFFLINE_URI:
             raise InvalidRequest(f"endpoint: uri {self.uri}: tcp:host:port is wanted", reason="ENDPOINT_INVALID")
         if self.psk_key and (len(self.psk_key) != _KEY_LENGTH or not all(c in "0123456789abcdef" for c in self.psk_key)):
             raise InvalidRequest(f"endpoint: the PSK key is not {_KEY_LENGTH} hexadecimal digits", reason="ENDPOINT_INVALID")

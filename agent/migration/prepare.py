@@ -14,6 +14,7 @@ from opentelemetry import context as otel_context
 
 from agent.migration import incoming as inc
 from agent.migration.abilities import destination_ability, needs
+from agent.migration.arrival import Arrival, network_card_count
 from agent.migration.begin import current_traceparent
 from agent.migration.checks import check_cpu, guest_cpu, rename
 from agent.migration.clocks import now_s
@@ -29,6 +30,7 @@ from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuRefused
 from agent.vm.cpu_shares import read_shares
 from agent.vm.definition import Definition
+from agent.vm.stored import Stored
 from common.errors import InvalidRequest, WrongState
 from common.findings import Findings
 
@@ -56,6 +58,9 @@ class Preparation:
         self._source = offer.source
         self._agreed: tuple[str, ...] = ()
         self.definition = rename(_read_definition(offer.definition), offer.options.destination_name)
+        stored = Stored.from_bytes(offer.source.stored)
+        is_kept = offer.options.modes.is_persistent(on_source=stored is not None)
+        self._stored = (stored or Stored()).renamed(offer.options.destination_name) if is_kept else None
         record = Record[inc.Phase](
             Facts(
                 migration_id=offer.migration_id,
@@ -67,6 +72,8 @@ class Preparation:
                 began_at_s=now_s(),
                 token_sha256=offer.token_sha256.hex(),
                 peer=offer.source.host.name,
+                arrival=Arrival(network_card_count=network_card_count(self.definition)),
+                stored=self._stored,
                 traceparent=current_traceparent(),
             ),
             inc.Reserved(),
@@ -85,6 +92,9 @@ class Preparation:
                 await self._listening.address()
         with findings.check():
             await self._check_abilities(findings)
+        with findings.check():
+            if self._stored is not None:
+                self._around.vms.check_storable(self._stored)
         source, here, force = self._source.host, self._around.identity, self._options.force
         for marker in self._source.disk_markers:
             with findings.check():
@@ -137,6 +147,8 @@ class Preparation:
                 reason="POSTCOPY_NOT_POSSIBLE",
                 host=here,
             ) from error
+        if (rounds := self._options.modes.announce_round_count) is not None:
+            await qemu.set_parameters({"announce-rounds": rounds})
         if self._options.post_copy.is_allowed:
             version = await qemu.query_version()
             self.session.update(is_fragile=version.major < STURDY_VERSION)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from agent.migration import incoming, outgoing
+from agent.migration.arrival import Arrival
 from agent.migration.convergence import GIVEN_UP, Decision
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role
 from agent.migration.progress import Progress, Timeline
 from agent.qemu.endings import STOP_REASONS
+from agent.vm.stored import Stored
 from common.codec import decode, encode, encode_fields
 from common.errors import InvalidRequest
 
@@ -46,6 +48,8 @@ class Facts:
         post_copy_cause: at the source, why post-copy began.
         broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
         is_fragile: at the destination, whether its QEMU dies when the connection is lost while it recovers.
+        arrival: what became of the guest at the destination, each half what it knows of it.
+        stored: at the destination, what it is going to keep of the VM while it does not run; None of a transient one.
     """
 
     migration_id: str
@@ -74,6 +78,13 @@ class Facts:
     broken_since_s: float | None = None
     is_fragile: bool = False
     decisions: tuple[Decision, ...] = ()
+    arrival: Arrival = field(default_factory=Arrival)
+    stored: Stored | None = None
+
+    @property
+    def stays_paused(self) -> bool:
+        """Whether the guest is not to run at the destination before its user says so."""
+        return self.guest_was_paused or self.options.modes.suspend or self.options.modes.offline
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from agent.migration import outgoing_effects as do
 from agent.migration.clocks import now_s
 from agent.migration.errors import GuestNeverRan
 from agent.migration.machine import Cause
+from agent.migration.network_gap import NetworkGapWatch
 from agent.migration.order import Endpoint
 from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
@@ -86,6 +87,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self._watcher = SourceWatch(self)
         self.recovery = Recovery(self)
         self.steering = Steering(self)
+        self._network_gap = NetworkGapWatch(self)
 
     @property
     def qemu(self) -> Qemu:
@@ -242,10 +244,21 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     # effects
 
     async def _watch(self, *, after_restart: bool) -> None:
-        await self._watcher.run(after_restart=after_restart)
+        running = None if after_restart or self._vm is None else self._vm.running
+        if not self.facts.options.modes.offline:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watcher.run(after_restart=after_restart))
+                if running is not None:
+                    group.create_task(self._network_gap.run(running.definition))
+        elif isinstance(self.phase, out.Connecting) and after_restart:
+            self.observe(
+                out.QemuGaveUp(Cause("the agent was restarted before anything was given away; try again", "AGENT_RESTARTED"))
+            )
 
-    async def _run_effect(self, effect: do.Effect) -> None:  # noqa: C901 - one line an effect
+    async def _run_effect(self, effect: do.Effect) -> None:  # noqa: C901, PLR0912 - one line an effect
         match effect:
+            case do.StartTransfer() if self.facts.options.modes.offline:
+                self._give_definition_away()
             case do.StartTransfer():
                 await self._start_transfer()
             case do.ContinueMigration():
@@ -275,6 +288,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     def _on_bug(self, error: Exception) -> None:
         cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
         self.observe(out.CancelRequested(cause))
+
+    def _give_definition_away(self) -> None:
+        self.observe(out.QemuCompleted())
+        self.save()  # no QEMU remembers it
 
     async def _start_transfer(self) -> None:
         endpoint = self._endpoint
@@ -401,6 +418,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             delay_s = min(2 * delay_s, RETRY_LAST_S)
 
     async def _is_restored(self) -> bool:
+        if self.facts.options.modes.offline:
+            return True
         state = await self.qemu.query_status()
         if state is RunState.FINISH_MIGRATE:
             return False
@@ -431,7 +450,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 if self._destination is None:
                     raise Unreachable("the address of its agent is not known")
                 ran_for_s = await self._destination.resume(
-                    self.facts.migration_id, bytes.fromhex(self.facts.token), keep_paused=self.facts.guest_was_paused
+                    self.facts.migration_id, bytes.fromhex(self.facts.token), keep_paused=self.facts.stays_paused
                 )
             except GuestNeverRan as error:
                 self.observe(out.DestinationNeverRan(Cause(error.text, error.reason)))
@@ -485,14 +504,19 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         while isinstance(self.phase, out.Retiring):
             try:
                 if self._lock is not None:
-                    await self._around.vms.drop(self._lock)
+                    await self._around.vms.drop(self._lock, kept_for=self._keeper())
             except FerryError as error:
                 _log.warning("the source's QEMU does not end", migration=self.facts.migration_id, error=error.text)
                 self.update(waiting_for=f"the source's QEMU does not end: {error.text}")
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, RETRY_LAST_S)
             else:
+                await self._network_gap.wait()
                 self.observe(out.HuskEnded())
+
+    def _keeper(self) -> str:
+        """Name who has the guest where the definition is to stay here."""
+        return (self.facts.peer or "another host") if self.facts.options.modes.keeps_source_definition else ""
 
     async def _tidy(self) -> None:
         if isinstance(self.phase, out.Kept):

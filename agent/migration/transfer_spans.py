@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -33,8 +34,8 @@ def record_transfer(facts: Facts, parent: otel_context.Context) -> None:
     if line.started_at_s is None or line.stopped_at_s is None:
         return
     precopy = _span("migration.precopy", line.started_at_s, line.stopped_at_s, parent, {"migration.passes": len(line.pass_at_s)})
-    starts = [at_s for at_s in line.pass_at_s if at_s <= line.stopped_at_s]
-    for number, (began_s, ended_s) in enumerate(zip(starts, (*starts[1:], line.stopped_at_s), strict=True), start=1):
+    starts = [at_s for at_s in line.pass_at_s if at_s <= line.stopped_at_s]  # none, when the guest was paused throughout
+    for number, (began_s, ended_s) in enumerate(itertools.pairwise((*starts, line.stopped_at_s)), start=1):
         _span("migration.pass", began_s, ended_s, precopy, {"migration.pass": number})
     legs = line.downtime_legs()
     if not legs:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.migration.checks import check_cpu, guest_cpu
-from agent.migration.prepare import Preparation
+from agent.migration.offline import preparation
 from agent.plan.probe import listening, probe_options
 from agent.qemu.binary import short_lived
 from agent.vm.argv import cpu_words
@@ -44,21 +44,22 @@ class Arrival:
 async def arrival(around: Surroundings, offer: Offer) -> AsyncIterator[Arrival]:
     """Collect what Prepare would refuse, and listen while the context is open."""
     findings = Findings(collects=True)
-    preparation = None
+    prepared = None
     with findings.check():
-        preparation = Preparation(around, offer)
+        prepared = preparation(around, offer)
     async with AsyncExitStack() as stack:
         endpoint = None
         risks: tuple[str, ...] = ()
-        if preparation is not None:
-            await preparation.check(findings)
-            risks = preparation.session.facts.warnings
-            prepared = await around.vms.check_incoming(preparation.definition, findings)
-            if prepared is not None:
+        if prepared is not None:
+            await prepared.check(findings)
+            risks = prepared.session.facts.warnings
+        if prepared is not None and not offer.options.modes.offline:
+            startable = await around.vms.check_incoming(prepared.definition, findings)
+            if startable is not None:
                 with findings.check():
-                    await _check_cpu(offer.source, *prepared)
+                    await _check_cpu(offer.source, *startable)
                 with findings.check():
-                    ears = listening(around, prepared[1], probe_options(offer.options), offer.source.host)
+                    ears = listening(around, startable[1], probe_options(offer.options), offer.source.host)
                     endpoint = await stack.enter_async_context(ears)
         warnings = tuple(Finding("RISK", Severity.WARNING, SIDE, text) for text in risks)
         yield Arrival((*findings.of(SIDE), *warnings), endpoint, time.time())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.migration.begin import get_running_vm, look
 from agent.migration.forecast import Forecast, Measured, Span, forecast
+from agent.migration.offline import look_offline
 from agent.migration.shared_disks import remove_markers
 from agent.plan.dirty_rate import DirtyRate, measure_dirty_rate
 from agent.plan.guest_memory import MemorySample, sample_memory
@@ -65,7 +66,10 @@ class Departure:
         findings = Findings(collects=True)
         vm = self._around.vms.get(self._wish.vm)
         with findings.check():
-            self._vm = get_running_vm(self._around, self._wish.vm)
+            if self._wish.options.modes.offline:
+                self._look = await look_offline(self._around, vm, self._wish)
+            else:
+                self._vm = get_running_vm(self._around, self._wish.vm)
         if self._vm is not None:
             with findings.check():
                 self._around.vms.lock(vm, Job.MIGRATION_OUT, self._wish.migration_id).release()

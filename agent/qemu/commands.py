@@ -17,6 +17,7 @@ import structlog
 from agent.qemu.decoding import as_list, as_mapping, as_str, find_str, get_str
 from agent.qemu.errors import QemuGone
 from agent.qemu.machine import (
+    Chardev,
     CpuModel,
     Endpoint,
     FeatureWord,
@@ -24,6 +25,7 @@ from agent.qemu.machine import (
     MemorySize,
     QemuVersion,
     decode_capabilities,
+    decode_chardevs,
     decode_cpu_models,
     decode_feature_words,
     decode_first_cpu_path,
@@ -96,6 +98,10 @@ class Qemu:
     async def query_memory_size(self) -> MemorySize:
         """Return the guest's memory."""
         return decode_memory_size(await self._execute("query-memory-size-summary"))
+
+    async def query_chardevs(self) -> Mapping[str, Chardev]:
+        """Return what stands behind the guest's lines, by the names of the chardevs."""
+        return decode_chardevs(await self._execute("query-chardev"))
 
     # How it runs
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from agent.qemu.decoding import as_list, as_mapping, as_str, find_bool, find_str, get_int, get_str
+from agent.qemu.decoding import as_list, as_mapping, as_str, find_bool, find_str, get_bool, get_int, get_str
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +74,19 @@ class MemorySize:
 
     base_bytes: int
     plugged_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chardev:
+    """What stands behind a line of the guest. Source: qapi/char.json, ChardevInfo.
+
+    Attributes:
+        filename: QEMU's words for it, with `disconnected:` before a socket that has no client.
+        is_frontend_open: whether the guest has opened its end.
+    """
+
+    filename: str
+    is_frontend_open: bool
 
 
 class Endpoint(Enum):
@@ -156,6 +169,12 @@ def decode_memory_size(reply: object) -> MemorySize:
     mapping = as_mapping(reply, "query-memory-size-summary")
     plugged = get_int(mapping, "plugged-memory") if "plugged-memory" in mapping else 0
     return MemorySize(get_int(mapping, "base-memory"), plugged)
+
+
+def decode_chardevs(reply: object) -> Mapping[str, Chardev]:
+    """Decode the answer to `query-chardev`, by the names of the chardevs."""
+    entries = [as_mapping(entry, "chardev") for entry in as_list(reply, "query-chardev")]
+    return {get_str(entry, "label"): Chardev(get_str(entry, "filename"), get_bool(entry, "frontend-open")) for entry in entries}
 
 
 def decode_capabilities(reply: object) -> Mapping[str, bool]:

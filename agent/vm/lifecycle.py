@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from agent.vm.probes import Probes
     from agent.vm.running import Running
     from agent.vm.settings import VmSettings
+    from agent.vm.stored import Stored
     from agent.vm.vm import Vm, VmView
 
 DEFAULT_STOP_TIMEOUT_S = 30.0
@@ -170,6 +171,7 @@ class Vms:
             vm = self._registry.save(definition)
         reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED
         vm.persistent = definition
+        _mark_here(vm)
         self.events.emit(vm.uuid, vm.name, Happening.DEFINED, reason)
         _log.info("vm defined", vm=vm.name, uuid=str(vm.uuid), machine=definition.machine)
         return vm
@@ -205,8 +207,10 @@ class Vms:
             await self._boot(vm, definition, paused=paused)
         return vm
 
-    async def start(self, vm: Vm, *, paused: bool = False) -> None:
+    async def start(self, vm: Vm, *, paused: bool = False, force: bool = False) -> None:
         """Start a stopped VM; on return QEMU runs it, or holds it with `paused`. A saved guest is brought back.
+
+        One whose guest was moved away while the definition stayed is started with `force` only.
 
         Raises:
             WrongState: it runs already, or something that it needs is missing here, or QEMU refused.
@@ -217,7 +221,10 @@ class Vms:
         with self.lock(vm, Job.START, ""):
             if vm.running is not None or vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
+            if not force:
+                _refuse_away(vm)
             await self._boot(vm, vm.persistent, paused=paused)
+            _mark_here(vm)
 
     async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
         with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
@@ -320,14 +327,14 @@ class Vms:
     ) -> tuple[Vm, JobLock]:
         """Start QEMU to wait for a guest; the VM is transient, locked as *migration in*, and not here for good.
 
-        `definition` is the running definition of the source. On failure nothing is left.
+        `definition` is the running definition of the source. On failure nothing is left but what was here before.
 
         Raises:
             InvalidRequest: the definition cannot be built here.
             WrongState: name or UUID are taken, a file, memory, the machine type, the CPU model or the accelerator is
                 missing here, or QEMU refused.
         """
-        vm = self._registry.add(definition)
+        vm = self._registry.take_in(definition)
         lock = self.lock(vm, Job.MIGRATION_IN, migration_id)
         try:
             self.check_host(definition, Findings())
@@ -339,6 +346,29 @@ class Vms:
             raise
         self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.MIGRATED)
         return vm, lock
+
+    async def check_startable(self, definition: Definition, findings: Findings) -> None:
+        """Require that a VM that comes without its guest could be started here later.
+
+        Raises:
+            InvalidRequest: a file lies outside of the configured directories, unless `findings` collects that.
+            WrongState: name or UUID are taken, or a file, the machine type or the CPU model is missing here, likewise.
+        """
+        with findings.check():
+            self._registry.check_room(definition)
+        check_files(definition, self._settings.roots, findings)
+        with findings.check():
+            facts = await self._probes.facts(find_emulator(definition, self._settings))
+            check_cpu_model(pin(definition, facts), facts)
+
+    def reserve_incoming(self, definition: Definition, migration_id: str) -> tuple[Vm, JobLock]:
+        """Reserve name and UUID of a stopped VM whose definition comes, locked as *migration in*; it is not here for good.
+
+        Raises:
+            WrongState: one is taken.
+        """
+        vm = self._registry.take_in(definition)
+        return vm, self.lock(vm, Job.MIGRATION_IN, migration_id)
 
     def check_host(self, definition: Definition, findings: Findings) -> None:
         """Require that this host has the files and the memory that a VM needs.
@@ -355,7 +385,7 @@ class Vms:
     async def check_incoming(self, definition: Definition, findings: Findings) -> tuple[Definition, Path] | None:
         """Collect what `start_incoming` would refuse; return what would be started and with which QEMU, if that is known."""
         with findings.check():
-            self._registry.check_absent(definition)
+            self._registry.check_room(definition)
         self.check_host(definition, findings)
         with findings.check():
             return await self._prepare(definition)
@@ -369,35 +399,55 @@ class Vms:
             running = replace(running, migration_id=None)
             vm.directory.save_running(running.to_record())
             vm.running = running
+        _mark_here(vm)
 
-    def persist(self, lock: JobLock) -> None:
-        """Make a transient VM persistent. May be repeated."""
+    def check_storable(self, stored: Stored) -> None:
+        """Require that what another host keeps of a VM may be kept here.
+
+        Raises:
+            InvalidRequest: a file lies outside of the configured directories.
+        """
+        if stored.definition is not None:
+            check_paths(stored.definition, self._settings.roots)
+
+    def persist(self, lock: JobLock, stored: Stored) -> None:
+        """Keep a VM that has come, as the source did. May be repeated."""
         vm = self._locked(lock, Job.MIGRATION_IN)
-        if vm.persistent is None:
-            definition = replace(vm.definition, accelerator=None)
-            self._registry.save(definition)
-            vm.persistent = definition
-            if vm.live.cpu_shares is not None:
-                vm.save_wishes(Wishes(tunables=Tunables(cpu_shares=vm.live.cpu_shares)))
-            self.events.emit(vm.uuid, vm.name, Happening.DEFINED, Reason.MIGRATED)
+        definition = stored.definition or replace(vm.definition, accelerator=None)
+        shares = stored.cpu_shares if vm.running is None else vm.live.cpu_shares
+        wishes = Wishes(stored.autostart, Tunables(shares))
+        if (vm.persistent, vm.wishes) == (definition, wishes):
+            return
+        self._registry.save(definition)
+        vm.persistent = definition
+        vm.save_wishes(wishes)
+        self.events.emit(vm.uuid, vm.name, Happening.DEFINED, Reason.MIGRATED)
 
     async def forget(self, lock: JobLock) -> None:
-        """End an incoming QEMU by SIGKILL and remove every trace of the VM. May be repeated while the lock is held.
+        """End an incoming QEMU by SIGKILL and remove every trace of the VM, but a definition that had stayed here.
+
+        May be repeated while the lock is held.
 
         Raises:
             WrongState: the guest is here for good.
         """
         vm = self._locked(lock, Job.MIGRATION_IN)
-        if vm.is_persistent or (vm.running is not None and not vm.is_incoming):
+        if (vm.is_persistent and not vm.wishes.moved_to) or (vm.running is not None and not vm.is_incoming):
             raise WrongState(f"VM {vm.name} is here for good", reason="GUEST_RAN_HERE", vm=vm.name)
         await self._engine.kill(vm, Reason.FAILED)
 
-    async def drop(self, lock: JobLock) -> None:
-        """Let a guest go that runs elsewhere: its QEMU here quits, its definition is removed. May be repeated."""
+    async def drop(self, lock: JobLock, *, kept_for: str = "") -> None:
+        """Let a guest go that runs elsewhere: its QEMU here quits, its definition is removed. May be repeated.
+
+        With `kept_for`, the host that it runs on, the definition stays, and does not start while its guest is there.
+        """
         vm = self._locked(lock, Job.MIGRATION_OUT)
         if vm.running is not None:
             await quit_qemu(vm, self._engine, Reason.MIGRATED)
-        self._remove_definition(vm, Reason.MIGRATED)
+        if kept_for and vm.persistent is not None:
+            vm.save_wishes(replace(vm.wishes, autostart=False, moved_to=kept_for))
+        else:
+            self._remove_definition(vm, Reason.MIGRATED)
 
     async def end_lost(self, lock: JobLock) -> None:
         """End the QEMU of a guest that was lost at its destination; its definition stays. May be repeated."""
@@ -519,3 +569,20 @@ class Vms:
 def _check_stopped(vm: Vm) -> None:
     if vm.running is not None:
         raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
+
+
+def _mark_here(vm: Vm) -> None:
+    """Forget that the guest of a VM was elsewhere."""
+    if vm.wishes.moved_to:
+        vm.save_wishes(replace(vm.wishes, moved_to=""))
+
+
+def _refuse_away(vm: Vm) -> None:
+    if vm.wishes.moved_to:
+        raise WrongState(
+            f"VM {vm.name} was moved to {vm.wishes.moved_to} and only its definition stayed here: started here it may run twice; "
+            "move it back, or start it with --force if it runs nowhere any more",
+            reason="VM_MOVED_AWAY",
+            vm=vm.name,
+            host=vm.wishes.moved_to,
+        )

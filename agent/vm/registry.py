@@ -120,6 +120,29 @@ class Registry:
         vm = self._vms[definition.uuid] = Vm(definition, self._store.vm(definition.uuid))
         return vm
 
+    def take_in(self, definition: Definition) -> Vm:
+        """Reserve name and UUID for a guest that comes from elsewhere; its own, where the definition stayed here when it left.
+
+        Raises:
+            WrongState: one is taken.
+        """
+        return self._find_left(definition) or self.add(definition)
+
+    def check_room(self, definition: Definition) -> None:
+        """Require that `take_in` would find name and UUID free.
+
+        Raises:
+            WrongState: one is taken.
+        """
+        if self._find_left(definition) is None:
+            self.check_absent(definition)
+
+    def _find_left(self, definition: Definition) -> Vm | None:
+        """Find the VM whose definition stayed here when its guest left."""
+        known = self.find(definition.uuid)
+        is_left = known is not None and known.name == definition.name and known.wishes.moved_to and known.running is None
+        return known if is_left else None
+
     def save(self, definition: Definition) -> Vm:
         """Write a persistent definition, of a new VM or over an old one.
 

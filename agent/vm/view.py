@@ -38,13 +38,14 @@ async def view_vm(vm: Vm, lock: JobLock | None) -> VmView:
         argv=() if running is None else running.argv,
         files=_files(vm),
         wishes=vm.wishes,
-        differs=_differs(vm),
+        differs=differs(vm),
         has_saved_guest=vm.has_saved_guest,
         cpu_shares=vm.live.cpu_shares,
     )
 
 
-def _differs(vm: Vm) -> bool:
+def differs(vm: Vm) -> bool:
+    """Say whether the stored definition is another one than that of the running guest."""
     if vm.running is None or vm.persistent is None:
         return False
     return replace(vm.running.definition, accelerator=None) != vm.persistent

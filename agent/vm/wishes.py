@@ -18,10 +18,15 @@ class Tunables:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """Kept as long as the definition."""
+    """Kept as long as the definition.
+
+    Attributes:
+        moved_to: the host that its guest was moved to while the definition stayed; empty without.
+    """
 
     autostart: bool = False
     tunables: Tunables = Tunables()
+    moved_to: str = ""
 
     def to_record(self) -> dict[str, object]:
         """Turn into a JSON object that `from_record` takes."""
@@ -34,7 +39,7 @@ class Wishes:
         Raises:
             InvalidRequest: it is not such a record.
         """
-        return cls() if record is None else decode(cls, record, where="wishes")
+        return cls() if record is None else decode(cls, {"moved_to": "", **record}, where="wishes")
 
 
 @dataclass(frozen=True, slots=True)

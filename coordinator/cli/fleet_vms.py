@@ -54,8 +54,8 @@ async def find_agent(link: Link, vm: str, host: str | None) -> Agent:
         return await link.agent(host)
     answers = await list_vms(link, None)
     found = [(answer.agent, known) for answer in answers for known in answer.vms if vm in (known.name, known.uuid)]
-    # While it moves it is on both hosts, and the destination's is not a guest yet.
-    at_home = [(agent, known) for agent, known in found if known.state != pb.Vm.STATE_INCOMING]
+    # While it moves it is on both hosts, and no guest yet at the destination; a definition that stayed behind is none either.
+    at_home = [(agent, known) for agent, known in found if known.state != pb.Vm.STATE_INCOMING and not known.moved_to]
     having = [agent for agent, _ in at_home or found]
     if len(having) > 1:
         names = ", ".join(agent.host for agent in having)

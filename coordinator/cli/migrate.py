@@ -35,6 +35,7 @@ from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
 from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes, OnTimeout
 from coordinator.cli.wishes_means import NO_MEANS, MeansWishes
+from coordinator.cli.wishes_modes import NO_MODES, ModesWishes
 from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes, When
 from coordinator.cli.words import outcome
 from ferry.common.v1 import migration_pb2 as common
@@ -109,7 +110,9 @@ class Wishes:
 NO_WISHES = Wishes()
 
 
-def wished_options(wishes: Wishes, means: MeansWishes, post_copy: PostCopyWishes, budget: BudgetWishes) -> common.MigrationOptions:
+def wished_options(
+    wishes: Wishes, means: MeansWishes, post_copy: PostCopyWishes, budget: BudgetWishes, modes: ModesWishes
+) -> common.MigrationOptions:
     """Put everything that is wished of a move into one message.
 
     Raises:
@@ -123,6 +126,8 @@ def wished_options(wishes: Wishes, means: MeansWishes, post_copy: PostCopyWishes
     elif budget.on_timeout is OnTimeout.POSTCOPY:
         options.post_copy.CopyFrom(PostCopyWishes(When.ALLOWED).message())
     options.budget.CopyFrom(budget.message())
+    if modes != NO_MODES:
+        options.modes.CopyFrom(modes.message())
     return options
 
 
@@ -139,6 +144,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     means: MeansWishes = NO_MEANS,
     post_copy: PostCopyWishes = NO_POST_COPY,
     budget: BudgetWishes = NO_BUDGET,
+    modes: ModesWishes = NO_MODES,
     dry_run: Annotated[Switch, Parameter(help="Change nothing: say what would stand in the way and what it would be.")] = False,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
@@ -153,7 +159,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     6 not known.
     """
     screen = Screen()
-    options = wished_options(wishes, means, post_copy, budget)
+    options = wished_options(wishes, means, post_copy, budget, modes)
     if dry_run:
         async with Link(settings) as link:
             asked = pb.PlanMigrationRequest(vm=vm, destination_host=to, source_host=from_, options=options)

@@ -14,6 +14,7 @@ from coordinator.cli.plan_view import run_plan
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes
 from coordinator.cli.wishes_means import NO_MEANS, MeansWishes
+from coordinator.cli.wishes_modes import NO_MODES, ModesWishes
 from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 
@@ -31,6 +32,7 @@ async def plan(  # noqa: PLR0913 -- an option each
     means: MeansWishes = NO_MEANS,
     post_copy: PostCopyWishes = NO_POST_COPY,
     budget: BudgetWishes = NO_BUDGET,
+    modes: ModesWishes = NO_MODES,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
@@ -41,7 +43,7 @@ async def plan(  # noqa: PLR0913 -- an option each
 
     Exit codes: 0 nothing stands in the way; 1 something does.
     """
-    options = wished_options(wishes, means, post_copy, budget)
+    options = wished_options(wishes, means, post_copy, budget, modes)
     request = pb.PlanMigrationRequest(vm=vm, destination_host=to, source_host=from_, options=options)
     async with Link(settings) as link:
         return await run_plan(link.coordinator, request, Screen(), output)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
+from coordinator.cli.arrival import arrival_rows, modes_words
 from coordinator.cli.decisions import decisions_table
 from coordinator.cli.plain import enum_name, seconds
 from coordinator.cli.plan_view import comparison
@@ -98,6 +99,8 @@ def vm_details(host: str, vm: vm_pb2.Vm) -> RenderableType:
     ]
     if vm.has_saved_guest:
         rows.append(("saved guest", "kept: the next start brings it back (ferry vm discard-saved removes it)"))
+    if vm.moved_to:
+        rows.append(("moved to", f"{vm.moved_to}: only the definition stayed here"))
     if vm.definition_differs:
         rows.append(("definition", Text("differs from what runs: it holds from the next start on", "yellow")))
     rows += [(f"file {device}", path) for device, path in sorted(vm.files.items())]
@@ -157,7 +160,8 @@ def result_table(migration: pb.Migration) -> RenderableType:
         parts += [predicted, Text()]
     rows = [*_progress_rows(migration.progress)] if migration.HasField("progress") else []
     if migration.HasField("downtime"):
-        rows += _downtime_rows(migration.downtime, migration.options)
+        rows += _downtime_rows(migration)
+    rows += arrival_rows(migration.progress)
     if migration.trace_id:
         rows.append(("trace", f"{migration.trace_id}   (ferry migration show {short_id(migration.id)} --trace)"))
     return Group(*parts, pairs(rows))
@@ -176,12 +180,14 @@ def _progress_rows(progress: common.Progress) -> Iterator[tuple[str, str]]:
         yield "throttled", f"{progress.throttle_percent} %"
 
 
-def _downtime_rows(downtime: common.Downtime, options: common.MigrationOptions) -> list[tuple[str, str]]:
+def _downtime_rows(migration: pb.Migration) -> list[tuple[str, str]]:
+    downtime, options = migration.downtime, migration.options
     allowed = f", {format_duration(seconds(options.max_downtime))} allowed" if options.HasField("max_downtime") else ""
     reported = f" (QEMU's own figure: {format_duration(seconds(downtime.qemu_reported))}{allowed})"
     if not downtime.HasField("qemu_reported"):
         reported = f" ({allowed.removeprefix(', ')})" if allowed else ""
-    total = ("downtime", f"{format_duration(seconds(downtime.total))}{reported}")
+    name = "hand-over" if migration.progress.arrival.is_paused else "downtime"
+    total = (name, f"{format_duration(seconds(downtime.total))}{reported}")
     return [total, *((f"  {leg.name}", format_duration(seconds(leg.duration))) for leg in downtime.legs)]
 
 
@@ -204,6 +210,7 @@ def _way(options: common.MigrationOptions) -> str:
         words.append(f"in at most {format_duration(seconds(options.budget.max_duration))}")
     if options.pause:
         words.append("paused")
+    words += modes_words(options.modes)
     return ", ".join(words)
 
 

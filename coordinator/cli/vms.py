@@ -101,6 +101,9 @@ async def start(  # noqa: PLR0913 -- an option each
     paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
     transient: Annotated[Switch, Parameter(help="VM is a file of domain XML, as for create.")] = False,
     discard_saved: Annotated[Switch, Parameter(help="Remove its saved guest first, and boot.")] = False,
+    force: Annotated[
+        Switch, Parameter(help="Start it though its guest was moved away: only if that runs nowhere any more.")
+    ] = False,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
@@ -114,7 +117,7 @@ async def start(  # noqa: PLR0913 -- an option each
             from coordinator.cli.vm_saving import discard  # noqa: PLC0415 -- imported when it is used, as commands are
 
             await discard(agent, vm)
-        request = pb.StartVmRequest(request_id=new_request_id(), vm=vm, paused=paused)
+        request = pb.StartVmRequest(request_id=new_request_id(), vm=vm, paused=paused, force=force)
         started = (await agent.peer.change(agent.stub.StartVm, request, timeout_s=START_TIMEOUT_S)).vm
     show_vm(agent, started, f"{started.name} started on {agent.host}, pid {started.pid}", output)
     return ExitCode.DONE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coordinator.cli.arrival import how_to_resume
 from coordinator.cli.plain import enum_name, seconds
 from coordinator.cli.units import format_duration
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -57,6 +58,8 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
     match migration.state:
         case pb.Migration.STATE_SUCCEEDED:
             yield _success(migration)
+            if migration.progress.arrival.is_paused:
+                yield how_to_resume(migration.options.destination_name or vm, destination)
             if migration.error:
                 yield migration.error
             return
@@ -82,10 +85,12 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
 def _success(migration: pb.Migration) -> str:
     took_s = elapsed_s(migration)
     took = f" in {format_duration(took_s)}" if took_s is not None else ""
+    if migration.options.modes.offline:
+        took = ", stopped as it was"
     name = migration.options.destination_name
     renamed = f" as {name}" if name and name != migration.vm_name else ""
     text = f"{migration.vm_name} moved from {migration.source_host} to {migration.destination_host}{renamed}{took}"
-    if migration.HasField("downtime"):
+    if migration.HasField("downtime") and not migration.progress.arrival.is_paused:
         text += f"; it stood still for {format_duration(seconds(migration.downtime.total))}"
     return text
 
@@ -101,7 +106,8 @@ def _place(migration: pb.Migration) -> Iterable[str]:
         case pb.Migration.GUEST_LOCATION_SOURCE if migration.error_reason in _OF_GUEST:
             yield f"the guest is on {source} and stands still for a reason of its own"
         case pb.Migration.GUEST_LOCATION_SOURCE:
-            yield f"the guest is on {source} and goes on as before"
+            is_offline = migration.options.modes.offline
+            yield f"its definition stays on {source}" if is_offline else f"the guest is on {source} and goes on as before"
         case pb.Migration.GUEST_LOCATION_DESTINATION:
             yield f"the guest is on {destination}; what is left on {source} must not be started"
             yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"

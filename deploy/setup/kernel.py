@@ -1,6 +1,6 @@
-"""Fetches a Linux kernel for the test guest, with the modules that it needs to hear its power button.
+"""Fetches a Linux kernel for the test guest, its modules for a power button, virtio lines and cards, and a guest agent.
 
-The package is unpacked and never installed. Makes, in .cache/kernel/: vmlinuz, button.ko and evdev.ko.
+The packages are unpacked and never installed. Makes, in .cache/kernel/: vmlinuz, the modules and qemu-ga.
 """
 
 from __future__ import annotations
@@ -13,7 +13,19 @@ from deploy.setup.errors import SetupFailed
 from deploy.setup.private_apt import PrivateApt
 
 CACHE = Path(__file__).parents[2] / ".cache"
-MODULES = ("button.ko", "evdev.ko")
+MODULES = (
+    "button.ko",
+    "evdev.ko",
+    "virtio.ko",
+    "virtio_ring.ko",
+    "virtio_pci_legacy_dev.ko",
+    "virtio_pci_modern_dev.ko",
+    "virtio_pci.ko",
+    "virtio_console.ko",
+    "failover.ko",
+    "net_failover.ko",
+    "virtio_net.ko",
+)
 
 
 def fetch_kernel(apt: PrivateApt, directory: Path) -> str:
@@ -25,10 +37,11 @@ def fetch_kernel(apt: PrivateApt, directory: Path) -> str:
     package = apt.dependency("linux-image-cloud-amd64", r"linux-image-\d\S*-cloud-amd64(?:-unsigned)?")
     scratch = directory / "unpacked"
     shutil.rmtree(scratch, ignore_errors=True)
-    apt.unpack([package], scratch)
+    apt.unpack([package, "qemu-guest-agent"], scratch)
     _move(_only(scratch, "vmlinuz-*"), directory / "vmlinuz")
     for name in MODULES:
         _move(_only(scratch, name), directory / name)
+    _move(_only(scratch, "sbin/qemu-ga"), directory / "qemu-ga")
     shutil.rmtree(scratch)
     return package.removeprefix("linux-image-")
 

@@ -114,11 +114,14 @@ class Lab:
         """Give the process of a VM's QEMU."""
         return (await self.vm(host, name)).pid
 
-    async def assert_only_on(self, host: str, guest: Guest, state: str = RUNNING, *, others: tuple[str, ...] = ()) -> None:
-        """Fail unless the guest is on this host alone, defined there, held by no job, with one QEMU in the whole fleet.
+    async def assert_only_on(
+        self, host: str, guest: Guest, state: str = RUNNING, *, others: tuple[str, ...] = (), is_persistent: bool = True
+    ) -> None:
+        """Fail unless the guest is on this host alone, stored there, held by no job, with one QEMU in the whole fleet.
 
         Args:
             others: VMs, stopped ones, that the other host may have.
+            is_persistent: whether the host keeps it when it stops.
         """
         other = next(one for one in HOSTS if one != host)
         await self.wait_vms(other, *others)
@@ -126,7 +129,7 @@ class Lab:
         vm = await self.vm(host, guest.name)
         assert vm_pb2.Vm.State.Name(vm.state) == f"STATE_{state}"
         assert vm.uuid == str(guest.uuid)
-        assert vm.is_persistent
+        assert vm.is_persistent is is_persistent
         pids = [vm.pid] if vm.pid else []
         await until(lambda: self.qemus() == pids, f"no QEMU but {pids}")
 

@@ -17,6 +17,7 @@ from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.common.v1 import budget_pb2 as budget_pb
 from ferry.common.v1 import means_pb2 as means_pb
 from ferry.common.v1 import migration_pb2 as common_pb
+from ferry.common.v1 import modes_pb2 as modes_pb
 from ferry.common.v1 import post_copy_pb2 as post_copy_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 from ferry.coordinator.v1 import coordinator_service_pb2_grpc as rpc
@@ -54,6 +55,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     policy: budget_pb.Policy.ValueType = budget_pb.POLICY_UNSPECIFIED,
     max_duration_s: float | None = None,
     on_timeout: budget_pb.TimeoutAction.ValueType = budget_pb.TIMEOUT_ACTION_UNSPECIFIED,
+    modes: modes_pb.Modes | None = None,
 ) -> common_pb.MigrationOptions:
     """Say what is wished of a migration; direct and encrypted by default."""
     return common_pb.MigrationOptions(
@@ -68,6 +70,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         destination_domain_xml=destination_xml,
         means=means,
         post_copy=post_copy,
+        modes=modes,
         budget=budget_pb.Budget(
             policy=policy, max_duration=None if max_duration_s is None else seconds(max_duration_s), on_timeout=on_timeout
         ),

@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.guests.cache import CACHE, run_tool, write_whole
@@ -17,19 +20,35 @@ KERNEL = Path(__file__).parents[2] / ".cache" / "kernel" / "vmlinuz"
 MEMORY_KIB = 512 * 1024 + 8
 """512 MiB, and 8 KiB so that QEMU before 9.0 loses no page under TCG."""
 
+GUEST_AGENT = KERNEL.with_name("qemu-ga")
+
 _MODULES = ("button.ko", "evdev.ko")
+_VIRTIO_MODULES = (
+    "virtio.ko",
+    "virtio_ring.ko",
+    "virtio_pci_legacy_dev.ko",
+    "virtio_pci_modern_dev.ko",
+    "virtio_pci.ko",
+    "virtio_console.ko",
+    "failover.ko",
+    "net_failover.ko",
+    "virtio_net.ko",
+)
+_LIBRARY = re.compile(r"^\t(?:\S+ => )?(/\S+) \(0x", re.MULTILINE)
 _DIRECTORY = 0o040755
 _PROGRAM = 0o100755
+_LINK = 0o120777
 _CHARACTER_DEVICE = 0o020600
 _CONSOLE_DEVICE = (5, 1)
 
 
-def build(modules: Path | None = KERNEL.parent) -> Path:
+def build(modules: Path | None = KERNEL.parent, *, with_agent: bool = False) -> Path:
     """Make the initrd.
 
     Args:
         modules: a directory with the kernel's `button.ko` and `evdev.ko`. With both, the guest
             powers off when its ACPI power button is pressed; without, it does not hear it.
+        with_agent: put `qemu-ga` in, with this machine's libraries, and the modules for virtio lines and cards.
 
     Returns:
         The initrd in the cache; the same path again while nothing changed.
@@ -40,11 +59,28 @@ def build(modules: Path | None = KERNEL.parent) -> Path:
     for name in _MODULES:
         if modules is not None and (modules / name).exists():
             archive += _entry(name, _PROGRAM, (modules / name).read_bytes())
+    if with_agent:
+        archive += b"".join(_agent_entries())
     archive += _entry("TRAILER!!!", 0)
     path = CACHE / f"linux-{hashlib.sha256(archive).hexdigest()[:16]}.cpio"
     if not path.exists():
         write_whole(path, archive)
     return path
+
+
+def _agent_entries() -> Iterator[bytes]:
+    for name in _VIRTIO_MODULES:
+        yield _entry(name, _PROGRAM, (KERNEL.parent / name).read_bytes())
+    yield _entry("qemu-ga", _PROGRAM, GUEST_AGENT.read_bytes())
+    yield _entry("sbin", _DIRECTORY)
+    yield _entry("sbin/hwclock", _LINK, b"/init")  # without one qemu-ga sets no clock at all
+    listed = subprocess.run(("ldd", GUEST_AGENT), check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+    libraries = [Path(path) for path in _LIBRARY.findall(listed)]
+    directories = {parent for path in libraries for parent in path.parents if parent != Path("/")}
+    for directory in sorted(directories, key=lambda path: len(path.parts)):
+        yield _entry(str(directory)[1:], _DIRECTORY)
+    for path in libraries:
+        yield _entry(str(path)[1:], _PROGRAM, path.read_bytes())
 
 
 def command_line(

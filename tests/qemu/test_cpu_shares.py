@@ -16,6 +16,7 @@ from agent.cgroup.group import Version
 from agent.vm import controls
 from agent.vm.cpu_shares import AskedShares
 from agent.vm.settings import VmSettings
+from agent.vm.stored import Stored
 from agent.vm.vm import Vm
 from agent.vm.wishes import Tunables, Wishes
 from common.errors import InvalidRequest, WrongState
@@ -126,7 +127,7 @@ async def test_shares_come_along_converted_between_versions(place: Path, root: P
     async with agent(place / "t", VmSettings(cgroup_root=root)) as vms:
         vm, lock = await vms.start_incoming(definition, "m-1", AskedShares(200, Version.V2))
         vms.keep_here(lock)
-        vms.persist(lock)
+        vms.persist(lock, Stored())
         lock.release()
         group = vm.live.group
         assert group is not None

@@ -13,6 +13,7 @@ import pytest
 from agent.qemu.subscription import Event
 from agent.vm.jobs import Job
 from agent.vm.settings import VmSettings
+from agent.vm.stored import Stored
 from agent.vm.vm import VmState
 from tests.contract.real import BINARIES
 from tests.qemu.vms import agent, guest_xml, stop_all, wait_booted
@@ -93,7 +94,7 @@ async def move(source: Vms, vm: Vm, destination: Vms, place: Path) -> Vm:
                     break
     await destination.qemu(arrived).cont()
     destination.keep_here(into)
-    destination.persist(into)
+    destination.persist(into, Stored())
     into.release()
     await source.drop(out)
     out.release()

@@ -13,6 +13,7 @@ import pytest
 from agent.qemu.subscription import Event
 from agent.vm.events import VmEvents
 from agent.vm.jobs import Job
+from agent.vm.stored import Stored
 from agent.vm.vm import VmState
 from common.errors import Busy, WrongState
 from tests.qemu.vms import agent, guest_xml, running_definition, wait_booted
@@ -105,7 +106,7 @@ async def test_a_guest_moves_from_one_agent_to_another(place: Path) -> None:
         await destination.qemu(arrived).cont()
 
         destination.keep_here(into)
-        destination.persist(into)
+        destination.persist(into, Stored())
         with pytest.raises(WrongState, match="here for good"):
             await destination.forget(into)
         into.release()

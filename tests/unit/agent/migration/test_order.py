@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.migration.modes import Modes
 from agent.migration.order import Endpoint, HostIdentity, Options, Transport
 from common.errors import InvalidRequest
 
@@ -18,6 +19,9 @@ from common.errors import InvalidRequest
         ({"max_downtime_s": 2000.1}, "2000.1 s"),
         ({"transport": Transport.TUNNEL, "plain": True}, "plain and tunnel"),
         ({"transport": Transport.TUNNEL, "migrate_uri": "tcp:x"}, "tcp:x and tunnel"),
+        ({"modes": Modes(offline=True), "pause": True}, "pause and offline"),
+        ({"modes": Modes(offline=True), "transport": Transport.TUNNEL}, "tunnel and offline"),
+        ({"modes": Modes(offline=True), "multifd_channel_count": 2}, "multifd and offline"),
     ],
 )
 def test_a_wish_out_of_range_is_refused_with_its_value(wish: dict[str, object], told: str):
