@@ -180,6 +180,8 @@ async def test_the_figures_of_a_move_are_kept_by_both_agents_and_by_the_coordina
     assert [one["id"] for one in running] == [one["id"] for one in at_agent] == [slow.id]
     assert [one["id"] for one in ended][:2] == [one["id"] for one in at_source] == [move.id, slow.id]
     assert [one["phase"] for one in at_source] == ["Retired", "Kept"]
+    assert ended[0]["progress"].pop("arrival")  # which the destination tells
+    assert at_source[0]["progress"].pop("arrival") is None
     assert at_source[0]["progress"] == ended[0]["progress"]
     assert at_source[0]["progress"]["figures"]["xbzrle"]["cache_size_bytes"] == CACHE_BYTES
     assert (at_destination[0]["id"], at_destination[0]["phase"]) == (move.id, "Finished")
