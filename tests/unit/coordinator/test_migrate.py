@@ -219,7 +219,7 @@ async def test_a_cancel_tells_its_end_although_the_destination_does_not_answer_a
         world.holds_before.pop("Abandon").set()
         await here.wait_end(migration_id)
 
-    assert (move.location, move.is_tidy) == (Location.SOURCE, False)
+    assert (move.location, move.error_reason) == (Location.SOURCE, "CANCELLED")
     assert world.runs_on() == {"host-a"}
 
 
