@@ -538,9 +538,13 @@ def _sent(phase: Sent, event: Event) -> Step:
             return Step(Retiring(), (do.EnsureHuskEnded(),))
         case QemuExited():
             return Step(Sent(qemu_is_gone=True))
+        case DestinationNeverRan(cause) if phase.qemu_is_gone:
+            return Step(
+                Lost(Cause(f"the guest's QEMU on the source ended while the guest changed hands; {cause.text}", "QEMU_ENDED"))
+            )
+        case Fenced(cause) if phase.qemu_is_gone:
+            return Step(Lost(cause))
         case DestinationNeverRan(cause) | Fenced(cause):
-            if phase.qemu_is_gone:
-                return Step(Lost(cause))
             return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case _:
             raise InvalidTransition(phase, event)
