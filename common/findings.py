@@ -9,9 +9,11 @@ The same checks serve the operation itself and its plan, so the two cannot diffe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
+from typing import Self
 
 from common.errors import Bug, FerryError
 
@@ -22,6 +24,23 @@ class Severity(Enum):
     BLOCKER = "blocker"
     WARNING = "warning"
     NOTE = "note"
+
+
+class Risk(str):
+    """A sentence on what may go wrong, with a stable UPPER_SNAKE word; to people and to records it is the sentence."""
+
+    code: str
+
+    def __new__(cls, text: str, code: str) -> Self:
+        """Make one."""
+        risk = super().__new__(cls, text)
+        risk.code = code
+        return risk
+
+
+def warnings_of(side: str, texts: Iterable[str]) -> tuple[Finding, ...]:
+    """Make findings of what would be told as warnings."""
+    return tuple(Finding(text.code if isinstance(text, Risk) else "RISK", Severity.WARNING, side, str(text)) for text in texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from agent.qemu.commands import Qemu
 from agent.qemu.machine import FeatureWord, QemuVersion
 from agent.vm.definition import Accelerator, Definition
 from common.errors import WrongState
+from common.findings import Risk
 
 FIRST_SOUND_TCG_VERSION: Final = 9
 BITMAP_GRANULE_KIB: Final = 256
@@ -34,7 +35,7 @@ def memory_warnings(definition: Definition, accelerator: Accelerator, version: Q
         f"memory of {definition.memory_kib} KiB is a multiple of {BITMAP_GRANULE_KIB} KiB: QEMU {version} under TCG loses pages "
         f"that a busy guest writes during a migration; give the guest {right_kib} KiB or use QEMU 9.0 or newer"
     )
-    return (text,)
+    return (Risk(text, "MEMORY_LOST_BY_QEMU"),)
 
 
 async def guest_cpu(qemu: Qemu) -> tuple[CpuWord, ...]:

@@ -10,6 +10,7 @@ from agent.migration.order import DiskMarker, HostIdentity
 from agent.vm.definition import Definition
 from agent.vm.host_files import HostFile, written_images
 from common.errors import WrongState
+from common.findings import Risk
 
 MARKER_PREFIX = ".ferry-"
 
@@ -126,5 +127,5 @@ def _disk(image: HostFile) -> str:
 def _risk(text: str, reason: str, *, force: bool, disk: str) -> str:
     """Return what the user has taken on himself, or refuse it."""
     if force:
-        return text
+        return Risk(text, reason)
     raise WrongState(f"{text}; --force moves the guest all the same", reason=reason, disk=disk)

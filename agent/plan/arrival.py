@@ -14,7 +14,7 @@ from agent.plan.probe import listening, probe_options
 from agent.qemu.binary import short_lived
 from agent.vm.argv import cpu_words
 from common.errors import Bug
-from common.findings import Finding, Findings, Severity
+from common.findings import Finding, Findings, warnings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,8 +61,7 @@ async def arrival(around: Surroundings, offer: Offer) -> AsyncIterator[Arrival]:
                 with findings.check():
                     ears = listening(around, startable[1], probe_options(offer.options), offer.source.host)
                     endpoint = await stack.enter_async_context(ears)
-        warnings = tuple(Finding("RISK", Severity.WARNING, SIDE, text) for text in risks)
-        yield Arrival((*findings.of(SIDE), *warnings), endpoint, time.time())
+        yield Arrival((*findings.of(SIDE), *warnings_of(SIDE, risks)), endpoint, time.time())
 
 
 async def _check_cpu(source: SourceFacts, definition: Definition, binary: Path) -> None:

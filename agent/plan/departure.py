@@ -18,7 +18,7 @@ from agent.plan.probe import measure, probe_options
 from agent.qemu.status import RunState
 from agent.vm.jobs import Job
 from common.errors import NotFound
-from common.findings import Finding, Findings, Severity
+from common.findings import Finding, Findings, warnings_of
 
 if TYPE_CHECKING:
     from agent.migration.begin import Look
@@ -77,9 +77,8 @@ class Departure:
                 self._look = await look(self._around, vm, self._wish, findings)
         seen = self._look
         risks = () if seen is None else seen.risks
-        warnings = tuple(Finding("RISK", Severity.WARNING, SIDE, text) for text in risks)
         return Seen(
-            (*findings.of(SIDE), *warnings),
+            (*findings.of(SIDE), *warnings_of(SIDE, risks)),
             vm.name,
             str(vm.uuid),
             b"" if seen is None else json.dumps(seen.definition.to_record()).encode(),

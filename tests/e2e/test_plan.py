@@ -68,7 +68,7 @@ async def test_one_plan_tells_everything_that_stands_in_the_way(lab: Lab):
 
     assert code == 1, told
     assert "things stand in the way" in told
-    assert {"VM_EXISTS", "FILE_MISSING", "DISK_NOT_SHARED"} <= found
+    assert {"VM_EXISTS", "FILE_MISSING", "DISK_NOT_SHARED", "HOST_UNKNOWN"} <= found, found
     await lab.assert_only_on("host-a", guest, others=("web",))
     assert not [path for path in lab.leftovers() if ".ferry-" in path]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from common.errors import Bug, WrongState
-from common.findings import Finding, Findings, Severity
+from common.findings import Finding, Findings, Risk, Severity, warnings_of
 
 
 def refuse(word: str) -> None:
@@ -38,3 +40,11 @@ def test_mistakes_of_our_own_are_never_collected():
 
     with pytest.raises(ZeroDivisionError), Findings(collects=True).check():
         raise ZeroDivisionError
+
+
+def test_a_risk_is_its_sentence_and_keeps_its_code():
+    risk = Risk("the cache is never flushed", "CACHE_UNSAFE")
+
+    assert risk == "the cache is never flushed"
+    assert json.loads(json.dumps([risk])) == ["the cache is never flushed"]
+    assert [one.code for one in warnings_of("source", (risk, "something else"))] == ["CACHE_UNSAFE", "RISK"]
