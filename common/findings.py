@@ -29,6 +29,7 @@ class Severity(Enum):
 class Risk(str):
     """A sentence on what may go wrong, with a stable UPPER_SNAKE word; to people and to records it is the sentence."""
 
+    __slots__ = ("code",)
     code: str
 
     def __new__(cls, text: str, code: str) -> Self:
