@@ -179,7 +179,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 reason="TOO_LATE",
             )
         self.update(options=options)
-        self.steering.change(limit_s=max_downtime_s)
+        self.steering.change(is_allowed_at_once=max_downtime_s is not None)
         await self._apply_bounds()
 
     async def _apply_bounds(self) -> None:
