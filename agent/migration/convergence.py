@@ -196,7 +196,7 @@ def first_limit_s(bounds: Bounds) -> float:
 
 def change_bounds(outlook: Outlook, sample: Sample, limit_s: float) -> tuple[Outlook, Decision]:
     """Follow a client that changed the bounds; `limit_s` is what QEMU may choose from now on."""
-    after = replace(outlook, limit_s=limit_s, is_holding=False, rates=(), slow_rates=(), slow_since_s=None)
+    after = replace(outlook, limit_s=limit_s, is_holding=False, is_ending=False, rates=(), slow_rates=(), slow_since_s=None)
     return _decide(after, sample, Choice.BOUNDS)
 
 
