@@ -93,10 +93,11 @@ async def test_waiting_for_writes_means_those_that_are_begun_from_now_on(tmp_pat
     log.write_bytes(TICK + b"\n" + _line(9, 7, 5) + b"\n")
 
     with DiskConsole(log) as console:
-        await console.wait_written(7, disk=1)
+        await console._wait(lambda: bool(console.lines(1)), "line", 5.0)
         async with asyncio.TaskGroup() as tasks:
             written = tasks.create_task(console.wait_written(disk=1))
             flushed = tasks.create_task(console.wait_flushed(disk=1))
+            await asyncio.sleep(0)  # they begin
             with log.open("ab") as file:
                 file.write(_line(12, 10, 9) + b"\nferry disk: quiet\n")
 
