@@ -42,14 +42,17 @@ def read_pci_address(element: Element) -> PciAddress | None:
     return PciAddress(numbers["bus"] or 0, numbers["slot"] or 0, numbers["function"] or 0, is_multifunction)
 
 
-def read_numbers(element: Element, kind: str, names: tuple[str, ...]) -> dict[str, int] | None:
-    """Read an address of numbers, such as those of drives and ports; what is not given is 0."""
+def read_numbers(element: Element, kind: str, names: tuple[str, ...], *, zeros: tuple[str, ...] = ()) -> dict[str, int] | None:
+    """Read an address of numbers, such as those of drives and ports; what is not given is 0, what `zeros` names has to be 0."""
     address = element.child("address")
     if address is None:
         return None
     address.choice("type", {kind: None})
     numbers = {name: address.number_attribute(name) or 0 for name in names}
     address.finish()
+    for name in zeros:
+        if numbers[name]:
+            raise address.invalid(f"{name} {numbers[name]}: there is only 0")
     return numbers
 
 

@@ -195,7 +195,18 @@ def ends_at_reboot(domain: Element, plan: Plan) -> None:
         reboot.finish()
     crash = domain.child("on_crash")
     if crash is not None:
-        action = crash.text_choice({"destroy": "shutdown", "restart": "shutdown", "preserve": "pause"})
+        action = crash.text_choice({"destroy": "shutdown", "restart": "restart", "preserve": "pause"})
         crash.finish()
         if action == "pause":
             plan.head.append(keyval("action", {"panic": "pause"}))
+        plan.restarts_on_crash = crash if action == "restart" else None
+
+
+def check_crash(plan: Plan) -> None:
+    """Refuse a restart after a crash where the guest has a device to tell of one; QEMU never hears of it elsewhere.
+
+    Raises:
+        NotCarried: it has.
+    """
+    if plan.restarts_on_crash is not None and (plan.of_kind("panic", "isa-panic") or plan.cpu_properties.get("hv-crash")):
+        raise plan.restarts_on_crash.not_carried(value="restart, with a panic device")

@@ -43,6 +43,10 @@ def read_chardev(element: Element, name: str) -> Option:
         chardev = _read_vdagent(element, name)
     else:
         chardev = _read_source(element, kind, name)
+    protocol = element.child("protocol")
+    if protocol is not None:
+        protocol.choice("type", {"raw": None})
+        protocol.finish()
     log = element.child("log")
     if log is not None:
         path = log.get_attribute("file")
@@ -198,7 +202,6 @@ def _read_serial(element: Element, index: int, plan: Plan) -> Option:
         device.kind = "usb-serial"
     else:
         device.pci, device.address = Slot.PCI, read_pci_address(element)
-    element.ignore("protocol") if target is None and not chardev.get("host") else None
     element.finish()
     plan.add(device)
     return chardev
@@ -264,20 +267,19 @@ def _read_console(element: Element, index: int, plan: Plan, serials: list[Option
         raise element.not_carried(value="second serial console")
     first = serials[0] if serials else None
     name = read_alias(element, "serial0") if first is None else first.get("id").removeprefix("char")
-    element.ignore("alias")
+    read_alias(element, "")
     address = _read_isa_address(element)
     chardev = read_chardev(element, name)
-    element.ignore("protocol")
     element.finish()
     if first is None:  # as under libvirt a console alone makes a serial line
         properties: dict[str, object] = {"driver": "isa-serial", "chardev": f"char{name}", "id": name, "index": 0, **address}
         plan.add(Device(element, "serial", properties, before=[chardev]))
-    elif chardev != first:
+    elif chardev != first or address.items() - plan.of_kind("serial")[0].properties.items():
         raise element.invalid("differs from the first serial line, of which it is another name")
 
 
 def _add_port(element: Element, name: str, plan: Plan, front: dict[str, object], back: dict[str, object]) -> None:
-    numbers = read_numbers(element, "virtio-serial", ("controller", "bus", "port"))
+    numbers = read_numbers(element, "virtio-serial", ("controller", "bus", "port"), zeros=("bus",))
     existing = sorted(index for kind, index in plan.controllers if kind == "virtio-serial")
     index = numbers["controller"] if numbers is not None else existing[0] if existing else 0
     controller = (

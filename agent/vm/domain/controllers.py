@@ -120,7 +120,7 @@ def _read_pci(element: Element, index: int, plan: Plan) -> None:
     if index == 0 or model in _ROOTS.values():
         if model != root or index != 0:
             raise element.attribute_not_carried("model", f"{model}, index {index}")
-        element.ignore("alias")
+        read_alias(element, "")
         _read_root_target(element.child("target"), plan)
         return
     if model is None:
@@ -173,8 +173,8 @@ def _read_usb_controller(element: Element, index: int, plan: Plan) -> None:
     default = "piix3-uhci" if plan.board is Board.I440FX else "qemu-xhci"
     model = element.choice("model", {"none": "none", **{name: name for name in _USB}}) or default
     if model == "none":
-        element.ignore("alias")
-        element.ignore("address")
+        read_alias(element, "")
+        read_pci_address(element)
         return
     driver, slot = _USB[model]
     properties: dict[str, object] = {"driver": driver}

@@ -30,6 +30,8 @@ _WIDE_SCSI_UNITS: Final = 15
 _INITIATOR: Final = 7
 _BLOCK_SIZES: Final = ("logical_block_size", "physical_block_size", "discard_granularity")
 _NARROW: Final = frozenset({"lsi"})
+# What a drive's address has not on each bus. Source: qemuBuildDiskDeviceProps of libvirt.
+_ZEROS: Final[dict[str, tuple[str, ...]]] = {"ide": ("target",), "fdc": ("bus", "target"), "sata": ("bus", "target")}
 _LIMITS: Final = {
     f"{what}_{unit}_sec{suffix}": f"{prefix}-{what}{end}"
     for what in ("total", "read", "write")
@@ -242,7 +244,7 @@ class _DiskReader:
         return Device(self.element, "usb", front)
 
     def _place(self) -> Place:
-        given = read_numbers(self.element, "drive", _DRIVE)
+        given = read_numbers(self.element, "drive", _DRIVE, zeros=_ZEROS.get(self.bus, ()))
         if given is not None:
             return Place(*(given[name] for name in _DRIVE))
         index = self.index
@@ -286,6 +288,8 @@ class _DiskReader:
         controller = need(self._plan, "scsi", place.controller, self.element)
         is_narrow = self._plan.controllers["scsi", place.controller].properties["driver"] in _NARROW
         where: dict[str, object]
+        if is_narrow and place.target:
+            raise self.element.invalid(f"target {place.target}: this controller has only 0")
         if is_narrow:
             where, tail = {"scsi-id": place.unit}, f"{place.bus}-{place.unit}"
         else:

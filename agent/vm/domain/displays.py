@@ -86,9 +86,9 @@ def _read_graphics(element: Element, plan: Plan, audio_ids: list[str]) -> None:
         elif kind == "none":
             is_none = True
         else:
-            address = listen.attribute("address") or address
+            address = _only_address(listen, address)
         listen.finish()
-    element.ignore("alias")
+    read_alias(element, "")
     element.finish()
     display: dict[str, object] = {}
     if is_none:
@@ -107,6 +107,14 @@ def _read_graphics(element: Element, plan: Plan, audio_ids: list[str]) -> None:
     if audio_ids:
         display["audiodev"] = audio_ids[0]
     plan.tail.append(keyval("vnc", display))
+
+
+def _only_address(listen: Element, given: str | None) -> str | None:
+    """Take the address of `<listen>`, which may only repeat what the attribute of the display says."""
+    address = listen.attribute("address")
+    if None not in (given, address) and address != given:
+        raise listen.invalid(f"address {address!r}: {given!r} is given before")
+    return address or given
 
 
 def _display(element: Element, port: str | None, address: str | None, *, is_auto: bool) -> str:
@@ -143,9 +151,11 @@ def _read_video(element: Element, index: int, plan: Plan) -> int:
         acceleration.finish()
     model.accept("blob", "off")
     model.finish()
+    if (sizes["heads"] or 1) > 1 and kind not in ("virtio", "qxl"):
+        raise model.invalid(f"heads {sizes['heads']}: a {kind} has one")
     if kind == "none":
-        element.ignore("address")
-        element.ignore("alias")
+        read_pci_address(element)
+        read_alias(element, "")
         element.finish()
         return 0
     driver = _VIDEO[kind][0 if index == 0 else 1]
@@ -159,7 +169,6 @@ def _read_video(element: Element, index: int, plan: Plan) -> int:
     address = None
     if kind == "ramfb":
         slot = None
-        element.ignore("address")
     else:
         address = read_pci_address(element)
     element.finish()
@@ -302,7 +311,7 @@ def _read_input(element: Element, index: int, plan: Plan) -> int:
     if bus == "ps2":
         if kind not in ("mouse", "keyboard"):
             raise element.attribute_not_carried("bus", "ps2")
-        element.ignore("alias")  # every board has them
+        read_alias(element, "")  # every board has them
         element.finish()
         return 0
     name = read_alias(element, f"input{index}")

@@ -140,7 +140,10 @@ class _Reader:
     def _read_backend(self, kind: str, netdev: str, queues: int, *, has_vhost: bool) -> Option:
         element = self._element
         if kind == "user":
-            element.ignore("target")
+            target = element.child("target")
+            if target is not None:  # what libvirt called it last
+                target.accept("dev")
+                target.finish()
             return of_json("netdev", {"type": "user", "id": netdev, **self._read_user()})
         source = element.child("source")
         if kind in ("server", "client", "udp", "mcast"):
@@ -194,7 +197,6 @@ class _Reader:
 
     def _accept_host_side(self) -> None:
         """Take what only the host does and that is not done here."""
-        self._element.ignore("guest")
         link = self._element.child("link")
         if link is not None:
             link.choice("state", {"up": None})

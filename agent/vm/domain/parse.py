@@ -16,7 +16,7 @@ from uuid import UUID, uuid4, uuid5
 from agent.vm import rules
 from agent.vm.definition import Definition
 from agent.vm.domain.backing import read_backing
-from agent.vm.domain.boot import ends_at_reboot, give_boot_order, read_machine, read_os
+from agent.vm.domain.boot import check_crash, ends_at_reboot, give_boot_order, read_machine, read_os
 from agent.vm.domain.chardevs import number_ports, read_lines
 from agent.vm.domain.controllers import plug_usb, read_controllers
 from agent.vm.domain.cpu import read_cpu, read_topology, read_vcpus
@@ -101,6 +101,7 @@ def _read_domain(domain: Element, new_uuid: Callable[[], UUID]) -> Definition:
         read_controllers(domain, plan)
         read_displays(domain, plan)
     check_iommu(plan)
+    check_crash(plan)
     give_boot_order(plan, os, order)
     plug_usb(plan)
     number_ports(plan)
@@ -195,6 +196,8 @@ def _read_iothreads(domain: Element, plan: Plan) -> None:
             number = element.number(element.get_attribute("id"))
             ends = {f"thread-pool-{end}": element.number_attribute(f"thread_pool_{end}") for end in ("min", "max")}
             element.finish()
+            if number in found:
+                raise element.invalid(f"iothread {number} is given twice")
             found[number] = {key: value for key, value in ends.items() if value is not None}
         listed.finish()
     if count is not None:

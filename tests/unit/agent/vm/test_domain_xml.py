@@ -311,3 +311,56 @@ def read_or_refuse(xml: bytes) -> str:
     except InvalidRequest as error:
         return error.text
     return "read"
+
+
+_IDE = "<disk device='cdrom'><target dev='hda' bus='ide'/><address type='drive' {}/></disk>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "said"),
+    [
+        (domain(machine="pc", devices=_IDE.format("target='1'")), "target 1: there is only 0"),
+        (domain(devices=_IDE.replace("hda", "sda").replace("ide", "sata").format("bus='1'")), "bus 1: there is only 0"),
+        (
+            domain(devices="<channel type='pty'><target type='virtio'/><address type='virtio-serial' bus='1' port='1'/></channel>"),
+            "bus 1: there is only 0",
+        ),
+        (
+            domain(devices="<graphics type='vnc' listen='127.0.0.1'><listen type='address' address='::1'/></graphics>"),
+            "'127.0.0.1' is given before",
+        ),
+        (domain(devices="<video><model type='vga' heads='2'/></video>"), "heads 2"),
+        (
+            domain(inside="<numatune><memnode cellid='3' mode='strict' nodeset='0'/></numatune>"),
+            "cell 3: there is no such cell",
+        ),
+        (domain(inside="<iothreadids><iothread id='3'/><iothread id='3'/></iothreadids>"), "iothread 3 is given twice"),
+        (domain(devices="<serial type='pty'><protocol type='telnet'/></serial>"), "'telnet' is not carried"),
+        (domain(devices="<controller type='pci' model='pcie-root'><alias name='a' b='c'/></controller>"), "@b 'c' is not carried"),
+        (
+            domain(inside="<on_crash>restart</on_crash>", devices="<panic model='isa'/>"),
+            "on_crash 'restart, with a panic device' is not carried",
+        ),
+    ],
+)
+def test_what_would_change_nothing_is_refused_and_not_dropped(xml: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(said)) as raised:
+        parse(xml)
+
+    assert "line" in raised.value.facts
+
+
+def test_numbers_of_pci_controllers_may_have_gaps() -> None:
+    devices = "<controller type='pci' index='3' model='pcie-root-port'/><disk><source file='/d'/><target dev='vda'/>"
+    definition = parse(domain(devices=devices + "<address type='pci' bus='1' slot='0'/></disk>"))
+
+    assert named(definition)["virtio-disk0"]["bus"] == "pci.1"
+    assert named(definition)["pci.1"]["driver"] == "pcie-root-port"
+
+
+def test_features_that_qemu_has_no_switch_for_change_nothing() -> None:
+    cpu = "<cpu><model>Nehalem</model>{}</cpu>"
+
+    plain, listed = (parse(domain(inside=cpu.format(one))) for one in ("", "<feature name='osxsave'/><feature name='cmt'/>"))
+
+    assert plain == listed
