@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from agent.vm.domain.plan import Plan
     from agent.vm.domain.reader import Element
 
-_KINDS: Final = ("pty", "file", "unix", "null", "tcp", "udp", "dev", "pipe", "stdio", "vc", "qemu-vdagent")
+_KINDS: Final = ("pty", "file", "unix", "null", "tcp", "udp", "dev", "pipe", "stdio", "vc", "qemu-vdagent", "spicevmc", "spiceport")
+# What a display of type spice takes the line for, by the element. Source: chardev/spice.c.
+_SPICE_NAMES: Final = {"channel": "vdagent", "redirdev": "usbredir"}
 _PLAIN: Final = {"pty": "pty", "null": "null", "stdio": "stdio", "vc": "vc"}
 _HOST: Final = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
 _PORT: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -39,14 +41,13 @@ def read_chardev(element: Element, name: str) -> Option:
         chardev = {"backend": _PLAIN[kind], "id": f"char{name}"}
     elif kind == "udp":
         chardev = _read_udp(element, name)
+    elif kind in ("spicevmc", "spiceport"):
+        chardev = _read_spice_line(element, kind, name)
     elif kind == "qemu-vdagent":
         chardev = _read_vdagent(element, name)
     else:
         chardev = _read_source(element, kind, name)
-    protocol = element.child("protocol")
-    if protocol is not None:
-        protocol.choice("type", {"raw": None})
-        protocol.finish()
+    _read_protocol(element)
     log = element.child("log")
     if log is not None:
         path = log.get_attribute("file")
@@ -56,6 +57,14 @@ def read_chardev(element: Element, name: str) -> Option:
         log.finish()
     with element.located():
         return keyval("chardev", chardev)
+
+
+def _read_protocol(element: Element) -> None:
+    """Take the protocol of what is no TCP line, where there is none to choose."""
+    protocol = element.child("protocol")
+    if protocol is not None:
+        protocol.choice("type", {"raw": None})
+        protocol.finish()
 
 
 def _read_source(element: Element, kind: str, name: str) -> dict[str, object]:
@@ -137,6 +146,19 @@ def _read_udp(element: Element, name: str) -> dict[str, object]:
     if "port" not in chardev:
         raise element.invalid("a source of mode connect is missing")
     return chardev
+
+
+def _read_spice_line(element: Element, kind: str, name: str) -> dict[str, object]:
+    if kind == "spicevmc":
+        if element.tag not in _SPICE_NAMES:
+            raise element.attribute_not_carried("type", kind)
+        return {"backend": kind, "id": f"char{name}", "name": _SPICE_NAMES[element.tag]}
+    source = element.get_child("source")
+    channel = source.get_attribute("channel")
+    source.finish()
+    if not _PORT_NAME.fullmatch(channel):
+        raise source.invalid(f"channel {channel[:60]!r}: letters, digits, dots, dashes and underscores are wanted")
+    return {"backend": kind, "id": f"char{name}", "name": channel}
 
 
 def _read_vdagent(element: Element, name: str) -> dict[str, object]:
@@ -234,6 +256,8 @@ def _read_parallel(element: Element, index: int, plan: Plan) -> None:
 def _read_channel(element: Element, index: int, plan: Plan) -> None:
     target = element.get_child("target")
     kind = target.choice("type", {name: name for name in ("virtio", "guestfwd")})
+    is_agent = element.peek("type") in ("spicevmc", "qemu-vdagent")
+    default_name = "com.redhat.spice.0" if is_agent else "org.libvirt.channel"
     name = read_alias(element, f"channel{index}")
     if kind == "guestfwd":
         host, port = target.get_attribute("address"), target.number(target.get_attribute("port"))
@@ -245,7 +269,7 @@ def _read_channel(element: Element, index: int, plan: Plan) -> None:
         forward = {"str": f"tcp:{host}:{port}-chardev:char{name}"}
         plan.tail += [chardev, of_json("netdev", {"type": "user", "guestfwd": [forward], "id": name})]
         return
-    port_name = target.attribute("name") or "org.libvirt.channel"
+    port_name = target.attribute("name") or default_name
     target.accept("state")
     target.finish()
     if not _PORT_NAME.fullmatch(port_name):

@@ -46,6 +46,7 @@ _USB_PORTS: Final = {
     "pci-ohci": 3,
 }
 _XHCI_PORTS: Final = 4
+_COMPANIONS: Final = "ich9-uhci"
 _MAX_INDEX: Final = 255
 # Source: hw/isa/piix3.c, hw/i386/pc_q35.c.
 _OWN_IDE: Final = PciAddress(0, 1, 1)
@@ -71,6 +72,8 @@ def read_controllers(devices: Element, plan: Plan) -> None:
         kind = element.get_attribute("type")
         given = element.number_attribute("index")
         index = next_index.get(kind, 0) if given is None else given
+        if given is None and index and kind == "usb" and (element.peek("model") or "").startswith(_COMPANIONS):
+            index -= 1  # it belongs to the one before
         if index > _MAX_INDEX:
             raise element.invalid(f"index {index}: {_MAX_INDEX} is the most")
         next_index[kind] = max(next_index.get(kind, 0), index + 1)

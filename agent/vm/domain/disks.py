@@ -80,6 +80,7 @@ class _DiskReader:
         self._tray = target.choice("tray", {"closed": False, "open": True})
         self._rotation_rate = target.number_attribute("rotation_rate")
         target.finish()
+        element.accept("snapshot")  # what snapshots by libvirt do with it
         if self._device == "lun":
             raise element.attribute_not_carried("device", "lun")
         if (self.bus == "fdc") is not (self._device == "floppy"):

@@ -30,6 +30,8 @@ from agent.vm.domain.others import read_others
 from agent.vm.domain.pci import assign
 from agent.vm.domain.plan import Plan
 from agent.vm.domain.reader import parse_xml
+from agent.vm.domain.spice import check_spice_lines
+from agent.vm.domain.sysinfo import read_sysinfo
 from agent.vm.domain.virtio import check_iommu
 from agent.vm.options import Option, flag, of_json, text
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from agent.vm.domain.reader import Element
 
 # Names and places in management tools; the guest sees none of them.
-IRRELEVANT: Final = ("metadata", "title", "description", "seclabel", "resource", "idmap")
+IRRELEVANT: Final = ("metadata", "title", "description", "seclabel", "resource", "idmap", "on_lockfailure")
 _MAX_THREADS: Final = 1024
 # The order of kinds on the command line: what others sit on comes first.
 _RANKS: Final = {"pci": 0, "iommu": 1, "controller": 2, "memory": 3, "disk": 4, "usb": 4}
@@ -88,6 +90,7 @@ def _read_domain(domain: Element, new_uuid: Callable[[], UUID]) -> Definition:
     _read_iothreads(domain, plan)
     read_clock(domain, plan)
     read_power(domain, plan)
+    read_sysinfo(domain, os, plan, str(uuid))
     order = read_os(os, plan)
     read_features(domain, plan, prefers_kvm=prefers_kvm)
     shares = _read_shares(domain)
@@ -102,6 +105,7 @@ def _read_domain(domain: Element, new_uuid: Callable[[], UUID]) -> Definition:
         read_displays(domain, plan)
     check_iommu(plan)
     check_crash(plan)
+    check_spice_lines(plan)
     give_boot_order(plan, os, order)
     plug_usb(plan)
     number_ports(plan)
