@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.qemu.block_commands import BlockCommands
 from agent.qemu.decoding import as_list, as_mapping, as_str, find_str, get_str
 from agent.qemu.errors import QemuGone
 from agent.qemu.machine import (
@@ -60,6 +61,7 @@ class Qemu:
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
+        self.block = BlockCommands(monitor)
 
     # What it is
 
