@@ -93,6 +93,12 @@ def standing_alone(definition: Definition, disk: str) -> Definition:
     return definition
 
 
+def node_options(definition: Definition, disk: str) -> tuple[Option, ...]:
+    """List the options of a disk's nodes from its top to where its bytes are; empty for a `-drive`."""
+    nodes = _nodes(definition)
+    return next((tuple(nodes[name] for name in _down(nodes, one.node)) for one in definition.disks if one.target == disk), ())
+
+
 def check_known(definition: Definition, disk: str) -> None:
     """Require a disk.
 
@@ -134,7 +140,9 @@ def _of_drives(definition: Definition) -> Iterator[DiskImage]:
         if not name or not path or drive.get("if") == "pflash":
             continue
         is_read_only = drive.get("readonly") == "on" or drive.get("media") == "cdrom"
-        yield DiskImage(name, "", "", "", path if path.startswith("/") else "", drive.get("format"), is_read_only, is_shareable=False)
+        yield DiskImage(
+            name, "", "", "", path if path.startswith("/") else "", drive.get("format"), is_read_only, is_shareable=False
+        )
 
 
 def _nodes(definition: Definition) -> dict[str, Option]:
