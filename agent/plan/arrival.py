@@ -60,7 +60,7 @@ async def arrival(around: Surroundings, offer: Offer) -> AsyncIterator[Arrival]:
                 with findings.check():
                     await _check_cpu(offer.source, *startable)
                 with findings.check():
-                    ears = listening(around, startable[1], probe_options(offer.options), offer.source.host)
+                    ears = listening(around, startable[1], offer.source.machine, probe_options(offer.options), offer.source.host)
                     endpoint = await stack.enter_async_context(ears)
         notes = () if prepared is None else notes_of(SIDE, "DISK_COPIED", prepared.disks.notes(prepared.definition))
         yield Arrival((*findings.of(SIDE), *warnings_of(SIDE, risks), *notes), endpoint, time.time())
