@@ -135,9 +135,8 @@ class IncomingDisks:
         if self._is_reused(path):
             await self._check_reused(facts, path)
         else:
-            _check_absent(disk, path)
-            if facts.data_path:
-                _check_absent(disk, facts.data_path)
+            for place in filter(None, (path, facts.data_path)):
+                _check_absent(disk, place, self._source.host.name)
             if shutil.which(TOOL) is None:
                 raise WrongState(f"disk {disk}: this host has no {TOOL}; install qemu-utils", reason="QEMU_IMG_MISSING")
 
@@ -254,11 +253,11 @@ def _check_facts(facts: DiskFacts) -> None:
         raise InvalidRequest(f"disk {facts.disk[:80]}: {(*wrong, 'size')[0][:80]!r} is not understood", reason="DISK_FACTS_INVALID")
 
 
-def _check_absent(disk: str, path: str) -> None:
+def _check_absent(disk: str, path: str, source: str) -> None:
     if os.path.lexists(path):
         raise WrongState(
-            f"disk {disk}: {path} exists on this host already; remove it, name another place (--dest-path {disk}=FILE), "
-            "or have it written over (--reuse)",
+            f"disk {disk}: {path} exists on this host already, and is not the file that {source} uses; remove it, name another place "
+            f"for the copy (--dest-path {disk}=FILE), or have it written over (--reuse)",
             reason="FILE_EXISTS",
             disk=disk,
             path=path,

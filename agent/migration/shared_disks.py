@@ -49,8 +49,11 @@ def write_markers(
     markers: list[DiskMarker] = []
     risks: list[str] = []
     for image in written_images(definition):
+        marker = _name_marker(_disk(image), Path(image.path))
+        _record(marker, store)
         try:
-            markers.append(leave_marker(_disk(image), Path(image.path), store))
+            _put(marker, store)
+            markers.append(marker)
         except OSError as error:
             if may_copy:
                 markers.append(DiskMarker(_disk(image), image.path, "", "", source_path=image.path))
@@ -74,14 +77,22 @@ def leave_marker(disk: str, path: Path, store: Store) -> DiskMarker:
         OSError: its directory cannot be written to; nothing is left there.
     """
     marker = _name_marker(disk, path)
+    _record(marker, store)
+    _put(marker, store)
+    return marker
+
+
+def _record(marker: DiskMarker, store: Store) -> None:
     if marker.marker_path:
         store.save_marker(Path(marker.marker_path))
+
+
+def _put(marker: DiskMarker, store: Store) -> None:
     try:
         _write_marker(marker)
     except OSError:
         store.remove_marker(Path(marker.marker_path))
         raise
-    return marker
 
 
 def sight_of(marker: DiskMarker, source: HostIdentity, here: HostIdentity) -> Sight:

@@ -126,7 +126,7 @@ class Option:
         if self.name == "initrd" and "," in (self.text or ""):
             # A multiboot kernel's `-initrd` is a list with commas: the rest of the path would be another file.
             raise _invalid(f"initrd {self.text!r}: commas are refused")
-        check_properties(self.properties, f"-{self.name}", may_be_null=self.syntax is Syntax.JSON)
+        check_properties(self.properties, f"-{self.name}", may_be_null=self.name == "blockdev" and self.syntax is Syntax.JSON)
         self._refuse_programs()
 
     def _refuse_programs(self) -> None:

@@ -81,10 +81,10 @@ def test_a_marker_that_cannot_be_removed_stays_on_record(store: Store, images: P
 def test_another_directory_is_refused_whatever_the_user_says(store: Store, images: Path, *, force: bool):
     markers, _ = write_markers(_definition(images / "web.raw"), store, force=False)
     (images / "other").mkdir()
-    moved = tuple(replace(marker, image_path=str(images / "other/web.raw")) for marker in markers)
+    moved = replace(markers[0], image_path=str(images / "other/web.raw"))
 
     with pytest.raises(WrongState, match="is not the file that host-a uses"):
-        check_marker(*moved, HERE, ELSEWHERE, force=force)
+        check_marker(moved, HERE, ELSEWHERE, force=force)
 
 
 def test_a_directory_that_cannot_be_written_to_is_a_risk(store: Store):
