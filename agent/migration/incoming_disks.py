@@ -256,8 +256,8 @@ def _check_facts(facts: DiskFacts) -> None:
 def _check_absent(disk: str, path: str, source: str) -> None:
     if os.path.lexists(path):
         raise WrongState(
-            f"disk {disk}: {path} exists on this host already, and is not the file that {source} uses; remove it, name another place "
-            f"for the copy (--dest-path {disk}=FILE), or have it written over (--reuse)",
+            f"disk {disk}: {path} exists on this host already and is not the file that {source} uses; remove it, name another "
+            f"place for the copy (--dest-path {disk}=FILE), or have it written over (--reuse)",
             reason="FILE_EXISTS",
             disk=disk,
             path=path,

@@ -282,6 +282,11 @@ class PauseRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class UnpauseRequested:
+    """The user wants vCPUs that were stopped for the transfer to go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResumeAnswered:
     """The destination says that the guest goes on there."""
 
@@ -331,6 +336,7 @@ Event: TypeAlias = (
     | QemuExited
     | CancelRequested
     | PauseRequested
+    | UnpauseRequested
     | ResumeAnswered
     | DestinationNeverRan
     | Fenced
@@ -445,6 +451,8 @@ def _before_sending(phase: Begun | Mirroring, event: Event) -> Step:
             return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case PauseRequested():
             return Step(phase, (do.StopGuest(),))
+        case UnpauseRequested():
+            return Step(phase, (do.StartGuest(),))
         case QemuExited(cause):
             return Step(Lost(cause))
         case _:
@@ -475,7 +483,7 @@ def _leaving(phase: Leaving, event: Event) -> Step:
             return Step(Crossing(), (do.ContinueMigration(),))
         case PostCopyRequested():
             return Step(phase)
-        case PauseRequested():
+        case PauseRequested() | UnpauseRequested():
             raise InvalidTransition(phase, event)
         case _:
             return _before_switching(phase, event)
@@ -570,6 +578,8 @@ def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) 
             return Step(Cancelling(cause), (do.FreeGuest(),))
         case PauseRequested():
             return Step(phase, (do.StopGuest(),))
+        case UnpauseRequested():
+            return Step(phase, (do.StartGuest(),))
         case _:
             raise InvalidTransition(phase, event)
 
