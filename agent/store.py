@@ -8,6 +8,7 @@
       vms/<uuid>/qemu.log           what QEMU said on stderr
       vms/<uuid>/guest.save         a saved guest that the next start brings back
       sessions/<migration id>.json  one half of a migration
+      markers/<name>.json           a file that lies, or was about to lie, beside an image
       jobs/<job id>.json            a save, restore or dump under way
       statistics/<uuid>.json        the figures of a VM's last migrations; stays when the VM has left
       autostarted.json              the boot of the host in which marked VMs were started
@@ -25,16 +26,16 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from agent.guest_user import GuestUser
 from common.errors import InvalidRequest
-from common.records import StagedRecord, find_record, remove_leftovers, remove_record, sync_directory, write_record
+from common.records import StagedRecord, find_record, get_record, remove_leftovers, remove_record, sync_directory, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 # struct sockaddr_un holds 108 bytes and ends with a NUL. Source: unix(7).
 MAX_SOCKET_PATH_BYTES = 107
@@ -138,6 +139,7 @@ class Store:
         self._vms_dir = self.state_dir / "vms"
         self._sessions_dir = self.state_dir / "sessions"
         self.jobs_dir = self.state_dir / "jobs"
+        self._markers_dir = self.state_dir / "markers"
         self._statistics_dir = self.state_dir / "statistics"
         self.audit_path = self.state_dir / "audit.jsonl"
         self._autostarted_path = self.state_dir / "autostarted.json"
@@ -150,6 +152,7 @@ class Store:
             self._vms_dir,
             self._sessions_dir,
             self.jobs_dir,
+            self._markers_dir,
             self._statistics_dir,
         ):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ class Store:
         self.keys_dir.chmod(0o700)
         guests.admit(self.state_dir, self.keys_dir, self._vms_dir)
         guests.let_make(self.run_dir)
-        for directory in (self._sessions_dir, self.jobs_dir, self._statistics_dir, *self._vms_dir.iterdir()):
+        for directory in (self._sessions_dir, self.jobs_dir, self._markers_dir, self._statistics_dir, *self._vms_dir.iterdir()):
             remove_leftovers(directory)
 
     def vm(self, uuid: UUID) -> VmDirectory:
@@ -210,6 +213,23 @@ class Store:
         """Ensure that a half of a migration is forgotten."""
         remove_record(self._session_path(session_id))
 
+    def save_marker(self, path: Path) -> None:
+        """Write that a file is going to be put beside an image; markers have names of their own."""
+        write_record(self._marker_path(path), kind="marker", version=RECORD_VERSION, body={"path": str(path)})
+
+    def remove_marker(self, path: Path) -> None:
+        """Ensure that a file beside an image is forgotten, which is gone."""
+        remove_record(self._marker_path(path))
+
+    def markers(self) -> list[Path]:
+        """List the files that may lie beside images.
+
+        Raises:
+            BrokenRecord: one of the records cannot be read.
+        """
+        records = sorted(self._markers_dir.glob("*.json"))
+        return [Path(str(get_record(record, kind="marker", version=RECORD_VERSION)["path"])) for record in records]
+
     def find_statistics(self, uuid: UUID) -> dict[str, object] | None:
         """Read the figures of a VM's last migrations."""
         return find_record(self._statistics_dir / f"{uuid}.json", kind="statistics", version=RECORD_VERSION)
@@ -228,6 +248,9 @@ class Store:
     def session_ids(self) -> list[str]:
         """List the halves of migrations on record, in a stable order."""
         return sorted(path.stem for path in self._sessions_dir.glob("*.json"))
+
+    def _marker_path(self, path: Path) -> Path:
+        return self._markers_dir / f"{path.name.removeprefix('.')}.json"
 
     def _session_path(self, session_id: str) -> Path:
         if not _SESSION_ID.fullmatch(session_id):

@@ -19,7 +19,7 @@ from agent.migration.checks import guest_cpu, memory_warnings
 from agent.migration.clocks import now_s
 from agent.migration.order import Begun, DiskMarker, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
-from agent.migration.shared_disks import write_markers
+from agent.migration.shared_disks import paths_of, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
@@ -113,7 +113,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     markers: tuple[DiskMarker, ...] = ()
     risks: tuple[str, ...] = ()
     with findings.check():
-        markers, risks = write_markers(running.definition, force=wish.options.force)
+        markers, risks = write_markers(running.definition, around.store, force=wish.options.force)
     facts = SourceFacts(
         host=around.identity,
         qemu_version=str(version),
@@ -146,7 +146,7 @@ def open_session(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish, seen: 
             guest_was_paused=not seen.is_running,
             traceparent=current_traceparent(),
             warnings=seen.risks,
-            made_files=tuple(marker.marker_path for marker in seen.markers if marker.marker_path),
+            made_files=paths_of(seen.markers),
         ),
         out.Begun(),
     )

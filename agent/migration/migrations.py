@@ -18,7 +18,7 @@ from agent.migration.offline import begin_offline, preparation, reserve_again
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.past import Past, PastMigrations, past_of
 from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
-from agent.migration.shared_disks import remove_markers
+from agent.migration.shared_disks import find_strays, remove_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.vm.jobs import Job, JobLock
@@ -54,6 +54,7 @@ class Migrations:
                     self._restore(body)
             except FerryError as error:
                 _log.error("session record unusable", migration=session_id, error=error.text)
+        self._remove_strays()
 
     def get(self, migration_id: str) -> AnySession:
         """Return a half.
@@ -135,8 +136,14 @@ class Migrations:
             return self.get_source(wish.migration_id), self._begun[wish.migration_id]
         self._refuse_known(wish.migration_id)
         session, begun = await (begin_offline if wish.options.modes.offline else begin)(self._around, wish)
+        try:
+            self._add(session)
+        except BaseException:
+            if session.lock is not None:
+                session.lock.release()
+            remove_markers(session.facts.made_files, self._around.store)
+            raise
         self._begun[wish.migration_id] = begun
-        self._add(session)
         return session, begun
 
     async def prepare(self, offer: Offer) -> tuple[DestinationSession, Endpoint]:
@@ -188,9 +195,9 @@ class Migrations:
             )
 
     def _add(self, session: AnySession, *, after_restart: bool = False) -> None:
-        self._sessions[session.facts.migration_id] = session
         if not after_restart:
             session.save()
+        self._sessions[session.facts.migration_id] = session
         self._tasks.start(self._run(session, after_restart=after_restart))
 
     async def _run(self, session: AnySession, *, after_restart: bool) -> None:
@@ -199,10 +206,19 @@ class Migrations:
                 await session.reattach()
             await session.run(after_restart=after_restart)
             self._past.keep(past_of(session.facts, session.phase))
-            remove_markers(session.facts.made_files)
+            remove_markers(session.facts.made_files, self._around.store)
         except Exception:  # noqa: BLE001 - one migration's bug must not end the agent, which owns other guests
             _log.exception("session ended by a bug", migration=session.facts.migration_id)
         self._forget_old()
+
+    def _remove_strays(self) -> None:
+        awaited = {path for session in self.all() if not session.is_over for path in session.facts.made_files}
+        try:
+            strays = find_strays(self._around.store, awaited)
+        except FerryError as error:
+            _log.error("marker record unusable", error=error.text)
+            return
+        self._tasks.start(asyncio.to_thread(remove_markers, strays, self._around.store))  # storage that is away holds it up
 
     def _restore(self, body: dict[str, object]) -> None:
         session = self._rebuild(body)

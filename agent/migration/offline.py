@@ -82,7 +82,7 @@ async def look_offline(around: Surroundings, vm: Vm, wish: Wish) -> Look:
     if wish.destination_xml:
         definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
     stored = replace(find_stored(vm) or Stored(), definition=definition)
-    markers, risks = write_markers(here, force=wish.options.force)
+    markers, risks = write_markers(here, around.store, force=wish.options.force)
     facts = SourceFacts(
         host=around.identity,
         qemu_version="",

@@ -1,10 +1,17 @@
-"""Whether the destination's images are the very ones of the source: proved by markers, or taken on the user's word."""
+"""Whether the destination's images are the very ones of the source: proved by markers, or taken on the user's word.
+
+A marker is on record before it is there, so that an agent that is started again removes what nobody else will.
+"""
 
 from __future__ import annotations
 
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
 
 from agent.migration.order import DiskMarker, HostIdentity
 from agent.vm.definition import Definition
@@ -12,10 +19,16 @@ from agent.vm.host_files import HostFile, written_images
 from common.errors import WrongState
 from common.findings import Risk
 
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from agent.store import Store
+
 MARKER_PREFIX = ".ferry-"
+_log = structlog.get_logger()
 
 
-def write_markers(definition: Definition, *, force: bool) -> tuple[tuple[DiskMarker, ...], tuple[str, ...]]:
+def write_markers(definition: Definition, store: Store, *, force: bool) -> tuple[tuple[DiskMarker, ...], tuple[str, ...]]:
     """Put a marker beside each image that the guest writes to; return them, and what is a risk.
 
     Raises:
@@ -24,9 +37,14 @@ def write_markers(definition: Definition, *, force: bool) -> tuple[tuple[DiskMar
     markers: list[DiskMarker] = []
     risks: list[str] = []
     for image in written_images(definition):
+        marker = _name_marker(image)
+        if marker.marker_path:
+            store.save_marker(Path(marker.marker_path))
         try:
-            markers.append(_write_marker(image))
+            _write_marker(marker)
+            markers.append(marker)
         except OSError as error:
+            store.remove_marker(Path(marker.marker_path))
             text = (
                 f"disk {_disk(image)}: whether the destination sees the same file cannot be checked: "
                 f"{Path(image.path).parent}: {error.strerror}"
@@ -34,7 +52,7 @@ def write_markers(definition: Definition, *, force: bool) -> tuple[tuple[DiskMar
             try:
                 risks.append(_risk(text, "DISK_NOT_CHECKABLE", force=force, disk=_disk(image)))
             except WrongState:
-                remove_markers(tuple(marker.marker_path for marker in markers))
+                remove_markers(paths_of(tuple(markers)), store)
                 raise
     return tuple(markers), tuple(risks)
 
@@ -87,20 +105,50 @@ def check_caches(definition: Definition, source: HostIdentity, here: HostIdentit
     )
 
 
-def remove_markers(paths: tuple[str, ...]) -> None:
-    """Ensure that the markers are gone."""
-    for path in paths:
-        Path(path).unlink(missing_ok=True)
+def paths_of(markers: tuple[DiskMarker, ...]) -> tuple[str, ...]:
+    """Name the files that markers are."""
+    return tuple(marker.marker_path for marker in markers if marker.marker_path)
 
 
-def _write_marker(image: HostFile) -> DiskMarker:
+def remove_markers(paths: tuple[str, ...], store: Store) -> None:
+    """Ensure that the markers are gone; what cannot be removed now is tried again when the agent is started again."""
+    for path in map(Path, paths):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("marker not removed", path=str(path), error=error.strerror)
+        else:
+            store.remove_marker(path)
+
+
+def find_strays(store: Store, awaited: Container[str]) -> tuple[str, ...]:
+    """Name the markers that an earlier run of the agent left, but for those that a migration will still remove.
+
+    Raises:
+        BrokenRecord: what is on record cannot be read.
+    """
+    return tuple(path for path in map(str, store.markers()) if path not in awaited)
+
+
+def _name_marker(image: HostFile) -> DiskMarker:
     path = Path(image.path)
     if number := _device_number(path):
         return DiskMarker(_disk(image), image.path, "", "", number)
     nonce = secrets.token_hex(16)
-    marker_path = path.parent / f"{MARKER_PREFIX}{nonce[:12]}"
-    marker_path.write_text(nonce, encoding="ascii")
-    return DiskMarker(_disk(image), image.path, str(marker_path), nonce)
+    return DiskMarker(_disk(image), image.path, str(path.parent / f"{MARKER_PREFIX}{nonce[:12]}"), nonce)
+
+
+def _write_marker(marker: DiskMarker) -> None:
+    """Put it there, or leave nothing."""
+    if not marker.marker_path:
+        return
+    path = Path(marker.marker_path)
+    try:
+        path.write_text(marker.nonce, encoding="ascii")
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 def _read_marker(marker: DiskMarker) -> str:

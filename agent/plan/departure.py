@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agent.migration.begin import get_running_vm, look
 from agent.migration.forecast import Forecast, Measured, Span, forecast
 from agent.migration.offline import look_offline
-from agent.migration.shared_disks import remove_markers
+from agent.migration.shared_disks import paths_of, remove_markers
 from agent.plan.dirty_rate import DirtyRate, measure_dirty_rate
 from agent.plan.guest_memory import MemorySample, sample_memory
 from agent.plan.probe import measure, probe_options
@@ -119,7 +119,7 @@ class Departure:
     def close(self) -> None:
         """Remove what was made."""
         if self._look is not None:
-            remove_markers(tuple(marker.marker_path for marker in self._look.markers if marker.marker_path))
+            remove_markers(paths_of(self._look.markers), self._around.store)
 
     async def _reach(self, agent_address: str) -> None:
         """Require that this agent reaches the destination's, as the hand-over will."""

@@ -8,8 +8,12 @@ from uuid import uuid4
 
 import pytest
 
+from ferry.agent.v1 import plan_service_pb2 as pb
+from ferry.agent.v1 import plan_service_pb2_grpc as rpc
 from tests.e2e.guest import Plan, domain
 from tests.e2e.lab import Lab
+from tests.e2e.move import wishes
+from tests.e2e.waiting import until
 
 WAYS = {"psk": (), "plain": ("--plain",), "tunnel": ("--tunnel",), "multifd": ("--multifd", "2", "--compression", "zstd")}
 
@@ -97,3 +101,18 @@ async def test_a_guest_that_never_converges_is_told_beforehand(lab: Lab):
     assert code == 0
     assert not json.loads(said)["forecast"]["ends"]
     assert "would not converge" in json.loads(said)["forecast"]["strategy"]
+
+
+async def test_an_agent_killed_in_a_plan_removes_its_marker_when_it_is_back(lab: Lab):
+    await lab.start_guest()
+    asked = pb.PlanDepartureRequest(look=pb.PlanDepartureRequest.Look(plan_id=str(uuid4()), vm="web", options=wishes()))
+    plan = rpc.PlanServiceStub(lab.channel("host-a")).PlanDeparture()
+    await plan.write(asked)
+    await plan.read()
+    assert list(lab.directory.glob(".ferry-*"))
+
+    await lab.kill("agent-a")
+    await lab.restart("agent-a")
+
+    await until(lambda: not list(lab.directory.glob(".ferry-*")), "no marker")
+    plan.cancel()

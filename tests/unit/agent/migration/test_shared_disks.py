@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent.migration.order import DiskMarker, HostIdentity
-from agent.migration.shared_disks import check_caches, check_markers, remove_markers, write_markers
+from agent.migration.shared_disks import check_caches, check_markers, find_strays, paths_of, remove_markers, write_markers
+from agent.store import Store
 from agent.vm.definition import Definition
 from agent.vm.domain.parse import parse_domain
 from common.errors import WrongState
@@ -26,31 +27,73 @@ def _definition(image: Path, driver: str = "") -> Definition:
     )
 
 
-def test_a_marker_is_found_and_removed(tmp_path: Path):
-    markers, risks = write_markers(_definition(tmp_path / "web.raw"), force=False)
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state", run_dir=tmp_path / "run")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    directory = tmp_path / "images"
+    directory.mkdir()
+    return directory
+
+
+def test_a_marker_is_found_and_removed(store: Store, images: Path):
+    markers, risks = write_markers(_definition(images / "web.raw"), store, force=False)
 
     assert check_markers(markers, HERE, ELSEWHERE, force=False) == risks == ()
-    remove_markers(tuple(marker.marker_path for marker in markers))
-    assert not list(tmp_path.iterdir())
+    remove_markers(paths_of(markers), store)
+    assert not list(images.iterdir())
+    assert not store.markers()
+
+
+def test_a_marker_that_cannot_be_put_on_record_is_not_made(store: Store, images: Path):
+    (store.state_dir / "markers").rmdir()
+
+    with pytest.raises(FileNotFoundError):
+        write_markers(_definition(images / "web.raw"), store, force=False)
+    assert not list(images.iterdir())
+
+
+def test_a_marker_is_a_stray_for_the_next_agent_unless_a_migration_removes_it(store: Store, images: Path):
+    markers, _ = write_markers(_definition(images / "web.raw"), store, force=False)
+    next_store = Store(store.state_dir, run_dir=store.run_dir)
+
+    strays = find_strays(next_store, ())
+
+    assert strays == paths_of(markers)
+    assert find_strays(next_store, paths_of(markers)) == ()
+
+
+def test_a_marker_that_cannot_be_removed_stays_on_record(store: Store, images: Path):
+    path = images / ".ferry-1"
+    path.mkdir()  # no file, so it cannot be unlinked
+    store.save_marker(path)
+
+    remove_markers((str(path),), store)
+
+    assert store.markers() == [path]
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_another_directory_is_refused_whatever_the_user_says(tmp_path: Path, *, force: bool):
-    markers, _ = write_markers(_definition(tmp_path / "web.raw"), force=False)
-    (tmp_path / "other").mkdir()
-    moved = tuple(replace(marker, image_path=str(tmp_path / "other/web.raw")) for marker in markers)
+def test_another_directory_is_refused_whatever_the_user_says(store: Store, images: Path, *, force: bool):
+    markers, _ = write_markers(_definition(images / "web.raw"), store, force=False)
+    (images / "other").mkdir()
+    moved = tuple(replace(marker, image_path=str(images / "other/web.raw")) for marker in markers)
 
     with pytest.raises(WrongState, match="is not the file that host-a uses"):
         check_markers(moved, HERE, ELSEWHERE, force=force)
 
 
-def test_a_directory_that_cannot_be_written_to_is_a_risk():
+def test_a_directory_that_cannot_be_written_to_is_a_risk(store: Store):
     definition = _definition(Path("/proc/web.raw"))
 
     with pytest.raises(WrongState, match=r"disk vda.*/proc.*--force"):
-        write_markers(definition, force=False)
-    markers, risks = write_markers(definition, force=True)
+        write_markers(definition, store, force=False)
+    markers, risks = write_markers(definition, store, force=True)
     assert markers == ()
+    assert not store.markers()
     assert "cannot be checked" in risks[0]
 
 
