@@ -10,6 +10,7 @@
       sessions/<migration id>.json  one half of a migration
       markers/<name>.json           a file that lies, or was about to lie, beside an image
       jobs/<job id>.json            a save, restore or dump under way
+      blockjobs/<job id>.json       a job on a disk under way
       statistics/<uuid>.json        the figures of a VM's last migrations; stays when the VM has left
       autostarted.json              the boot of the host in which marked VMs were started
       audit.jsonl                   who asked for what; see `agent.audit_log`
@@ -139,6 +140,7 @@ class Store:
         self._vms_dir = self.state_dir / "vms"
         self._sessions_dir = self.state_dir / "sessions"
         self.jobs_dir = self.state_dir / "jobs"
+        self.block_jobs_dir = self.state_dir / "blockjobs"
         self._markers_dir = self.state_dir / "markers"
         self._statistics_dir = self.state_dir / "statistics"
         self.audit_path = self.state_dir / "audit.jsonl"
@@ -152,6 +154,7 @@ class Store:
             self._vms_dir,
             self._sessions_dir,
             self.jobs_dir,
+            self.block_jobs_dir,
             self._markers_dir,
             self._statistics_dir,
         ):
@@ -160,8 +163,11 @@ class Store:
         self.keys_dir.chmod(0o700)
         guests.admit(self.state_dir, self.keys_dir, self._vms_dir)
         guests.let_make(self.run_dir)
-        for directory in (self._sessions_dir, self.jobs_dir, self._markers_dir, self._statistics_dir, *self._vms_dir.iterdir()):
+        for directory in (*self._record_dirs(), *self._vms_dir.iterdir()):
             remove_leftovers(directory)
+
+    def _record_dirs(self) -> tuple[Path, ...]:
+        return (self._sessions_dir, self.jobs_dir, self.block_jobs_dir, self._markers_dir, self._statistics_dir)
 
     def vm(self, uuid: UUID) -> VmDirectory:
         """Name the place of a VM; nothing is made or read."""
