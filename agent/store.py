@@ -138,7 +138,7 @@ class Store:
         self.cache_dir = self.state_dir / "cache"
         self.keys_dir = self.state_dir / "keys"
         self._vms_dir = self.state_dir / "vms"
-        self._sessions_dir = self.state_dir / "sessions"
+        self.sessions_dir = self.state_dir / "sessions"
         self.jobs_dir = self.state_dir / "jobs"
         self.block_jobs_dir = self.state_dir / "blockjobs"
         self._markers_dir = self.state_dir / "markers"
@@ -152,7 +152,7 @@ class Store:
             self.cache_dir,
             self.keys_dir,
             self._vms_dir,
-            self._sessions_dir,
+            self.sessions_dir,
             self.jobs_dir,
             self.block_jobs_dir,
             self._markers_dir,
@@ -167,7 +167,7 @@ class Store:
             remove_leftovers(directory)
 
     def _record_dirs(self) -> tuple[Path, ...]:
-        return (self._sessions_dir, self.jobs_dir, self.block_jobs_dir, self._markers_dir, self._statistics_dir)
+        return (self.sessions_dir, self.jobs_dir, self.block_jobs_dir, self._markers_dir, self._statistics_dir)
 
     def vm(self, uuid: UUID) -> VmDirectory:
         """Name the place of a VM; nothing is made or read."""
@@ -253,7 +253,7 @@ class Store:
 
     def session_ids(self) -> list[str]:
         """List the halves of migrations on record, in a stable order."""
-        return sorted(path.stem for path in self._sessions_dir.glob("*.json"))
+        return sorted(path.stem for path in self.sessions_dir.glob("*.json"))
 
     def _marker_path(self, path: Path) -> Path:
         return self._markers_dir / f"{path.name.removeprefix('.')}.json"
@@ -264,7 +264,7 @@ class Store:
                 f"migration id {session_id[:80]!r}: 1 to 64 letters, digits and dashes are wanted",
                 reason="MIGRATION_ID_INVALID",
             )
-        return self._sessions_dir / f"{session_id}.json"
+        return self.sessions_dir / f"{session_id}.json"
 
 
 def _check_socket_path(path: Path) -> None:

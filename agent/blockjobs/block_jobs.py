@@ -16,12 +16,13 @@ from uuid import UUID, uuid4
 import structlog
 from opentelemetry import trace
 
-from agent.blockjobs.begin import begin
+from agent.blockjobs.begin import begin, creation_id
 from agent.blockjobs.block_job import BlockJob, BlockJobRecords, Kind, State, Wish
 from agent.blockjobs.disks import commands_of, get_chain, get_disk, see_disks
 from agent.blockjobs.ending import Ended, decide, end_in_qemu, end_without_qemu
 from agent.blockjobs.following import follow_job, state_of
 from agent.blockjobs.orders import Ground, plan_commit, plan_copy, plan_pull, plan_snapshot
+from agent.blockjobs.sweep import sweep
 from agent.blockjobs.work import Work
 from agent.qemu.block_commands import BlockCommands
 from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
@@ -74,6 +75,9 @@ class BlockJobs:
             work = self._add(Work(record, vm, _lock(record), self._records))
             self._vms.jobs.keep_disk(work.lock)
             self._tasks.start(self._carry_on(work))
+        for vm in self._vms.all():
+            if vm.running is not None:
+                self._tasks.start(self._sweep(vm))
 
     # what users wish
 
@@ -266,6 +270,13 @@ class BlockJobs:
         except Exception as error:  # noqa: BLE001 -- as in `_carry_out`
             await self._fail(work, error)
 
+    async def _sweep(self, vm: Vm) -> None:
+        monitor = await vm.wait_attached()
+        if monitor is not None:
+            records = [work.record for work in self._works.values() if work.record.vm_uuid == vm.uuid]
+            owned = {name for record in records for name in (*record.nodes, creation_id(record))}
+            await sweep(vm.name, BlockCommands(monitor), frozenset(owned))
+
     async def _note_end(self, work: Work, job: Job) -> None:
         """Put on record what QEMU says, before it is dismissed and says it no more."""
         work.note(replace(work.record, outcome=state_of(job), error=job.error))
@@ -335,7 +346,7 @@ class BlockJobs:
                 ended_at_s=self._wall_clock() if is_final else None,
             )
         )
-        said = text or ended.after
+        said = ended.after if ended.state is State.CANCELLED else text or ended.after
         _log.info("block job ended", vm=record.vm_name, disk=record.disk, job=record.id, state=ended.state.value, text=said)
         if is_told:
             self._tell(work, _REASONS.get(ended.state, Reason.FAILED), said)

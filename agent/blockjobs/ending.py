@@ -82,8 +82,8 @@ def end_without_qemu(vm: Vm | None, record: BlockJobRecord) -> Ended:
         return Ended(
             State.UNDECIDED,
             before,
-            f"QEMU ended while the disk went over from {before} to {record.after[0].path} and nobody saw on which it was: the image "
-            f"that was written to last is right; ferry block pivot {record.vm_name} {record.disk} takes the new one, "
+            f"QEMU ended while the disk went over from {before} to {record.after[0].path} and nobody saw on which it was: "
+            f"the image that was written to last is right; ferry block pivot {record.vm_name} {record.disk} takes the new one, "
             f"ferry block abort {record.vm_name} {record.disk} the old one",
         )
     if record.made is not None:

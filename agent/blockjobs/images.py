@@ -89,8 +89,8 @@ def is_device(path: str) -> bool:
     return Path(path).is_block_device()
 
 
-def check_place(path: Path) -> None:
-    """Require a directory with nothing under this name.
+def check_place(path: Path, hint: str = "") -> None:
+    """Require a directory with nothing under this name; `hint` is what else could be done.
 
     Raises:
         WrongState: there is no such directory, or there is something.
@@ -98,11 +98,7 @@ def check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise WrongState(f"{path}: its directory does not exist on this host", reason="FILE_MISSING", path=path)
     if os.path.lexists(path):
-        raise WrongState(
-            f"{path} exists already; choose another name, or say --reuse if its contents may be overwritten",
-            reason="FILE_EXISTS",
-            path=path,
-        )
+        raise WrongState(f"{path} exists already; choose another name{hint}", reason="FILE_EXISTS", path=path)
 
 
 def check_room(path: Path, needed_bytes: int, what: str) -> None:

@@ -99,7 +99,7 @@ def plan_copy(ground: Ground, order: CopyOrder) -> BlockJobRecord:
     if order.reuses:
         _check_reused(ground, order, image_format)
     else:
-        images.check_place(path)
+        images.check_place(path, ", or say --reuse if what is in it may be overwritten")
     copied = chain.layers[:1] if order.is_top_only else chain.layers
     images.check_room(path, _most(copied, chain.top.virtual_size_bytes), f"a copy of {ground.named}")
     place = _new_place(ground, path, image_format)

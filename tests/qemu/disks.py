@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -12,8 +11,7 @@ from uuid import UUID
 
 from agent.blockjobs.block_job import BlockJob, State
 from agent.blockjobs.block_jobs import BlockJobs
-from agent.blockjobs.disks import commands_of
-from agent.blockjobs.ending import find_drive
+from agent.blockjobs.disks import commands_of, find_drive
 from agent.qemu.block_graph import Graph
 from agent.store import Store
 from agent.vm.lifecycle import Vms
@@ -133,20 +131,24 @@ class Agent:
         for one in seen:
             assert one.chain is not None
             assert not one.jobs
-            paths |= {os.path.realpath(path) for path in one.chain.paths}
+            paths |= set(one.chain.paths)
             wanted |= {*one.chain.filters, *(name for layer in one.chain.layers for name in (layer.node, layer.file_node))}
         graph = await commands.query_graph()
         assert set(graph.nodes) == wanted - {""}
         running = self.vm.get_running()
         assert running.process is not None
-        opened = {os.readlink(link) for link in Path(f"/proc/{running.process.pid}/fd").iterdir()}
-        assert {path for path in opened if path.endswith((".qcow2", ".raw", ".img"))} == paths
+        assert _opened_images(running.process.pid) == paths
         drives = await commands.query_drives()
         for disk in running.definition.disks:
             drive = find_drive(drives, disk.device, disk.node)
             assert drive is not None
         assert self.jobs.all() == []
         assert self.vms.jobs.disk_locks(self.vm.uuid) == ()
+
+
+def _opened_images(pid: int) -> set[str]:
+    opened = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    return {path for path in opened if path.removesuffix(" (deleted)").endswith((".qcow2", ".raw", ".img"))}
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from agent.blockjobs.block_job import State
 from agent.blockjobs.orders import CommitOrder, CopyOrder, PullOrder
 from agent.vm.events import Happening, Reason
 from tests.contract.real import BINARIES
-from tests.qemu.disks import Agent, agent, disk_xml, guest, make_chain
+from tests.qemu.disks import Agent, disk_xml, guest, make_chain
 from tests.qemu.vms import stop_all
 
 versions = pytest.mark.parametrize("version", BINARIES)
