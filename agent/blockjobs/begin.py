@@ -56,9 +56,20 @@ async def begin(work: Work, commands: BlockCommands, disk: Disk, chain: Chain) -
         case Kind.COMMIT | Kind.ACTIVE_COMMIT:
             base = record.paths.index(record.file)
             top = len(record.after) - (len(record.before) - base)
-            await reopen(commands, work.vm.get_running().definition, record.before[base].node, is_read_only=False)
+            await _open_for_writing(work, commands, record.before[base].node)
+            if top > 1:  # what stands on the images that go names the base from then on; QEMU ends if it cannot write that
+                await _open_for_writing(work, commands, record.before[top - 1].node)
             nodes = (chain.root, record.before[top].node, record.before[base].node)
             await commands.commit(record.qemu_id, *nodes, bytes_per_second=bound)
+
+
+async def _open_for_writing(work: Work, commands: BlockCommands, node: str) -> None:
+    is_known = await reopen(commands, work.vm.get_running().definition, node, is_read_only=False)
+    if not is_known and not node.startswith("#"):  # those QEMU opens for writing by itself
+        raise WrongState(
+            f"{work.record.named()}: block node {node} is in no option of the VM, so it cannot be opened for writing",
+            reason="DISK_NOT_CARRIED",
+        )
 
 
 async def _close_for_writing(work: Work, commands: BlockCommands, node: str) -> None:

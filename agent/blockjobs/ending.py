@@ -189,15 +189,15 @@ async def _remove_nodes(commands: BlockCommands, record: BlockJobRecord, chain: 
 
 
 async def _close_base(vm: Vm, commands: BlockCommands, record: BlockJobRecord, chain: Chain) -> None:
-    """Open the base of a commit for reading alone, as it was, unless the guest writes to it now."""
+    """Open what a commit has written to for reading alone, as it was, unless the guest writes to it now."""
     if record.kind not in (Kind.COMMIT, Kind.ACTIVE_COMMIT):
         return
-    node = next((layer.node for layer in chain.layers[1:] if is_same(layer.path, record.file)), "")
-    try:
-        if node:
-            await reopen(commands, vm.get_running().definition, node, is_read_only=True)
-    except QemuRefused as error:
-        _log.warning("image stays open for writing", vm=record.vm_name, node=node, error=error.text)
+    base = next((place for place, layer in enumerate(chain.layers) if is_same(layer.path, record.file)), 0)
+    for layer in chain.layers[max(base - 1, 1) : base + 1]:
+        try:
+            await reopen(commands, vm.get_running().definition, layer.node, is_read_only=True)
+        except QemuRefused as error:
+            _log.warning("image stays open for writing", vm=record.vm_name, node=layer.node, error=error.text)
 
 
 def _settle_file(record: BlockJobRecord, chain: Chain, state: State) -> str:
