@@ -30,5 +30,5 @@ async def reopen(commands: BlockCommands, definition: Definition, node: str, *, 
         upper["backing"] = backing
     storage = upper.get("file")
     lower = [] if not isinstance(storage, str) or storage not in options else [{**options[storage], "read-only": is_read_only}]
-    await commands.reopen_nodes(*lower, upper)
+    await commands.reopen_node(*lower, upper)
     return True

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 _PART: Final = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _MARKER: Final = re.compile(r"\.ferry-[0-9a-f]{12}")
-# A migration that proves a disk is done with its marker long before.
-_OLD_MARKER_S: Final = 3600.0
+_MOVED: Final = re.compile(r"\.ferry-image-[0-9a-f]{12}")
+# A migration is done with a marker, and puts an image in its place, long before.
+_OLD_S: Final = 3600.0
 # What owns all that is in a VM's QEMU.
 _OWNERS: Final = frozenset({Job.MIGRATION_OUT, Job.MIGRATION_IN, Job.SAVE, Job.RESTORE, Job.START, Job.STOP})
 _BY_QMP: Final = "end it where it was begun"
@@ -146,6 +147,9 @@ def _of_files(vms: Vms, store: Store, roots: Sequence[Path]) -> Iterator[Finding
             yield Finding(
                 "", "PARTIAL_FILE", str(path), text, "remove it, unless another host that shares the directory is writing it"
             )
+        elif _MOVED.fullmatch(path.name) and _is_old(path):
+            text = f"{path} was begun as the image of a guest that was to come"
+            yield Finding("", "PARTIAL_FILE", str(path), text, "remove it, if no guest is on its way to this host")
         elif _MARKER.fullmatch(path.name) and str(path) not in marked and _is_old(path):
             text = f"{path} is the marker of a migration that is over"
             yield Finding("", "MARKER_FILE", str(path), text, "remove it")
@@ -166,6 +170,6 @@ def _files_in(directories: Iterable[Path]) -> Iterator[Path]:
 
 def _is_old(path: Path) -> bool:
     try:
-        return time.time() - path.stat().st_mtime > _OLD_MARKER_S
+        return time.time() - path.stat().st_mtime > _OLD_S
     except OSError:
         return False

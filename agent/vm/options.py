@@ -57,6 +57,7 @@ ALLOWED: Final = frozenset(
         "rtc",
         "serial",
         "smbios",
+        "spice",
         "tpmdev",
         "usb",
         "usbdevice",
@@ -84,12 +85,15 @@ _IMPLIED: Final = {
     "tpmdev": "type",
     "vnc": "vnc",
 }
-RUN_DIR_OPTIONS: Final = ("chardev", "object", "vnc")
+RUN_DIR_OPTIONS: Final = ("chardev", "object", "spice", "vnc")
+# Stands in `-spice` for a port that the host chooses at each start; QEMU finds a free one for VNC alone.
+FREE_PORT: Final = "{port}"
 _IN_RUN_DIR: Final = re.compile(r"(unix:)?\{run\}/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FORBIDDEN: Final = frozenset({"script", "downscript", "helper", "fd", "fds", "vhostfd", "vhostfds", "sockfd"})
 # Texts that are one value, commas included; other texts are `key=value` words.
 _WHOLE: Final = frozenset({"append", "bios", "dtb", "initrd", "kernel", "mem-path", "uuid"})
 _MONITOR: Final = "mon:"  # `-serial mon:stdio` is a line and a monitor
+_NO_BACKING: Final = "-blockdev,backing"  # the only value that may be null: whatever the image names, nothing is below it
 _SINGLE_COMMA: Final = re.compile(r"(?:[^,]|,,)+")
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -126,7 +130,7 @@ class Option:
         if self.name == "initrd" and "," in (self.text or ""):
             # A multiboot kernel's `-initrd` is a list with commas: the rest of the path would be another file.
             raise _invalid(f"initrd {self.text!r}: commas are refused")
-        check_properties(self.properties, f"-{self.name}")
+        check_properties(self.properties, f"-{self.name}", may_be_null=self.name == "blockdev" and self.syntax is Syntax.JSON)
         self._refuse_programs()
 
     def _refuse_programs(self) -> None:
@@ -227,13 +231,15 @@ def strings_of(value: object, key: str = "") -> Iterator[tuple[str, str]]:
                 yield from strings_of(inner, key)
 
 
-def check_properties(properties: Mapping[str, object], where: str) -> None:
+def check_properties(properties: Mapping[str, object], where: str, *, may_be_null: bool = False) -> None:
     """Refuse keys that are not words and values that are not plain.
 
     Raises:
         InvalidRequest: there is one; the text names it.
     """
-    _check_value(dict(properties), where, 0)
+    for key, value in properties.items():
+        if value is not None or not may_be_null:  # in JSON: a backing image that there is none of
+            _check_value({key: value}, where, 0)
 
 
 def _check_value(value: object, where: str, depth: int) -> None:
@@ -242,7 +248,7 @@ def _check_value(value: object, where: str, depth: int) -> None:
     match value:
         case bool() | int():
             pass
-        case None if where.endswith(",backing"):  # an image that has a backing file on record and is used without
+        case None if where.endswith(_NO_BACKING):
             pass
         case str():
             rules.check_text(value, where)
