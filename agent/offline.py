@@ -14,16 +14,30 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from agent.vm import argv
+from agent.vm.domain.cpu import qemu_feature_name
 from agent.vm.domain.parse import parse_domain
+from agent.vm.domain.reader import parse_xml
 from agent.vm.host_checks import find_emulator
 from agent.vm.pinning import pin
 from agent.vm.probes import HostProbes, check_cpu_model, choose_accelerator
 from agent.vm.settings import VmSettings
-from common.errors import FerryError
+from common.errors import FerryError, WrongState
+
+if TYPE_CHECKING:
+    from agent.vm.domain.reader import Element
+
+# The element that asks for what a QEMU may lack, by the reason of the refusal.
+_ASKED_BY: Final = {
+    "MACHINE_UNKNOWN": ("os", "type"),
+    "TOO_MANY_VCPUS": ("vcpu",),
+    "CPU_MODEL_UNKNOWN": ("cpu", "model"),
+    "CPU_FEATURE_UNKNOWN": ("cpu",),
+}
 
 
 def main() -> None:
@@ -49,13 +63,28 @@ async def _build(xml: bytes, origin: str, qemu: str | None) -> dict[str, object]
     binary = find_emulator(replace(definition, emulator=None), VmSettings(qemu=named) if named else VmSettings())
     probes = HostProbes(_cache_dir())
     facts = await probes.facts(binary)
-    definition = pin(definition, facts)
-    check_cpu_model(definition, facts)
+    try:
+        definition = pin(definition, facts)
+        check_cpu_model(definition, facts)
+    except WrongState as error:
+        raise _at_element(error, xml, origin) from error
     accelerator = await choose_accelerator(definition, binary, probes)
     if definition.prefers_kvm and accelerator.value != "kvm":
         notes.append("KVM does not work here: the guest would run under TCG")
     host = argv.HostSide(str(binary), accelerator, None, run_dir=_run_dir())
     return {"argv": list(argv.build(definition, host)), "notes": notes}
+
+
+def _at_element(error: WrongState, xml: bytes, origin: str) -> FerryError:
+    """Say where the XML asks for what this QEMU has not; what is not asked for has no place."""
+    tags, name = _ASKED_BY.get(error.reason, ()), error.facts.get("feature")
+    element: Element | None = parse_xml(xml, origin)
+    for tag in tags:
+        element = None if element is None else element.child(tag)
+    if element is not None and name is not None:
+        named = (one for one in element.children("feature") if qemu_feature_name(one.get_attribute("name")) == name)
+        element = next(named, element)
+    return error if element is None or not tags else element.invalid(error.text)
 
 
 def _existing(path: str | None) -> str | None:

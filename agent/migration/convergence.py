@@ -31,6 +31,10 @@ RATES_WINDOW: Final = 24
 # Less than this part of the usual throughput is a dip, more than that part of it is the end of one.
 DIP_BELOW: Final = 0.5
 DIP_ENDS_ABOVE: Final = 0.7
+# QEMU's throughput is that of a tenth of a second, which may be low for any reason: a dip is what lasts longer.
+DIP_AFTER_S: Final = 0.4
+# What lasts so long is the usual throughput from then on.
+DIP_LASTS_S: Final = 6.0
 # Passes without progress after which the guest is throttled, goes on by post-copy, or the transfer counts as endless.
 THROTTLE_AFTER: Final = 2
 POST_COPY_AFTER: Final = 4
@@ -39,6 +43,11 @@ ENDLESS_S: Final = 60.0
 # A rest that is smaller by this part is progress.
 PROGRESS_BELOW: Final = 0.9
 MAX_DECISIONS: Final = 60
+# However often the network dips, as many are left for what ends a transfer.
+RESERVED_DECISIONS: Final = 20
+# Throughputs that tell the usual one. With fewer, time is only held to be short once this part of it is over.
+TELLING_RATES: Final = 4
+EARLY_PART: Final = 1 / 4
 # From one sample to the next, and for the hand-over: what has to end in time is begun that much earlier.
 REACTION_S: Final = 0.7
 # A guest that rewrites the same pages changes most of them early in a pass, while QEMU's rate is the mean over a pass.
@@ -129,7 +138,8 @@ class Outlook:
     Attributes:
         limit_s: the longest standstill that QEMU may choose, unless `is_holding`.
         rests: what was left at the beginning of the last passes.
-        rates: the last throughputs while there was enough to send.
+        rates: the last throughputs while there was enough to send; those of a dip are in `slow_rates`.
+        slow_since_s: since when the network has carried much less than usual; None while it does not.
         best_bytes, best_pass, best_at_s: the smallest rest, and when it was reached.
         pass_began_at_s: when the pass was first seen.
         is_ending: a decision was made after which there is none.
@@ -140,6 +150,8 @@ class Outlook:
     pass_began_at_s: float = 0.0
     rests: tuple[int, ...] = ()
     rates: tuple[int, ...] = ()
+    slow_rates: tuple[int, ...] = ()
+    slow_since_s: float | None = None
     best_bytes: int | None = None
     best_pass: int = 1
     best_at_s: float = 0.0
@@ -176,7 +188,7 @@ def first_limit_s(bounds: Bounds) -> float:
 
 def change_bounds(outlook: Outlook, sample: Sample, limit_s: float) -> tuple[Outlook, Decision]:
     """Follow a client that changed the bounds; `limit_s` is what QEMU may choose from now on."""
-    after = replace(outlook, limit_s=limit_s, is_holding=False, rates=())
+    after = replace(outlook, limit_s=limit_s, is_holding=False, rates=(), slow_rates=(), slow_since_s=None)
     return _decide(after, sample, Choice.BOUNDS)
 
 
@@ -188,13 +200,20 @@ def observe(outlook: Outlook, sample: Sample, bounds: Bounds) -> tuple[Outlook, 
         return outlook, None
     if _is_time_over(outlook, sample, bounds):
         return _decide(outlook, sample, _last_choice(bounds), is_timeout=True)
-    if outlook.decision_count >= MAX_DECISIONS:
-        return outlook, None
-    if outlook.is_holding != _is_dip(outlook, sample):
-        holding = replace(outlook, is_holding=not outlook.is_holding)
-        return _decide(holding, sample, Choice.HOLD if holding.is_holding else Choice.RELEASE)
-    if is_new_pass and not outlook.is_holding:
+    if outlook.is_holding or outlook.slow_since_s is not None:
+        return _in_dip(outlook, sample)
+    if is_new_pass and outlook.decision_count < MAX_DECISIONS:
         return _at_pass(outlook, sample, bounds)
+    return outlook, None
+
+
+def _in_dip(outlook: Outlook, sample: Sample) -> tuple[Outlook, Decision | None]:
+    """Hold the switch-over back once the network has been slow for long enough, and release it afterwards."""
+    if outlook.is_holding:
+        return _decide(_released(outlook, sample), sample, Choice.RELEASE) if _is_dip_over(outlook, sample) else (outlook, None)
+    is_dip = outlook.slow_since_s is not None and sample.at_s - outlook.slow_since_s >= DIP_AFTER_S
+    if is_dip and outlook.decision_count < MAX_DECISIONS - RESERVED_DECISIONS:
+        return _decide(replace(outlook, is_holding=True), sample, Choice.HOLD)
     return outlook, None
 
 
@@ -211,9 +230,16 @@ def _see(outlook: Outlook, sample: Sample, *, is_new_pass: bool) -> Outlook:
             best_pass=sample.pass_count if is_progress else outlook.best_pass,
             best_at_s=sample.at_s if is_progress else outlook.best_at_s,
         )
-    if sample.bytes_per_second and (not outlook.rates or _is_busy(outlook, sample)):
-        outlook = replace(outlook, rates=(*outlook.rates, sample.bytes_per_second)[-RATES_WINDOW:])
-    return outlook
+    if not sample.bytes_per_second or (outlook.rates and not _is_busy(outlook, sample)):
+        return outlook if outlook.is_holding else replace(outlook, slow_since_s=None)
+    if outlook.is_holding:
+        return replace(outlook, slow_rates=(*outlook.slow_rates, sample.bytes_per_second))
+    slow_since_s = outlook.slow_since_s
+    if not _is_slow(outlook, sample, DIP_BELOW):
+        slow_since_s = None
+    elif slow_since_s is None:
+        slow_since_s = sample.at_s
+    return replace(outlook, rates=(*outlook.rates, sample.bytes_per_second)[-RATES_WINDOW:], slow_since_s=slow_since_s)
 
 
 def _is_busy(outlook: Outlook, sample: Sample) -> bool:
@@ -221,11 +247,22 @@ def _is_busy(outlook: Outlook, sample: Sample) -> bool:
     return sample.remaining_bytes > outlook.usual_rate * FIRST_LEAST_S
 
 
-def _is_dip(outlook: Outlook, sample: Sample) -> bool:
-    if len(outlook.rates) < WINDOW // 2 or not _is_busy(outlook, sample):
-        return False
-    part = DIP_ENDS_ABOVE if outlook.is_holding else DIP_BELOW
-    return sample.bytes_per_second < outlook.usual_rate * part
+def _is_slow(outlook: Outlook, sample: Sample, part: float) -> bool:
+    """Say whether the network carries less than this part of what it usually does."""
+    return len(outlook.rates) >= TELLING_RATES and sample.bytes_per_second < outlook.usual_rate * part
+
+
+def _is_dip_over(outlook: Outlook, sample: Sample) -> bool:
+    if outlook.slow_since_s is None or sample.at_s - outlook.slow_since_s >= DIP_LASTS_S:
+        return True
+    return not _is_busy(outlook, sample) or not _is_slow(outlook, sample, DIP_ENDS_ABOVE)
+
+
+def _released(outlook: Outlook, sample: Sample) -> Outlook:
+    """End a dip; a network that has stayed slow is taken as it is from now on."""
+    stays_slow = outlook.slow_rates and _is_slow(outlook, sample, DIP_ENDS_ABOVE)
+    rates = outlook.slow_rates[-RATES_WINDOW:] if stays_slow else outlook.rates
+    return replace(outlook, is_holding=False, rates=rates, slow_rates=(), slow_since_s=None)
 
 
 def _is_time_over(outlook: Outlook, sample: Sample, bounds: Bounds) -> bool:
@@ -233,7 +270,8 @@ def _is_time_over(outlook: Outlook, sample: Sample, bounds: Bounds) -> bool:
     if not budget.max_duration_s:
         return outlook.idle_passes() >= ENDLESS_AFTER and sample.at_s - outlook.best_at_s >= ENDLESS_S
     needed_s = 0.0
-    if _last_choice(bounds) is not Choice.ABORT and outlook.usual_rate:
+    is_told = len(outlook.rates) >= TELLING_RATES or sample.at_s >= budget.max_duration_s * EARLY_PART
+    if _last_choice(bounds) is not Choice.ABORT and outlook.usual_rate and is_told:
         needed_s = REACTION_S + (sample.remaining_bytes + _dirtied_bytes(outlook, sample)) / outlook.usual_rate
     return sample.at_s + needed_s >= budget.max_duration_s
 

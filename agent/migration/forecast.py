@@ -25,12 +25,21 @@ RATE_S: Final = 0.1
 # Less than this QEMU sends with the guest stopped before it knows its throughput, too.
 AT_ONCE_S: Final = 0.001
 THROTTLED: Final = 0.1
-# From the guest's stop to its start at the destination, beside what is still to be sent.
+# From the guest's stop to its start at the destination, beside what is still to be sent; in post-copy the destination's QEMU
+# has to read the devices before it can be told to run.
 HANDOVER_S: Final = 0.015
+HANDOVER_IN_POST_COPY_S: Final = 0.035
 # Both QEMUs go through pages of zeroes without sending them, at about this rate.
 ZEROES_BYTES_S: Final = 1.5e9
 # What no measurement beforehand can know of a duration.
 UNKNOWN: Final = 0.1
+# What goes over the link instead of a page of zeroes, as a part of it; and how well it is known what else is to be sent.
+INSTEAD_OF_ZEROES: Final = 9 / 4096
+SENT_UNKNOWN: Final = 0.05
+# In post-copy nobody looks for changed pages, so the way carries up to as many times more; much more where `bandwidth` is what
+# bounds it before.
+FOLLOWS_FASTER: Final = 2.0
+FREED: Final = (2.0, 20.0)
 # Who does not converge in as many times the first pass, and in as long, does not.
 MOST_PASSES: Final = 20
 LONGEST_S: Final = 120.0
@@ -55,6 +64,7 @@ class Model:
         carries: bytes per second, by seconds.
         is_paused: the guest stands still from the start.
         when: whether post-copy begins without a decision.
+        follows: bytes per second at which the rest follows in post-copy; what the link carries when None.
     """
 
     ram_bytes: float
@@ -63,6 +73,7 @@ class Model:
     carries: Callable[[float], float]
     is_paused: bool = False
     when: When = When.NEVER
+    follows: float | None = None
 
 
 @dataclass(slots=True)
@@ -140,12 +151,21 @@ class _Game:
     def end(self, ending: Ending, at_s: float, rate: float) -> Played:
         """End with what is left."""
         left = max(self.rest, 0.0) + self.dirty
+        if ending is Ending.POST_COPY and self.model.follows is not None:
+            rate = self.model.follows
         took_s = left / rate if rate and ending in {Ending.SWITCHED, Ending.POST_COPY} else 0.0
         downtime_s = {
             Ending.SWITCHED: at_s - self.stopped_at_s + took_s if self.is_paused else took_s,
             Ending.POST_COPY: 0.0,
         }.get(ending, 0.0)
-        return Played(ending, at_s + took_s, downtime_s, self.sent + took_s * rate, self.pass_count, self.decisions)
+        passes = self.pass_count + self._last_passes(ending)
+        return Played(ending, at_s + took_s, downtime_s, self.sent + took_s * rate, passes, self.decisions)
+
+    def _last_passes(self, ending: Ending) -> int:
+        """Count as QEMU does: once when it looks in the middle of a pass whether the rest fits, and once with the guest stopped."""
+        if ending is Ending.SWITCHED:
+            return 1 if self.is_new_pass else 2
+        return int(ending is Ending.POST_COPY)
 
 
 def play(model: Model, bounds: Bounds, *, give_up_s: float) -> Played:
@@ -192,6 +212,7 @@ class Measured:
         setup_s: what a transfer takes beside its bytes.
         dirty_bytes_per_second: what the guest writes.
         working_set_bytes: what it writes again and again.
+        sent_part: what goes over the way, as a part of the memory that is not zero; less than one where it is compressed.
     """
 
     memory_bytes: int
@@ -200,6 +221,7 @@ class Measured:
     setup_s: float
     dirty_bytes_per_second: Span
     working_set_bytes: int
+    sent_part: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,20 +244,40 @@ class Forecast:
 
 def forecast(measured: Measured, options: Options) -> Forecast:
     """Play the likely case and those at the edges of what was measured."""
-    rate, dirty = measured.bytes_per_second, measured.dirty_bytes_per_second
-    likely = _play(measured, options, rate.likely, dirty.likely)
-    plays = [likely, *(_play(measured, options, r, d) for r in (rate.low, rate.high) for d in (dirty.low, dirty.high))]
-    zeroes_s = max(measured.memory_bytes - measured.used_bytes, 0) / ZEROES_BYTES_S
-    beside_s = measured.setup_s + zeroes_s + HANDOVER_S
+    rate, dirty, follows = measured.bytes_per_second, measured.dirty_bytes_per_second, _follows(measured, options)
+    likely = _play(measured, options, rate.likely, follows.likely, dirty.likely)
+    edges = ((rate.low, follows.low), (rate.high, follows.high))
+    plays = [likely, *(_play(measured, options, *edge, d) for edge in edges for d in (dirty.low, dirty.high))]
+    zero_bytes = max(measured.memory_bytes - measured.used_bytes, 0)
+    duration_s = _shift(_span([one.at_s for one in plays]), measured.setup_s + zero_bytes / ZEROES_BYTES_S + HANDOVER_S)
+    sent_bytes = _span([one.sent_bytes * measured.sent_part + zero_bytes * INSTEAD_OF_ZEROES for one in plays])
     return Forecast(
-        duration_s=_widen(_shift(_span([one.at_s for one in plays]), beside_s)),
+        duration_s=_widen(duration_s, UNKNOWN),
         downtime_s=_downtime(plays, options),
-        sent_bytes=_span([one.sent_bytes for one in plays]),
-        pass_count=_span([float(one.pass_count) for one in plays]),
-        strategy=_strategy(likely, plays, options),
-        ends=likely.ending in {Ending.SWITCHED, Ending.POST_COPY},
+        sent_bytes=_widen(sent_bytes, SENT_UNKNOWN),
+        pass_count=_passes(plays),
+        strategy=_strategy(likely, plays, options) + _what_is_late(duration_s, likely, options.budget),
+        ends=_moves(likely),
         measured=measured,
     )
+
+
+def _moves(played: Played) -> bool:
+    return played.ending in {Ending.SWITCHED, Ending.POST_COPY}
+
+
+def _follows(measured: Measured, options: Options) -> Span:
+    """Say how fast the rest follows in post-copy, which `bandwidth` does not bound."""
+    way, bound = measured.bytes_per_second, options.post_copy.bandwidth_bytes_per_second
+    likely, most = FREED if options.bandwidth_bytes_per_second else (1.0, FOLLOWS_FASTER)
+    found = Span(way.low, way.likely * likely, way.high * most)
+    return Span(*(min(one, bound) for one in (found.low, found.likely, found.high))) if bound else found
+
+
+def _passes(plays: list[Played]) -> Span:
+    """Count passes; which of two is the last depends on the moment."""
+    span = _span([float(one.pass_count) for one in plays])
+    return Span(max(span.low - 1, 1.0), span.likely, span.high + 1)
 
 
 def _downtime(plays: list[Played], options: Options) -> Span:
@@ -243,12 +285,13 @@ def _downtime(plays: list[Played], options: Options) -> Span:
     span = _span([one.downtime_s for one in plays])
     if plays[0].ending is Ending.ABORTED or options.pause or any(one.stood_still for one in plays):
         return _shift(span, HANDOVER_S)
-    return Span(HANDOVER_S / 2, span.likely / 2 + HANDOVER_S, span.high + 2 * HANDOVER_S)
+    handover_s = HANDOVER_IN_POST_COPY_S if plays[0].ending is Ending.POST_COPY else HANDOVER_S
+    return Span(HANDOVER_S / 2, span.likely / 2 + handover_s, span.high + 2 * HANDOVER_IN_POST_COPY_S)
 
 
-def _play(measured: Measured, options: Options, rate: float, dirty: float) -> Played:
+def _play(measured: Measured, options: Options, rate: float, follows: float, dirty: float) -> Played:
     if options.bandwidth_bytes_per_second:
-        rate = min(rate, float(options.bandwidth_bytes_per_second))
+        rate = min(rate, options.bandwidth_bytes_per_second / measured.sent_part)
     model = Model(
         float(measured.used_bytes),
         float(measured.working_set_bytes),
@@ -256,6 +299,7 @@ def _play(measured: Measured, options: Options, rate: float, dirty: float) -> Pl
         lambda _: rate,
         is_paused=options.pause,
         when=options.post_copy.when,
+        follows=follows,
     )
     longest_s = options.budget.max_duration_s or max(MOST_PASSES * measured.used_bytes / rate, LONGEST_S)
     return play(model, bounds_of(options), give_up_s=longest_s + 1)
@@ -269,8 +313,8 @@ def _shift(span: Span, by: float) -> Span:
     return Span(span.low + by, span.likely + by, span.high + by)
 
 
-def _widen(span: Span) -> Span:
-    return Span(span.low * (1 - UNKNOWN), span.likely, span.high * (1 + UNKNOWN))
+def _widen(span: Span, unknown: float) -> Span:
+    return Span(span.low * (1 - unknown), span.likely, span.high * (1 + unknown))
 
 
 def _strategy(likely: Played, plays: list[Played], options: Options) -> str:
@@ -285,6 +329,16 @@ def _strategy(likely: Played, plays: list[Played], options: Options) -> str:
     if others and likely.ending is Ending.SWITCHED:
         text += "; if the guest writes more, or the way carries less, than was measured, it may not"
     return text
+
+
+def _what_is_late(duration_s: Span, likely: Played, budget: Budget) -> str:
+    """Say that a duration is too short, also where the transfer ends well otherwise."""
+    most_s = budget.max_duration_s
+    if not most_s or not _moves(likely) or duration_s.high <= most_s:
+        return ""
+    if duration_s.likely > most_s:
+        return f"; not in the {most_s:g} s of --max-duration: that is too short for what has to be sent"
+    return f"; in the {most_s:g} s of --max-duration only if the way carries what was measured"
 
 
 _SENTENCES: Final = {

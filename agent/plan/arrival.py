@@ -59,7 +59,7 @@ async def arrival(around: Surroundings, offer: Offer) -> AsyncIterator[Arrival]:
                 with findings.check():
                     await _check_cpu(offer.source, *startable)
                 with findings.check():
-                    ears = listening(around, startable[1], probe_options(offer.options), offer.source.host)
+                    ears = listening(around, startable[1], offer.source.machine, probe_options(offer.options), offer.source.host)
                     endpoint = await stack.enter_async_context(ears)
         yield Arrival((*findings.of(SIDE), *warnings_of(SIDE, risks)), endpoint, time.time())
 

@@ -103,7 +103,8 @@ class Departure:
         if endpoint is not None:
             with findings.check():
                 binary = (await self._around.vms.qemu_facts(vm.get_running().definition)).path
-                way = await measure(self._around, binary, probe_options(self._wish.options), endpoint, sample.content)
+                options = probe_options(self._wish.options)
+                way = await measure(self._around, binary, seen.facts.machine, options, endpoint, sample.content)
         if way is None:
             return findings.of(SIDE), None
         measured = Measured(
@@ -113,6 +114,7 @@ class Departure:
             setup_s=way.setup_s,
             dirty_bytes_per_second=dirty.bytes_per_second,
             working_set_bytes=dirty.working_set_bytes,
+            sent_part=way.sent_part,
         )
         return findings.of(SIDE), await asyncio.to_thread(forecast, measured, self._wish.options)
 

@@ -1,6 +1,7 @@
-"""Measures a way with two QEMUs that have memory and no machine: one sends the other what a piece of the guest's memory looks like.
+"""Measures a way with two QEMUs whose machines never run: one sends the other what a piece of the guest's memory looks like.
 
-They listen, connect and encrypt as those of a real move, so a way that carries this carries the guest.
+Their machine type is the guest's, since how QEMU writes multifd's stream goes by that. They listen, connect and encrypt as those of
+a real move, so a way that carries this carries the guest.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SILENT_S: Final = 3.0
 # What a way that carried the same before may carry the next time, where slices do not tell.
 SCATTER: Final = (0.6, 1.5)
 _LOOK_S: Final = 0.02
+_LEAST_PART: Final = 0.001
 _DOWNTIME_S: Final = 0.02
 _DONE: Final = (MigrationStatus.PRE_SWITCHOVER, MigrationStatus.DEVICE, MigrationStatus.COMPLETED)
 _FAILED: Final = (MigrationStatus.FAILED, MigrationStatus.CANCELLED)
@@ -50,11 +52,14 @@ class Way:
     """What a way carries.
 
     Attributes:
+        bytes_per_second: of the guest's memory, which channels that compress make less of.
         setup_s: from `migrate` until the first byte counted.
+        sent_part: what went over the way, as a part of the memory.
     """
 
     bytes_per_second: Span
     setup_s: float
+    sent_part: float = 1.0
 
 
 def probe_options(options: Options) -> Options:
@@ -80,7 +85,9 @@ def _without_port(uri: str) -> str:
 
 
 @asynccontextmanager
-async def listening(around: Surroundings, binary: Path, options: Options, source: HostIdentity) -> AsyncIterator[Endpoint]:
+async def listening(
+    around: Surroundings, binary: Path, machine: str, options: Options, source: HostIdentity
+) -> AsyncIterator[Endpoint]:
     """Have a QEMU listen while the context is open.
 
     Raises:
@@ -89,7 +96,7 @@ async def listening(around: Surroundings, binary: Path, options: Options, source
     probe_id = f"plan-{secrets.token_hex(8)}"
     ear = Listening(around, options, source, probe_id)
     try:
-        async with short_lived(_argv(binary, "memory-backend-ram", "", incoming=True)) as qemu:
+        async with short_lived(_argv(binary, machine, "memory-backend-ram", "", incoming=True)) as qemu:
             key = await ear.install_key(qemu)
             await apply_settings(qemu, options, ())
             endpoint, _ = await ear.open(qemu, key)
@@ -102,7 +109,9 @@ async def listening(around: Surroundings, binary: Path, options: Options, source
                 await around.tunnel.close_session(probe_id)
 
 
-async def measure(around: Surroundings, binary: Path, options: Options, endpoint: Endpoint, content: bytes) -> Way:
+async def measure(  # noqa: PLR0913, PLR0917 -- what both ends have in common, and what is sent
+    around: Surroundings, binary: Path, machine: str, options: Options, endpoint: Endpoint, content: bytes
+) -> Way:
     """Send for two seconds, or until all has arrived.
 
     Raises:
@@ -112,7 +121,7 @@ async def measure(around: Surroundings, binary: Path, options: Options, endpoint
     probe_id = f"plan-{secrets.token_hex(8)}"
     transfer = Transfer(probe_id, options, around)
     descriptor = await asyncio.to_thread(_make_memory, content)
-    argv = _argv(binary, "memory-backend-file", f",mem-path=/proc/self/fd/{descriptor},share=on", incoming=False)
+    argv = _argv(binary, machine, "memory-backend-file", f",mem-path=/proc/self/fd/{descriptor},share=on", incoming=False)
     try:
         async with short_lived(argv, pass_fds=[descriptor]) as qemu:
             uri = await transfer.open(qemu, endpoint)
@@ -130,20 +139,22 @@ async def _send(qemu: Qemu, uri: str) -> Way:
     began_s = time.monotonic()
     await qemu.migrate(uri)
     points: list[tuple[float, int]] = []
+    sent_part = 1.0
     while True:
         await asyncio.sleep(_LOOK_S)
         report = await qemu.query_migrate()
         at_s = time.monotonic() - began_s
-        sent = 0 if report.ram is None else report.ram.transferred_bytes
-        if sent:
+        sent = 0 if report.ram is None else report.ram.normal_count * report.ram.page_size_bytes
+        if report.ram is not None and sent:
             points.append((at_s, sent))
+            sent_part = max(report.ram.transferred_bytes / sent, _LEAST_PART)
         if report.status in _FAILED:
             raise Unreachable(f"nothing goes to {uri}: {_why(report)}", reason="PATH_BROKEN", uri=uri)
         if report.status in _DONE or at_s >= LASTS_S + (points[0][0] if points else SILENT_S):
             break
     if not points:
         raise Unreachable(f"nothing came through to {uri} in {SILENT_S:g} s: is the way open?", reason="PATH_SILENT", uri=uri)
-    return judge(points)
+    return replace(judge(points), sent_part=sent_part)
 
 
 def _why(report: MigrationReport) -> str:
@@ -171,11 +182,11 @@ def _rate(from_s: float, from_bytes: int, to_s: float, to_bytes: int) -> float:
     return (to_bytes - from_bytes) / (to_s - from_s) if to_s - from_s > 2 * _LOOK_S else 0.0
 
 
-def _argv(binary: Path, backend: str, more: str, *, incoming: bool) -> list[str]:
+def _argv(binary: Path, machine: str, backend: str, more: str, *, incoming: bool) -> list[str]:
     # fmt: off
     return [
         str(binary),
-        "-machine", "none,memory-backend=ram,accel=tcg",
+        "-machine", f"{machine},memory-backend=ram,accel=tcg",
         "-m", f"size={MEMORY_BYTES >> 20}M",
         "-object", f"{backend},id=ram,size={MEMORY_BYTES}{more}",
         *(("-incoming", "defer") if incoming else ()),

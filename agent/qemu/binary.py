@@ -67,6 +67,7 @@ class BinaryFacts:
     Attributes:
         machines: by versioned name.
         cpu_models: by name.
+        cpu_properties: the names that any model may have after it, features included.
         capabilities: the names of the migration capabilities it knows.
         abilities: what else of a migration it knows, too; see `agent.qemu.abilities`.
     """
@@ -76,6 +77,7 @@ class BinaryFacts:
     version: QemuVersion
     machines: Mapping[str, MachineType]
     cpu_models: Mapping[str, CpuModel]
+    cpu_properties: frozenset[str]
     capabilities: frozenset[str]
     abilities: frozenset[str]
 
@@ -124,6 +126,7 @@ async def probe_binary(path: Path, accelerator: Accelerator = "tcg") -> BinaryFa
                 version=await qemu.query_version(),
                 machines={machine.name: machine for machine in machines},
                 cpu_models={model.name: model for model in models},
+                cpu_properties=frozenset(await qemu.query_cpu_properties()),
                 capabilities=frozenset(await qemu.query_capabilities()),
                 abilities=await query_abilities(qemu, with_compressions=True, with_tls=True),
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from agent.qemu.block_commands import BlockCommands
 from agent.qemu.decoding import as_list, as_mapping, as_str, find_str, get_str
 from agent.qemu.errors import QemuGone
 from agent.qemu.machine import (
@@ -32,6 +33,7 @@ from agent.qemu.machine import (
     decode_machines,
     decode_memory_size,
     decode_names,
+    decode_property_names,
     decode_version,
 )
 from agent.qemu.status import (
@@ -59,6 +61,7 @@ class Qemu:
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
+        self.block = BlockCommands(monitor)
 
     # What it is
 
@@ -81,6 +84,13 @@ class Qemu:
     async def query_cpu_definitions(self) -> tuple[CpuModel, ...]:
         """Return the CPU models, as they are under this accelerator and machine."""
         return decode_cpu_models(await self._execute("query-cpu-definitions"))
+
+    async def query_cpu_properties(self) -> tuple[str, ...]:
+        """Return what may be said after a CPU model: its features and how QEMU treats them.
+
+        Source: qapi/qom.json, `qom-list-properties`; the model `max` has all that any other has.
+        """
+        return decode_property_names(await self._execute("qom-list-properties", {"typename": "max-x86_64-cpu"}))
 
     async def machine_type(self) -> str:
         """Return the versioned machine type that runs, such as `pc-q35-7.2`."""

@@ -139,6 +139,11 @@ def _cpu_model(entry: Mapping[str, object]) -> CpuModel:
     )
 
 
+def decode_property_names(reply: object) -> tuple[str, ...]:
+    """Decode the answer to `qom-list-properties`."""
+    return tuple(get_str(as_mapping(entry, "property"), "name") for entry in as_list(reply, "qom-list-properties"))
+
+
 def decode_names(reply: object, what: str) -> tuple[str, ...]:
     """Decode an array of strings."""
     return tuple(as_str(name, what) for name in as_list(reply, what))

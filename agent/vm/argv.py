@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent.vm.definition import Accelerator, CpuMode
-from agent.vm.options import RUN_DIR, RUN_DIR_OPTIONS, double_commas, to_json, write_keyval
+from agent.vm.options import FREE_PORT, RUN_DIR, RUN_DIR_OPTIONS, double_commas, to_json, write_keyval
 from common.errors import Bug
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class HostSide:
         is_incoming: wait for a migration.
         run_dir: directory for sockets of this VM; stands where the definition says `options.RUN_DIR`.
         starts_paused: leave the vCPUs stopped; always so when incoming.
+        spice_port: a free port; stands where the definition says `options.FREE_PORT`.
         tap_fds: open tap devices by the id of their netdev; QEMU opens one that is not there by itself.
     """
 
@@ -50,6 +51,7 @@ class HostSide:
     run_dir: str = "/run/ferry"
     is_incoming: bool = False
     starts_paused: bool = False
+    spice_port: int = 5900
     tap_fds: Mapping[str, TapFds] = field(default_factory=dict)
 
 
@@ -116,7 +118,8 @@ def _options(definition: Definition, host: HostSide) -> Iterator[str]:
         if tap is not None:
             yield from _with_descriptors(option, tap, host)
         elif option.name in RUN_DIR_OPTIONS:
-            yield from (word.replace(RUN_DIR, host.run_dir) for word in option.write())
+            written = (word.replace(RUN_DIR, host.run_dir) for word in option.write())
+            yield from (word.replace(FREE_PORT, str(host.spice_port)) for word in written) if option.name == "spice" else written
         else:
             yield from option.write()
 

@@ -15,6 +15,7 @@ import structlog
 
 from agent.vm import argv, process
 from agent.vm.cpu_shares import CpuShares
+from agent.vm.display_port import find_spice_port
 from agent.vm.events import Happening, Reason, VmEvents
 from agent.vm.image_locks import refuse_used_images
 from agent.vm.jobs import MIGRATIONS
@@ -126,6 +127,7 @@ class Engine:
         vm.directory.run_dir.mkdir(mode=0o700, exist_ok=True)
         guests = vm.directory.guests
         guests.own(vm.directory.run_dir)
+        spice_port = find_spice_port(definition)
         start_tpm(definition, vm.directory)
         entering = (*self._cpu_shares.begin(vm, running.token), *guests.prefix)
         with open_taps(definition.taps) as taps:
@@ -138,6 +140,7 @@ class Engine:
                     run_dir=str(vm.directory.run_dir),
                     is_incoming=running.migration_id is not None,
                     starts_paused=starts_paused,
+                    spice_port=spice_port,
                     tap_fds=taps,
                 )
                 return (*entering, *argv.build(definition, host))

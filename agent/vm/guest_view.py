@@ -39,6 +39,7 @@ _HOST_OPTIONS: Final = frozenset(
         "no-reboot",
         "no-shutdown",
         "overcommit",
+        "spice",
         "tpmdev",
         "vnc",
         "watchdog-action",

@@ -100,8 +100,8 @@ def _files(definition: Definition) -> Iterator[HostFile]:
                 yield HostFile(name, option.text, Use.READ)
             case "append" | "uuid":
                 pass
-            case "vnc":
-                yield from _of_vnc(option)
+            case "vnc" | "spice":
+                yield from _of_display(option)
             case "audiodev" if option.get("path").startswith("/"):
                 yield HostFile(option.get("id"), option.get("path"), Use.MAKE)
             case "blockdev" if option.get("driver") in _FILE_DRIVERS:
@@ -145,10 +145,12 @@ def _is_word(option: Option, key: str) -> bool:
     return key in _WORDS or (option.name == "smbios" and key not in ("file", "path"))
 
 
-def _of_vnc(option: Option) -> Iterator[HostFile]:
-    for _, value in option.strings():
+def _of_display(option: Option) -> Iterator[HostFile]:
+    for key, value in option.strings():
         if value.startswith("unix:/"):
-            yield HostFile("vnc", value.removeprefix("unix:"), Use.MAKE)
+            yield HostFile(option.name, value.removeprefix("unix:"), Use.MAKE)
+        elif key == "addr" and value.startswith("/"):
+            yield HostFile(option.name, value, Use.MAKE)
 
 
 def _of_others(option: Option, name: str) -> Iterator[HostFile]:

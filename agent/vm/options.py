@@ -57,6 +57,7 @@ ALLOWED: Final = frozenset(
         "rtc",
         "serial",
         "smbios",
+        "spice",
         "tpmdev",
         "usb",
         "usbdevice",
@@ -84,12 +85,15 @@ _IMPLIED: Final = {
     "tpmdev": "type",
     "vnc": "vnc",
 }
-RUN_DIR_OPTIONS: Final = ("chardev", "object", "vnc")
+RUN_DIR_OPTIONS: Final = ("chardev", "object", "spice", "vnc")
+# Stands in `-spice` for a port that the host chooses at each start; QEMU finds a free one for VNC alone.
+FREE_PORT: Final = "{port}"
 _IN_RUN_DIR: Final = re.compile(r"(unix:)?\{run\}/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FORBIDDEN: Final = frozenset({"script", "downscript", "helper", "fd", "fds", "vhostfd", "vhostfds", "sockfd"})
 # Texts that are one value, commas included; other texts are `key=value` words.
 _WHOLE: Final = frozenset({"append", "bios", "dtb", "initrd", "kernel", "mem-path", "uuid"})
 _MONITOR: Final = "mon:"  # `-serial mon:stdio` is a line and a monitor
+_NO_BACKING: Final = "-blockdev,backing"  # the only value that may be null: whatever the image names, nothing is below it
 _SINGLE_COMMA: Final = re.compile(r"(?:[^,]|,,)+")
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -241,6 +245,8 @@ def _check_value(value: object, where: str, depth: int) -> None:
         raise _invalid(f"{where}: nested too deeply")
     match value:
         case bool() | int():
+            pass
+        case None if where.endswith(_NO_BACKING):
             pass
         case str():
             rules.check_text(value, where)

@@ -48,7 +48,7 @@ class HostProbes:
 
 
 def check_cpu_model(definition: Definition, facts: BinaryFacts) -> None:
-    """Require that the binary knows the CPU model.
+    """Require that the binary knows the CPU model and its features.
 
     Raises:
         WrongState: it does not.
@@ -56,6 +56,9 @@ def check_cpu_model(definition: Definition, facts: BinaryFacts) -> None:
     model = definition.cpu.model
     if model is not None and model not in facts.cpu_models:
         raise WrongState(f"CPU model {model} is unknown to this host's QEMU", reason="CPU_MODEL_UNKNOWN", model=model)
+    for name in definition.cpu.properties:
+        if not {name, name.replace("_", "-")} & facts.cpu_properties:
+            raise WrongState(f"CPU feature {name} is unknown to this host's QEMU", reason="CPU_FEATURE_UNKNOWN", feature=name)
 
 
 async def choose_accelerator(definition: Definition, binary: Path, probes: Probes) -> Accelerator:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "vmferry"
 DEBUG_VARIABLE = "FERRY_DEBUG"
-NOT_CARRIED_REASON = "ELEMENT_NOT_CARRIED"
 _GLOBAL_OPTIONS = ("--coordinator", "--pki")
 
 
@@ -101,7 +100,7 @@ def _tell(error: FerryError) -> ExitCode:
 
     screen = Screen()
     screen.fail(error.text if isinstance(error, Misused) else f"{error.text} [{error.reason}]")
-    if error.reason == NOT_CARRIED_REASON:
+    if {"path", "line"} <= error.facts.keys():  # of an element in domain XML
         return ExitCode.NOT_CARRIED
     match error:
         case Misused():

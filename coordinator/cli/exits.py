@@ -28,7 +28,7 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     """The command line itself is wrong."""
     NOT_CARRIED = 3
-    """A definition holds an element that Ferry does not carry."""
+    """A definition holds an element that Ferry refuses; the text names it with its line."""
     ROLLED_BACK = 4
     """The migration failed or was cancelled; the guest is on the source."""
     LOST = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -121,10 +121,10 @@ def wished_options(
     options = wishes.message()
     if (wished := means.message(has_multifd=wishes.multifd > 0, is_plain=wishes.plain)) is not None:
         options.means.CopyFrom(wished)
+    if budget.on_timeout is OnTimeout.POSTCOPY and post_copy.postcopy is When.NEVER:
+        post_copy = replace(post_copy, postcopy=When.ALLOWED)
     if post_copy != NO_POST_COPY:
         options.post_copy.CopyFrom(post_copy.message())
-    elif budget.on_timeout is OnTimeout.POSTCOPY:
-        options.post_copy.CopyFrom(PostCopyWishes(When.ALLOWED).message())
     options.budget.CopyFrom(budget.message())
     if modes != NO_MODES:
         options.modes.CopyFrom(modes.message())

@@ -30,7 +30,7 @@ _TICKS = (
         rb" gen (?P<generation>\d+) sweep (?P<sweep>\d+)"
     ),
 )
-_HARMLESS = re.compile(rb"\s*|ferry (?:tick|guest): power button|\[[ \d.]+\] .*")
+_HARMLESS = re.compile(rb"\s*|ferry (?:tick|guest|disk): power button|\[[ \d.]+\] .*")
 _ALARMING = re.compile(rb"BAD|panic|Oops|BUG|lockup|stall|segfault", re.IGNORECASE)
 _SHOWN_COMPLAINTS = 8
 _POLL_S = 0.001
@@ -133,9 +133,9 @@ class Console:
     Use it as a context manager; the file stays the caller's.
     """
 
-    def __init__(self, path: Path, *, poll_s: float = _POLL_S) -> None:
+    def __init__(self, path: Path, *, story: Story | None = None, poll_s: float = _POLL_S) -> None:
         self.path = path
-        self.story = Story()
+        self.story = story or Story()
         self._poll_s = poll_s
         self._changed = threading.Condition()
         self._closing = threading.Event()

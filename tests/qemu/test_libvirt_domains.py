@@ -151,6 +151,8 @@ def _host_side(option: Option, place: Path) -> Option:
             return of_json("netdev", {"type": "user"} | _kept(option, "id"))
         case "chardev" if "path" in option.properties or "port" in option.properties:
             return replace(option, properties={"backend": "null"} | _kept(option, "id"))
+        case "spice" if option.get("unix") == "on":
+            return replace(option, properties=option.properties | {"addr": f"{place}/spice"})
         case "fsdev":
             return replace(option, properties=option.properties | {"path": str(place)})
         case "vnc" if option.get("vnc") != "none":
@@ -198,6 +200,7 @@ async def complaint(definition: Definition, binary: Path) -> str:
     words = [word for word in argv.build(definition, host) if word != "-no-user-config"]
     at = words.index("-mon")
     del words[at - 2 : at + 2]  # the test talks on stdio
+    words[words.index("-accel") + 1] = "tcg,tb-size=32"  # where memory is locked, that of the translator is too
     process = await asyncio.create_subprocess_exec(
         *words, "-qmp", "stdio", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )

@@ -50,8 +50,25 @@ def test_a_refused_element_is_named_with_exit_code_3(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("xml", "said"), [("<domain", "broken XML"), ("", "broken XML"), (domain(machine="pc-q35-99.0"), "pc-q35-99.0 is unknown")]
+    ("xml", "said"),
+    [
+        (domain(machine="pc-q35-99.0"), "vm.xml:1: /domain/os/type: machine type pc-q35-99.0 is unknown"),
+        (domain(inside="<vcpu>1000</vcpu>"), "/domain/vcpu: 1000 vCPUs are wanted"),
+        (domain(inside="<cpu><model>Abacus</model></cpu>"), "/domain/cpu/model: CPU model Abacus is unknown"),
+        (
+            domain(inside="<cpu><model>qemu64</model>\n<feature name='pae'/>\n<feature name='sse_99'/></cpu>"),
+            "vm.xml:3: /domain/cpu/feature[2]: CPU feature sse-99 is unknown",
+        ),
+    ],
 )
+def test_what_this_qemu_has_not_is_named_where_it_is_asked_for(tmp_path: Path, xml: str, said: str) -> None:
+    ended = run(tmp_path, xml)
+
+    assert ended.returncode == 3
+    assert said in ended.stderr
+
+
+@pytest.mark.parametrize(("xml", "said"), [("<domain", "broken XML"), ("", "broken XML")])
 def test_what_is_no_matter_of_an_element_ends_with_exit_code_1(tmp_path: Path, xml: str, said: str) -> None:
     ended = run(tmp_path, xml)
 

@@ -10,20 +10,29 @@ from dataclasses import dataclass
 NO_DEVICES = "<controller type='usb' model='none'/><memballoon model='none'/>"
 DISK = "<disk type='file' device='disk'>{inside}<source file='/d.img'/><target dev='vda' bus='virtio'/></disk>"
 CARD = "<interface type='user'><model type='virtio'/>{inside}</interface>"
+EFI = (
+    "<os firmware='efi'><type machine='q35'>hvm</type><firmware><feature enabled='no' name='secure-boot'/></firmware>"
+    "<loader type='pflash' readonly='yes'>/code</loader><nvram>/vars</nvram></os>"
+)
+SYSINFO = (
+    "<os><type machine='q35'>hvm</type><smbios mode='sysinfo'/></os>"
+    "<sysinfo type='smbios'><system><entry name='product'>p</entry></system></sysinfo>"
+)
 _SCSI = "<controller type='scsi' model='virtio-scsi'/>"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row: what it is called, the XML, and where in a domain that goes."""
+    """One row: what it is called, the XML, where in a domain that goes, and what it is compared with."""
 
     name: str
     xml: str
     place: str
+    base: str = ""
 
 
-def _at(place: str, *rows: tuple[str, str]) -> tuple[Sample, ...]:
-    return tuple(Sample(name, xml, place) for name, xml in rows)
+def _at(place: str, *rows: tuple[str, str] | tuple[str, str, str]) -> tuple[Sample, ...]:
+    return tuple(Sample(row[0], row[1], place, *row[2:]) for row in rows)
 
 
 SECTIONS: dict[str, tuple[Sample, ...]] = {
@@ -43,7 +52,9 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("pm", "<pm><suspend-to-mem enabled='no'/></pm>"),
         ("perf", "<perf><event name='cmt' enabled='yes'/></perf>"),
         ("launchSecurity", "<launchSecurity type='sev'/>"),
-        ("sysinfo", "<sysinfo type='smbios'/>"),
+        ("sysinfo = smbios, without os/smbios", "<sysinfo type='smbios'><bios><entry name='vendor'>v</entry></bios></sysinfo>"),
+        ("sysinfo = fwcfg", "<sysinfo type='fwcfg'><entry name='opt/a'>b</entry></sysinfo>"),
+        ("on_lockfailure", "<on_lockfailure>poweroff</on_lockfailure>"),
         ("qemu:commandline", "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'/>"),
     ),
     "CPU and memory": _at(
@@ -88,15 +99,20 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("loader = rom", "<loader type='rom'>/bios</loader>"),
         ("loader = pflash, nvram", "<loader type='pflash' readonly='yes'>/code</loader><nvram>/vars</nvram>"),
         ("loader/@secure", "<loader type='pflash' readonly='yes' secure='yes'>/code</loader>"),
-        ("nvram/@template", "<loader type='pflash'>/code</loader><nvram template='/t'>/vars</nvram>"),
+        ("nvram/@template (the file has to be there)", "<loader type='pflash'>/code</loader><nvram template='/t'>/vars</nvram>"),
         ("boot dev = hd, cdrom, network, fd", "<boot dev='network'/>"),
         ("bootmenu", "<bootmenu enable='yes' timeout='3000'/>"),
         ("bios/@rebootTimeout", "<bios rebootTimeout='0'/>"),
         ("bios/@useserial", "<bios useserial='yes'/>"),
         ("smbios = emulate", "<smbios mode='emulate'/>"),
-        ("smbios = sysinfo", "<smbios mode='sysinfo'/>"),
         ("acpi/table", "<acpi><table type='slic'>/t</table></acpi>"),
         ("dtb", "<dtb>/d</dtb>"),
+    )
+    + _at(
+        "domain",
+        ("@firmware = efi, with the paths of loader and nvram", EFI),
+        ("@firmware = efi, without", EFI.replace("/code", "")),
+        ("smbios = sysinfo, with sysinfo", SYSINFO),
     ),
     "Features and clocks": _at(
         "domain",
@@ -146,6 +162,7 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("driver/@error_policy", DISK.format(inside="<driver error_policy='report'/>")),
         ("driver/@queues, @queue_size", DISK.format(inside="<driver queues='2'/>")),
         ("backingStore", DISK.format(inside="<backingStore type='file'><format type='raw'/><source file='/b'/></backingStore>")),
+        ("@snapshot", DISK.replace("device=", "snapshot='no' device=").format(inside=""), DISK.format(inside="")),
         ("mirror", DISK.format(inside="<mirror/>")),
         ("readonly", DISK.format(inside="<readonly/>")),
         ("shareable", DISK.format(inside="<shareable/>")),
@@ -178,7 +195,16 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("interface = bridge", "<interface type='bridge'><source bridge='b'/><model type='virtio'/></interface>"),
         ("interface = ethernet", "<interface type='ethernet'><target dev='t'/><model type='virtio'/></interface>"),
         ("interface = server, client, udp, mcast", "<interface type='server'><source port='1'/></interface>"),
-        ("interface = network, direct, vhostuser, vdpa, hostdev", "<interface type='network'><source network='n'/></interface>"),
+        (
+            "interface = network, with the bridge in its source (as of a domain that runs)",
+            "<interface type='network'><source network='n' bridge='virbr0'/></interface>",
+        ),
+        (
+            "interface = network without, direct, vhostuser, vdpa, hostdev",
+            "<interface type='network'><source network='n'/></interface>",
+        ),
+        ("rom", CARD.format(inside="<rom enabled='no'/>")),
+        ("acpi/@index", CARD.format(inside="<acpi index='1'/>")),
         ("model: virtio, e1000, e1000e, rtl8139, ...", "<interface type='user'><model type='e1000e'/></interface>"),
         ("mac", CARD.format(inside="<mac address='52:54:00:00:00:01'/>")),
         (
@@ -204,7 +230,7 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
             "channel: guestfwd",
             "<channel type='unix'><source path='/c'/><target type='guestfwd' address='10.0.2.1' port='1'/></channel>",
         ),
-        ("channel: spicevmc", "<channel type='spicevmc'><target type='virtio'/></channel>"),
+        ("channel: spicevmc, spiceport", "<graphics type='spice'/><channel type='spicevmc'><target type='virtio'/></channel>"),
         (
             "type = pty, file, unix, tcp, udp, dev, pipe, null, stdio, vc",
             "<serial type='tcp'><source host='h' service='1'/></serial>",
@@ -216,15 +242,20 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         "devices",
         ("graphics = vnc", "<graphics type='vnc'/>"),
         ("graphics = vnc, @passwd", "<graphics type='vnc' passwd='p'/>"),
-        ("graphics = spice, sdl, egl-headless, dbus, rdp", "<graphics type='spice'/>"),
+        ("graphics = spice", "<graphics type='spice' autoport='yes'/>"),
+        (
+            "graphics = spice: channel = secure, tlsPort, passwd, gl",
+            "<graphics type='spice'><channel name='main' mode='secure'/></graphics>",
+        ),
+        ("graphics = sdl, egl-headless, dbus, rdp", "<graphics type='sdl'/>"),
         ("video: vga, cirrus, qxl, virtio, bochs, vmvga, ramfb", "<video><model type='virtio'/></video>"),
         ("video/acceleration = yes", "<video><model type='virtio'><acceleration accel3d='yes'/></model></video>"),
         ("input: mouse, tablet, keyboard on usb, virtio", "<input type='tablet' bus='virtio'/>"),
         ("input on ps2", "<input type='mouse' bus='ps2'/>"),
         ("input = passthrough, evdev (blocks migration)", "<input type='evdev'><source dev='/dev/input/event1'/></input>"),
         ("sound", "<sound model='ich9'/>"),
-        ("audio = none, file", "<audio id='2' type='none'/>"),
-        ("audio = alsa, pulseaudio, pipewire, spice, ...", "<audio id='1' type='alsa'/>"),
+        ("audio = none, file, spice", "<audio id='2' type='none'/>"),
+        ("audio = alsa, pulseaudio, pipewire, ...", "<audio id='1' type='alsa'/>"),
     ),
     "Other devices": _at(
         "devices",
@@ -249,7 +280,7 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
             "<hostdev mode='subsystem' type='pci'><source><address slot='1'/></source></hostdev>",
         ),
         ("hostdev: scsi, capabilities", "<hostdev mode='subsystem' type='scsi'><source/></hostdev>"),
-        ("redirdev: unix, tcp", "<controller type='usb'/><redirdev bus='usb' type='unix'><source path='/r'/></redirdev>"),
+        ("redirdev: unix, tcp, spicevmc", "<controller type='usb'/><redirdev bus='usb' type='unix'><source path='/r'/></redirdev>"),
         ("smartcard, shmem, hub, crypto, lease, nvram, pstore", "<shmem name='s'/>"),
     ),
 }

@@ -40,7 +40,7 @@ def outcome(sample: Sample) -> str:
         with_it = _read(sample.place, sample.xml)
     except InvalidRequest as error:
         return "refused" if "line" in error.facts else f"broken sample: {error.text}"
-    return "irrelevant" if with_it == _read(sample.place, "") else "carried"
+    return "irrelevant" if with_it == _read(sample.place, sample.base) else "carried"
 
 
 def _read(place: str, xml: str) -> object:
@@ -49,9 +49,9 @@ def _read(place: str, xml: str) -> object:
     for tag in ("controller type='usb'", "memballoon"):
         if f"<{tag}" in xml:
             base = "".join(f"<{piece}" for piece in base.split("<") if piece and not piece.startswith(tag))
+    os = "" if "<os" in parts["domain"] else f"<os><type machine='q35'>hvm</type>{parts['os']}</os>"
     domain = (
-        f"<domain type='qemu'><name>n</name><memory>16384</memory>{parts['domain']}"
-        f"<os><type machine='q35'>hvm</type>{parts['os']}</os>"
+        f"<domain type='qemu'><name>n</name><memory>16384</memory>{parts['domain']}{os}"
         f"<devices>{base}{CARD.format(inside='')}{parts['devices']}</devices></domain>"
     )
     return parse_domain(domain.encode(), "sample", new_uuid=lambda: _UUID)

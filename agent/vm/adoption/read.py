@@ -64,6 +64,14 @@ _DROPPED: Final = frozenset(
 _ASKED: Final = frozenset({"m", "smp"})
 _FLAGS_OF_THE_MACHINE: Final = {"no-acpi": "acpi", "no-hpet": "hpet"}
 _FILES: Final = frozenset({"kernel", "initrd", "dtb", "bios", "mem-path"})
+# Source: ui/spice-core.c, qemu_spice_opts, without passwords, certificates and screens of the host.
+_SPICE_KEYS: Final = frozenset(
+    {
+        *("addr", "agent-mouse", "disable-agent-file-xfer", "disable-copy-paste", "disable-ticketing", "image-compression"),
+        *("ipv4", "ipv6", "jpeg-wan-compression", "plaintext-channel", "playback-compression", "port", "seamless-migration"),
+        *("streaming-video", "unix", "video-codecs", "zlib-glz-wan-compression"),
+    }
+)
 _DISPLAYS_KEPT: Final = ("none", "egl-headless")
 
 
@@ -94,6 +102,7 @@ def read_options(draft: Draft, options: tuple[Given, ...]) -> Drives:
         "fsdev": lambda given: _add_fsdev(draft, parse_words(given.text, "fsdriver")),
         "display": lambda given: _add_display(draft, given),
         "vnc": lambda given: _add_vnc(draft, given.text),
+        "spice": lambda given: _add_spice(draft, given),
         "nographic": lambda _: draft.machine.update(graphics="off"),
         "smbios": lambda given: draft.add(
             "smbios", draft.absolute_in(parse_words(given.text), frozenset({"file", "path"}), "-smbios")
@@ -192,6 +201,14 @@ def _add_vnc(draft: Draft, text: str) -> None:
         rest = "".join(f",{key}={last(value)}" for key, value in words.items())
         text = f"unix:{path}{rest}"
     draft.add_text("vnc", text)
+
+
+def _add_spice(draft: Draft, given: Given) -> None:
+    words = parse_words(given.text)
+    if kept_out := words.keys() - _SPICE_KEYS:
+        draft.blockers.append(f"-spice: {', '.join(sorted(kept_out))}: passwords and certificates are not carried")
+        return
+    draft.add("spice", draft.absolute_in(words, frozenset({"addr"}), "-spice") if words.get("unix") == "on" else words)
 
 
 def _firmware(draft: Draft, given: Given) -> str:

@@ -59,6 +59,11 @@ class Backing:
     node_discards: dict[int, bool] = field(default_factory=dict)
 
     @property
+    def named_nodes(self) -> set[int]:
+        """The NUMA cells that settings name."""
+        return {*self.node_policies, *(node for pages in self.huge_pages for node in pages.nodes)}
+
+    @property
     def is_plain(self) -> bool:
         """Whether QEMU's default memory will do."""
         return not (self.source or self.is_shared or self.huge_pages or self.preallocates or self.policy or self.discards)

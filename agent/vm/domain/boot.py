@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_MACHINE: Final = "pc"
 _DEVICES: Final = {name: name for name in ("hd", "cdrom", "network", "fd")}
 _YES_NO: Final = {"yes": True, "no": False}
+_FLASH_FORMATS: Final = {"raw": "raw", "qcow2": "qcow2"}
 _SPLASH_LIMIT_MS: Final = 65535
 
 
@@ -60,18 +61,10 @@ def read_os(os: Element, plan: Plan) -> list[str]:
         if reboot_ms is not None:
             words["reboot-timeout"] = reboot_ms
     plan.head.append(keyval("boot", {**words, "strict": True}))
-    _read_smbios(os)
     _read_firmware(os, plan)
     _read_kernel(os, plan)
     os.finish()
     return order
-
-
-def _read_smbios(os: Element) -> None:
-    smbios = os.child("smbios")
-    if smbios is not None:
-        smbios.choice("mode", {"emulate": None})
-        smbios.finish()
 
 
 def _read_kernel(os: Element, plan: Plan) -> None:
@@ -99,20 +92,27 @@ def _read_kernel(os: Element, plan: Plan) -> None:
 def _read_firmware(os: Element, plan: Plan) -> None:
     loader = os.child("loader")
     nvram = os.child("nvram")
-    firmware = os.choice("firmware", {"bios": "bios"})
-    if loader is None:
-        if nvram is not None:
-            raise nvram.invalid("nvram needs a loader")
-        return
+    firmware = os.choice("firmware", {"bios": "bios", "efi": "efi"})
+    path = None if loader is None else loader.text()
+    if firmware == "efi" and not path:
+        raise os.attribute_not_carried("firmware", "efi, without the paths of loader and nvram")
+    if firmware is not None:
+        _accept_choice(os)
+    if loader is not None:
+        _read_loader(loader, nvram, path or "", plan, has_default=firmware == "bios" and nvram is None)
+    elif nvram is not None:
+        raise nvram.invalid("nvram needs a loader")
+
+
+def _read_loader(loader: Element, nvram: Element | None, path: str, plan: Plan, *, has_default: bool) -> None:
     kind = loader.choice("type", {"rom": "rom", "pflash": "pflash"}) or "rom"
     is_read_only = loader.choice("readonly", _YES_NO)
     is_secure = loader.choice("secure", _YES_NO)
-    loader.choice("format", {"raw": "raw"})
+    image_format = loader.choice("format", _FLASH_FORMATS) or "raw"
     is_stateless = loader.choice("stateless", _YES_NO)
-    path = loader.text()
     loader.finish()
     if not path:
-        if firmware == "bios" and nvram is None:  # QEMU's own
+        if has_default:  # QEMU's own
             return
         raise loader.invalid("the path of the firmware is missing")
     with loader.located():
@@ -122,7 +122,7 @@ def _read_firmware(os: Element, plan: Plan) -> None:
             raise nvram.invalid("nvram needs a loader of type pflash")
         plan.head.append(text("bios", path))
         return
-    _add_flash(plan, 0, path, "raw", is_read_only=bool(is_read_only or is_stateless))
+    _add_flash(plan, 0, path, image_format, is_read_only=bool(is_read_only or is_stateless))
     if is_secure:
         plan.head.append(text("global", "driver=cfi.pflash01,property=secure,value=on"))
     if nvram is not None:
@@ -130,11 +130,24 @@ def _read_firmware(os: Element, plan: Plan) -> None:
         _add_flash(plan, 1, variables, image_format, is_read_only=False)
 
 
+def _accept_choice(os: Element) -> None:
+    """Take what libvirt chose the firmware by, where its choice is written beside it."""
+    wishes = os.child("firmware")
+    if wishes is None:
+        return
+    for feature in wishes.children("feature"):
+        feature.choice("enabled", _YES_NO)
+        feature.accept("name")
+        feature.finish()
+    wishes.finish()
+
+
 def _read_nvram(nvram: Element) -> tuple[str, str]:
+    """Read where the variables are. What a template is for was done before: the file has to be there."""
     nvram.choice("type", {"file": None})
-    image_format = nvram.choice("format", {"raw": "raw", "qcow2": "qcow2"}) or "raw"
-    if nvram.attribute("template") is not None:
-        raise nvram.invalid("template is not carried: copy the template to the path of nvram first")
+    image_format = nvram.choice("format", _FLASH_FORMATS) or "raw"
+    nvram.accept("template")
+    nvram.accept("templateFormat")
     path = nvram.text()
     source = nvram.child("source")
     if source is not None:
@@ -195,7 +208,18 @@ def ends_at_reboot(domain: Element, plan: Plan) -> None:
         reboot.finish()
     crash = domain.child("on_crash")
     if crash is not None:
-        action = crash.text_choice({"destroy": "shutdown", "restart": "shutdown", "preserve": "pause"})
+        action = crash.text_choice({"destroy": "shutdown", "restart": "restart", "preserve": "pause"})
         crash.finish()
         if action == "pause":
             plan.head.append(keyval("action", {"panic": "pause"}))
+        plan.restarts_on_crash = crash if action == "restart" else None
+
+
+def check_crash(plan: Plan) -> None:
+    """Refuse a restart after a crash where the guest has a device to tell of one; QEMU never hears of it elsewhere.
+
+    Raises:
+        NotCarried: it has.
+    """
+    if plan.restarts_on_crash is not None and (plan.of_kind("panic", "isa-panic") or plan.cpu_properties.get("hv-crash")):
+        raise plan.restarts_on_crash.not_carried(value="restart, with a panic device")

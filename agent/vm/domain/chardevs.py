@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from agent.vm.domain.plan import Plan
     from agent.vm.domain.reader import Element
 
-_KINDS: Final = ("pty", "file", "unix", "null", "tcp", "udp", "dev", "pipe", "stdio", "vc", "qemu-vdagent")
+_KINDS: Final = ("pty", "file", "unix", "null", "tcp", "udp", "dev", "pipe", "stdio", "vc", "qemu-vdagent", "spicevmc", "spiceport")
+# What a display of type spice takes the line for, by the element. Source: chardev/spice.c.
+_SPICE_NAMES: Final = {"channel": "vdagent", "redirdev": "usbredir"}
 _PLAIN: Final = {"pty": "pty", "null": "null", "stdio": "stdio", "vc": "vc"}
 _HOST: Final = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
 _PORT: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -39,10 +41,13 @@ def read_chardev(element: Element, name: str) -> Option:
         chardev = {"backend": _PLAIN[kind], "id": f"char{name}"}
     elif kind == "udp":
         chardev = _read_udp(element, name)
+    elif kind in ("spicevmc", "spiceport"):
+        chardev = _read_spice_line(element, kind, name)
     elif kind == "qemu-vdagent":
         chardev = _read_vdagent(element, name)
     else:
         chardev = _read_source(element, kind, name)
+    _read_protocol(element)
     log = element.child("log")
     if log is not None:
         path = log.get_attribute("file")
@@ -52,6 +57,14 @@ def read_chardev(element: Element, name: str) -> Option:
         log.finish()
     with element.located():
         return keyval("chardev", chardev)
+
+
+def _read_protocol(element: Element) -> None:
+    """Take the protocol of what is no TCP line, where there is none to choose."""
+    protocol = element.child("protocol")
+    if protocol is not None:
+        protocol.choice("type", {"raw": None})
+        protocol.finish()
 
 
 def _read_source(element: Element, kind: str, name: str) -> dict[str, object]:
@@ -135,6 +148,19 @@ def _read_udp(element: Element, name: str) -> dict[str, object]:
     return chardev
 
 
+def _read_spice_line(element: Element, kind: str, name: str) -> dict[str, object]:
+    if kind == "spicevmc":
+        if element.tag not in _SPICE_NAMES:
+            raise element.attribute_not_carried("type", kind)
+        return {"backend": kind, "id": f"char{name}", "name": _SPICE_NAMES[element.tag]}
+    source = element.get_child("source")
+    channel = source.get_attribute("channel")
+    source.finish()
+    if not _PORT_NAME.fullmatch(channel):
+        raise source.invalid(f"channel {channel[:60]!r}: letters, digits, dots, dashes and underscores are wanted")
+    return {"backend": kind, "id": f"char{name}", "name": channel}
+
+
 def _read_vdagent(element: Element, name: str) -> dict[str, object]:
     chardev: dict[str, object] = {"backend": "qemu-vdagent", "id": f"char{name}", "name": "vdagent"}
     source = element.child("source")
@@ -198,7 +224,6 @@ def _read_serial(element: Element, index: int, plan: Plan) -> Option:
         device.kind = "usb-serial"
     else:
         device.pci, device.address = Slot.PCI, read_pci_address(element)
-    element.ignore("protocol") if target is None and not chardev.get("host") else None
     element.finish()
     plan.add(device)
     return chardev
@@ -231,6 +256,8 @@ def _read_parallel(element: Element, index: int, plan: Plan) -> None:
 def _read_channel(element: Element, index: int, plan: Plan) -> None:
     target = element.get_child("target")
     kind = target.choice("type", {name: name for name in ("virtio", "guestfwd")})
+    is_agent = element.peek("type") in ("spicevmc", "qemu-vdagent")
+    default_name = "com.redhat.spice.0" if is_agent else "org.libvirt.channel"
     name = read_alias(element, f"channel{index}")
     if kind == "guestfwd":
         host, port = target.get_attribute("address"), target.number(target.get_attribute("port"))
@@ -242,7 +269,7 @@ def _read_channel(element: Element, index: int, plan: Plan) -> None:
         forward = {"str": f"tcp:{host}:{port}-chardev:char{name}"}
         plan.tail += [chardev, of_json("netdev", {"type": "user", "guestfwd": [forward], "id": name})]
         return
-    port_name = target.attribute("name") or "org.libvirt.channel"
+    port_name = target.attribute("name") or default_name
     target.accept("state")
     target.finish()
     if not _PORT_NAME.fullmatch(port_name):
@@ -264,20 +291,19 @@ def _read_console(element: Element, index: int, plan: Plan, serials: list[Option
         raise element.not_carried(value="second serial console")
     first = serials[0] if serials else None
     name = read_alias(element, "serial0") if first is None else first.get("id").removeprefix("char")
-    element.ignore("alias")
+    read_alias(element, "")
     address = _read_isa_address(element)
     chardev = read_chardev(element, name)
-    element.ignore("protocol")
     element.finish()
     if first is None:  # as under libvirt a console alone makes a serial line
         properties: dict[str, object] = {"driver": "isa-serial", "chardev": f"char{name}", "id": name, "index": 0, **address}
         plan.add(Device(element, "serial", properties, before=[chardev]))
-    elif chardev != first:
+    elif chardev != first or address.items() - plan.of_kind("serial")[0].properties.items():
         raise element.invalid("differs from the first serial line, of which it is another name")
 
 
 def _add_port(element: Element, name: str, plan: Plan, front: dict[str, object], back: dict[str, object]) -> None:
-    numbers = read_numbers(element, "virtio-serial", ("controller", "bus", "port"))
+    numbers = read_numbers(element, "virtio-serial", ("controller", "bus", "port"), zeros=("bus",))
     existing = sorted(index for kind, index in plan.controllers if kind == "virtio-serial")
     index = numbers["controller"] if numbers is not None else existing[0] if existing else 0
     controller = (

@@ -46,6 +46,7 @@ _USB_PORTS: Final = {
     "pci-ohci": 3,
 }
 _XHCI_PORTS: Final = 4
+_COMPANIONS: Final = "ich9-uhci"
 _MAX_INDEX: Final = 255
 # Source: hw/isa/piix3.c, hw/i386/pc_q35.c.
 _OWN_IDE: Final = PciAddress(0, 1, 1)
@@ -71,6 +72,8 @@ def read_controllers(devices: Element, plan: Plan) -> None:
         kind = element.get_attribute("type")
         given = element.number_attribute("index")
         index = next_index.get(kind, 0) if given is None else given
+        if given is None and index and kind == "usb" and (element.peek("model") or "").startswith(_COMPANIONS):
+            index -= 1  # it belongs to the one before
         if index > _MAX_INDEX:
             raise element.invalid(f"index {index}: {_MAX_INDEX} is the most")
         next_index[kind] = max(next_index.get(kind, 0), index + 1)
@@ -120,7 +123,7 @@ def _read_pci(element: Element, index: int, plan: Plan) -> None:
     if index == 0 or model in _ROOTS.values():
         if model != root or index != 0:
             raise element.attribute_not_carried("model", f"{model}, index {index}")
-        element.ignore("alias")
+        read_alias(element, "")
         _read_root_target(element.child("target"), plan)
         return
     if model is None:
@@ -173,8 +176,8 @@ def _read_usb_controller(element: Element, index: int, plan: Plan) -> None:
     default = "piix3-uhci" if plan.board is Board.I440FX else "qemu-xhci"
     model = element.choice("model", {"none": "none", **{name: name for name in _USB}}) or default
     if model == "none":
-        element.ignore("alias")
-        element.ignore("address")
+        read_alias(element, "")
+        read_pci_address(element)
         return
     driver, slot = _USB[model]
     properties: dict[str, object] = {"driver": driver}

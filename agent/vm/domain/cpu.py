@@ -17,6 +17,10 @@ _CHECKS: Final = {"none": False, "partial": True, "full": True}
 _QEMU_FEATURE_NAMES: Final = {"pclmuldq": "pclmulqdq", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "tsc_adjust": "tsc-adjust"}
 
 
+# What QEMU has no switch for: the guest's own doing, and measurements of the host. Source: libvirt, virQEMUCapsCPUFilterFeatures.
+_SWITCHLESS: Final = frozenset({"osxsave", "ospke", "cmt", "mbm_total", "mbm_local"})
+
+
 @dataclass(frozen=True, slots=True)
 class Vcpus:
     """How many CPUs there are at boot and at most, and how they are arranged in the words of `-smp`."""
@@ -95,10 +99,17 @@ def _read_features(element: Element, properties: dict[str, object]) -> None:
         is_on = feature.choice("policy", _POLICIES)
         name = feature.get_attribute("name")
         feature.finish()
-        name = _QEMU_FEATURE_NAMES.get(name, name.replace("_", "-"))
+        if name in _SWITCHLESS:
+            continue
+        name = qemu_feature_name(name)
         if name in properties:
             raise feature.invalid(f"feature {name} is given twice")
         properties[name] = is_on is not False
+
+
+def qemu_feature_name(name: str) -> str:
+    """Give QEMU's name of a feature that libvirt names."""
+    return _QEMU_FEATURE_NAMES.get(name, name.replace("_", "-"))
 
 
 def _check_mode(element: Element, mode: CpuMode, model: str | None, *, prefers_kvm: bool) -> None:

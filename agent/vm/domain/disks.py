@@ -30,6 +30,8 @@ _WIDE_SCSI_UNITS: Final = 15
 _INITIATOR: Final = 7
 _BLOCK_SIZES: Final = ("logical_block_size", "physical_block_size", "discard_granularity")
 _NARROW: Final = frozenset({"lsi"})
+# What a drive's address has not on each bus. Source: qemuBuildDiskDeviceProps of libvirt.
+_ZEROS: Final[dict[str, tuple[str, ...]]] = {"ide": ("target",), "fdc": ("bus", "target"), "sata": ("bus", "target")}
 _LIMITS: Final = {
     f"{what}_{unit}_sec{suffix}": f"{prefix}-{what}{end}"
     for what in ("total", "read", "write")
@@ -78,6 +80,7 @@ class _DiskReader:
         self._tray = target.choice("tray", {"closed": False, "open": True})
         self._rotation_rate = target.number_attribute("rotation_rate")
         target.finish()
+        element.accept("snapshot")  # what snapshots by libvirt do with it
         if self._device == "lun":
             raise element.attribute_not_carried("device", "lun")
         if (self.bus == "fdc") is not (self._device == "floppy"):
@@ -242,7 +245,7 @@ class _DiskReader:
         return Device(self.element, "usb", front)
 
     def _place(self) -> Place:
-        given = read_numbers(self.element, "drive", _DRIVE)
+        given = read_numbers(self.element, "drive", _DRIVE, zeros=_ZEROS.get(self.bus, ()))
         if given is not None:
             return Place(*(given[name] for name in _DRIVE))
         index = self.index
@@ -286,6 +289,8 @@ class _DiskReader:
         controller = need(self._plan, "scsi", place.controller, self.element)
         is_narrow = self._plan.controllers["scsi", place.controller].properties["driver"] in _NARROW
         where: dict[str, object]
+        if is_narrow and place.target:
+            raise self.element.invalid(f"target {place.target}: this controller has only 0")
         if is_narrow:
             where, tail = {"scsi-id": place.unit}, f"{place.bus}-{place.unit}"
         else:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from agent.vm import rules
 from agent.vm.domain.addresses import read_alias, read_pci_address
 from agent.vm.domain.controllers import read_usb
+from agent.vm.domain.listening import read_place
 from agent.vm.domain.plan import Device, Slot
+from agent.vm.domain.spice import read_spice
 from agent.vm.domain.virtio import models, read_driver, slot_of
-from agent.vm.options import RUN_DIR, keyval, of_json, text
+from agent.vm.options import keyval, of_json, text
 
 if TYPE_CHECKING:
     from agent.vm.domain.plan import Plan
     from agent.vm.domain.reader import Element
 
-_ADDRESS: Final = re.compile(r"[A-Za-z0-9.:_-]{1,255}")
 _FIRST_PORT: Final = 5900
 _AUTO_PORTS: Final = 1000
 _LAST_PORT: Final = 65535
@@ -50,10 +50,13 @@ _KIB: Final = 1024
 
 def read_displays(devices: Element, plan: Plan) -> None:
     """Read all of it; as under libvirt graphics bring a card, and there is always a place for sound to go."""
-    audio_ids = _read_audio(devices, plan)
-    graphics = devices.children("graphics")
-    for element in graphics:
-        _read_graphics(element, plan, audio_ids)
+    graphics = [(element, element.choice("type", {"vnc": "vnc", "spice": "spice"})) for element in devices.children("graphics")]
+    audio_ids = _read_audio(devices, plan, "spice" if any(kind == "spice" for _, kind in graphics) else "none")
+    for element, kind in graphics:
+        if kind == "spice":
+            read_spice(element, plan)
+        else:
+            _read_vnc(element, plan, audio_ids)
     if not graphics:
         plan.head.append(text("display", "none"))
     videos = devices.children("video")
@@ -70,36 +73,23 @@ def read_displays(devices: Element, plan: Plan) -> None:
         number += _read_input(element, number, plan)
 
 
-def _read_graphics(element: Element, plan: Plan, audio_ids: list[str]) -> None:
-    element.choice("type", {"vnc": None})
+def _read_vnc(element: Element, plan: Plan, audio_ids: list[str]) -> None:
     port = element.attribute("port")
     auto = element.choice("autoport", _YES_NO)
-    address = element.attribute("listen")
-    socket = element.attribute("socket")
     policy = element.choice("sharePolicy", {name: name for name in ("allow-exclusive", "force-shared", "ignore")})
     element.accept("keymap", "en-us")
-    is_none = False
-    for listen in element.children("listen"):
-        kind = listen.choice("type", {"address": "address", "socket": "socket", "none": "none"})
-        if kind == "socket":
-            socket = listen.attribute("socket") or socket or f"{RUN_DIR}/vnc.sock"
-        elif kind == "none":
-            is_none = True
-        else:
-            address = listen.attribute("address") or address
-        listen.finish()
-    element.ignore("alias")
+    place = read_place(element, "vnc.sock")
+    read_alias(element, "")
     element.finish()
     display: dict[str, object] = {}
-    if is_none:
+    if place.socket is not None:
+        display["vnc"] = f"unix:{place.socket}"
+    elif place.address is None:
         display["vnc"] = "none"
-    elif socket is not None:
-        with element.located():
-            if not socket.startswith(RUN_DIR):
-                rules.check_path(socket)
-        display["vnc"] = f"unix:{socket}"
     else:
-        display["vnc"] = _display(element, port, address, is_auto=auto is not False)
+        if auto:  # then a port is what libvirt chose last
+            port = None
+        display["vnc"] = _display(element, port, place.address, is_auto=auto is not False)
         if port in (None, "-1"):
             display["to"] = _AUTO_PORTS
     if policy is not None:
@@ -109,11 +99,8 @@ def _read_graphics(element: Element, plan: Plan, audio_ids: list[str]) -> None:
     plan.tail.append(keyval("vnc", display))
 
 
-def _display(element: Element, port: str | None, address: str | None, *, is_auto: bool) -> str:
-    host = address or "127.0.0.1"
-    if not _ADDRESS.fullmatch(host):
-        raise element.invalid(f"listen address {host[:60]!r}")
-    host = f"[{host}]" if ":" in host else host
+def _display(element: Element, port: str | None, address: str, *, is_auto: bool) -> str:
+    host = f"[{address}]" if ":" in address else address
     if port in (None, "-1"):
         if not is_auto and port is None:
             raise element.invalid("without autoport a port is needed")
@@ -143,9 +130,11 @@ def _read_video(element: Element, index: int, plan: Plan) -> int:
         acceleration.finish()
     model.accept("blob", "off")
     model.finish()
+    if (sizes["heads"] or 1) > 1 and kind not in ("virtio", "qxl"):
+        raise model.invalid(f"heads {sizes['heads']}: a {kind} has one")
     if kind == "none":
-        element.ignore("address")
-        element.ignore("alias")
+        read_pci_address(element)
+        read_alias(element, "")
         element.finish()
         return 0
     driver = _VIDEO[kind][0 if index == 0 else 1]
@@ -159,7 +148,6 @@ def _read_video(element: Element, index: int, plan: Plan) -> int:
     address = None
     if kind == "ramfb":
         slot = None
-        element.ignore("address")
     else:
         address = read_pci_address(element)
     element.finish()
@@ -238,12 +226,12 @@ def _read_evdev(element: Element, index: int, plan: Plan) -> None:
     plan.tail.append(of_json("object", properties))
 
 
-def _read_audio(devices: Element, plan: Plan) -> list[str]:
+def _read_audio(devices: Element, plan: Plan, default: str) -> list[str]:
     ids = []
     for index, element in enumerate(devices.children("audio"), start=1):
         given = element.number_attribute("id")
         name = f"audio{index if given is None else given}"
-        kind = element.choice("type", {"none": "none", "file": "wav"}) or "none"
+        kind = element.choice("type", {"none": "none", "file": "wav", "spice": "spice"}) or "none"
         properties: dict[str, object] = {"id": name, "driver": kind}
         period_us = element.number_attribute("timerPeriod")
         if period_us is not None:
@@ -262,7 +250,7 @@ def _read_audio(devices: Element, plan: Plan) -> list[str]:
         plan.head.append(of_json("audiodev", properties))
     if not ids:
         ids.append("audio1")
-        plan.head.append(of_json("audiodev", {"id": "audio1", "driver": "none"}))
+        plan.head.append(of_json("audiodev", {"id": "audio1", "driver": default}))
     return ids
 
 
@@ -302,7 +290,7 @@ def _read_input(element: Element, index: int, plan: Plan) -> int:
     if bus == "ps2":
         if kind not in ("mouse", "keyboard"):
             raise element.attribute_not_carried("bus", "ps2")
-        element.ignore("alias")  # every board has them
+        read_alias(element, "")  # every board has them
         element.finish()
         return 0
     name = read_alias(element, f"input{index}")

@@ -6,8 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from agent.vm import rules
-from agent.vm.domain.addresses import read_alias, read_boot_order, read_pci_address
+from agent.vm.domain.addresses import read_acpi_index, read_alias, read_boot_order, read_pci_address, read_rom
 from agent.vm.domain.chardevs import read_chardev
 from agent.vm.domain.controllers import read_usb
 from agent.vm.domain.plan import Board, Device, Slot
@@ -48,9 +47,7 @@ def _slot(plan: Plan) -> Slot:
 
 def _read_pci(element: Element, source: Element, name: str, plan: Plan) -> Device:
     properties: dict[str, object] = {"driver": "vfio-pci", "host": _read_host_address(source), "id": name}
-    rom = element.child("rom")
-    if rom is not None:
-        properties |= _read_rom(rom)
+    properties |= read_rom(element) | read_acpi_index(element)
     source.accept("writeFiltering", "yes")
     source.finish()
     driver = element.child("driver")
@@ -125,21 +122,6 @@ def _read_host_address(source: Element) -> str:
     if any(number > most for number, most in zip(numbers, (0xFFFF, 0xFF, 0x1F, 7), strict=True)):
         raise address.invalid("there is no such PCI address")
     return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
-
-
-def _read_rom(rom: Element) -> dict[str, object]:
-    found: dict[str, object] = {}
-    bar = rom.switch("bar")
-    path = rom.attribute("file")
-    rom.accept("enabled", "yes")
-    rom.finish()
-    if bar is not None:
-        found["rombar"] = int(bar)
-    if path is not None:
-        with rom.located():
-            rules.check_path(path)
-        found["romfile"] = path
-    return found
 
 
 def _read_usb_source(source: Element) -> dict[str, object]:

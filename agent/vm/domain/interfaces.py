@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.vm import rules
 from agent.vm.definition import Tap
-from agent.vm.domain.addresses import read_alias, read_boot_order, read_pci_address
+from agent.vm.domain.addresses import read_acpi_index, read_alias, read_boot_order, read_pci_address, read_rom
 from agent.vm.domain.plan import Device, Slot
 from agent.vm.domain.virtio import models, read_switches, slot_of
 from agent.vm.options import Option, of_json
@@ -33,7 +33,7 @@ _CARDS: Final = {
 }
 _DEFAULT_CARD: Final = "rtl8139"
 _PREFIXES: Final = {"ipv4": 24, "ipv6": 64}
-_KINDS: Final = ("user", "bridge", "ethernet", "server", "client", "udp", "mcast")
+_KINDS: Final = ("user", "bridge", "network", "ethernet", "server", "client", "udp", "mcast")
 _SWITCHES: Final = {"event_idx": "event_idx", "ioeventfd": "ioeventfd", "rss": "rss", "rss_hash_report": "hash"}
 _OFFLOADS: Final = {
     "host": {name: name for name in ("csum", "gso", "mrg_rxbuf")}
@@ -69,7 +69,9 @@ class _Reader:
         properties, queues, wants_vhost = self._read_driver(is_virtio=is_virtio)
         name = read_alias(element, f"net{self._index}")
         netdev = f"host{name}"
-        backend = self._read_backend(kind, netdev, queues, has_vhost=wants_vhost and is_virtio and kind in ("bridge", "ethernet"))
+        backend = self._read_backend(
+            kind, netdev, queues, has_vhost=wants_vhost and is_virtio and kind in ("bridge", "network", "ethernet")
+        )
         mac = self._read_mac()
         self._accept_host_side()
         front, slot = _CARDS[card or _DEFAULT_CARD] if card not in endings else ("virtio-net-pci", slot_of(plan, endings[card]))
@@ -78,6 +80,7 @@ class _Reader:
             properties |= {"mq": True, "vectors": 2 * queues + 2}
         order = read_boot_order(element)
         address = read_pci_address(element)
+        properties |= read_rom(element) | read_acpi_index(element)
         properties = {"driver": driver, **properties, "netdev": netdev, "id": name, "mac": mac}
         device = Device(element, "interface", properties, slot, address, before=[backend])
         device.boots_as, device.boot_index = "network", order
@@ -140,7 +143,10 @@ class _Reader:
     def _read_backend(self, kind: str, netdev: str, queues: int, *, has_vhost: bool) -> Option:
         element = self._element
         if kind == "user":
-            element.ignore("target")
+            target = element.child("target")
+            if target is not None:  # what libvirt called it last
+                target.accept("dev")
+                target.finish()
             return of_json("netdev", {"type": "user", "id": netdev, **self._read_user()})
         source = element.child("source")
         if kind in ("server", "client", "udp", "mcast"):
@@ -148,6 +154,8 @@ class _Reader:
         bridge = None
         if kind == "bridge":
             bridge = element.get_child("source").get_attribute("bridge") if source is None else source.get_attribute("bridge")
+        elif kind == "network":
+            bridge = self._bridge_of_network(source)
         if source is not None:
             source.finish()
         target = element.child("target")
@@ -159,6 +167,15 @@ class _Reader:
         with element.located():
             self._plan.taps.append(Tap(netdev, device, bridge, queues, has_vhost))
         return of_json("netdev", {"type": "tap", "id": netdev})
+
+    def _bridge_of_network(self, source: Element | None) -> str:
+        """A network of libvirt is known by the bridge that libvirt writes beside its name while the domain runs."""
+        bridge = None if source is None else source.attribute("bridge")
+        if source is None or bridge is None:
+            raise self._element.attribute_not_carried("type", "network, without the bridge in its source")
+        for name in ("network", "portid", "portgroup"):
+            source.accept(name)
+        return bridge
 
     def _read_user(self) -> dict[str, object]:
         found: dict[str, object] = {}
@@ -194,7 +211,6 @@ class _Reader:
 
     def _accept_host_side(self) -> None:
         """Take what only the host does and that is not done here."""
-        self._element.ignore("guest")
         link = self._element.child("link")
         if link is not None:
             link.choice("state", {"up": None})

@@ -38,6 +38,8 @@ def read_memory(domain: Element, cpu: Element | None, plan: Plan, backing: Backi
     boot_kib = total_kib
     if numa is not None:
         boot_kib = _read_cells(numa, plan, backing)
+    elif backing.named_nodes - {0}:
+        raise domain.invalid(f"memory of NUMA cell {max(backing.named_nodes)}: there is no such cell")
     elif not backing.is_plain:
         plan.head.append(make_backend("pc.ram", total_kib, backing, None))
         plan.machine_properties["memory-backend"] = "pc.ram"
@@ -60,9 +62,13 @@ def _read_slots(element: Element | None) -> MemorySlots | None:
 def _read_cells(numa: Element, plan: Plan, backing: Backing) -> int:
     total_kib = 0
     distances: list[Option] = []
+    nodes: set[int] = set()
     for index, cell in enumerate(numa.children("cell")):
         given = cell.number_attribute("id")
         node = index if given is None else given
+        if node in nodes:
+            raise cell.invalid(f"cell {node} is given twice")
+        nodes.add(node)
         cpus = cell.attribute("cpus")
         unit = cell.choice("unit", UNITS_BYTES) or KIB
         size_kib = rounded_up(-(-cell.number(cell.get_attribute("memory")) * unit // KIB), MIB_KIB)
@@ -81,6 +87,8 @@ def _read_cells(numa: Element, plan: Plan, backing: Backing) -> int:
         plan.head.append(make_backend(name, size_kib, backing, node))
         plan.head.append(keyval("numa", {**words, "memdev": name}))
         total_kib += size_kib
+    if unknown := backing.named_nodes - nodes:
+        raise numa.invalid(f"memory of NUMA cell {max(unknown)}: there is no such cell")
     numa.finish()
     plan.head += distances
     return total_kib

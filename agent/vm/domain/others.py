@@ -144,7 +144,7 @@ def _read_balloon(devices: Element, plan: Plan) -> None:
         stats.finish()
     name = read_alias(element, "balloon0")
     if model == "none":
-        element.ignore("address")
+        read_pci_address(element)
         element.finish()
         return
     address = read_pci_address(element)
@@ -184,10 +184,11 @@ def _read_rng(element: Element, index: int, plan: Plan) -> None:
 def _read_panic(element: Element, plan: Plan) -> None:
     model = element.choice("model", {name: name for name in ("isa", "hyperv", "pvpanic")}) or "isa"
     if model == "hyperv":
+        read_alias(element, "")
         plan.cpu_properties["hv-crash"] = True
         element.finish()
         return
-    element.ignore("alias")
+    read_alias(element, "")
     if model == "pvpanic":
         device = Device(element, "panic", {"driver": "pvpanic-pci"}, Slot.PCI, read_pci_address(element))
         element.finish()

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4, uuid5
 from agent.vm import rules
 from agent.vm.definition import Definition
 from agent.vm.domain.backing import read_backing
-from agent.vm.domain.boot import ends_at_reboot, give_boot_order, read_machine, read_os
+from agent.vm.domain.boot import check_crash, ends_at_reboot, give_boot_order, read_machine, read_os
 from agent.vm.domain.chardevs import number_ports, read_lines
 from agent.vm.domain.controllers import plug_usb, read_controllers
 from agent.vm.domain.cpu import read_cpu, read_topology, read_vcpus
@@ -30,6 +30,8 @@ from agent.vm.domain.others import read_others
 from agent.vm.domain.pci import assign
 from agent.vm.domain.plan import Plan
 from agent.vm.domain.reader import parse_xml
+from agent.vm.domain.spice import check_spice_lines
+from agent.vm.domain.sysinfo import read_sysinfo
 from agent.vm.domain.virtio import check_iommu
 from agent.vm.options import Option, flag, of_json, text
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from agent.vm.domain.reader import Element
 
 # Names and places in management tools; the guest sees none of them.
-IRRELEVANT: Final = ("metadata", "title", "description", "seclabel", "resource", "idmap")
+IRRELEVANT: Final = ("metadata", "title", "description", "seclabel", "resource", "idmap", "on_lockfailure")
 _MAX_THREADS: Final = 1024
 # The order of kinds on the command line: what others sit on comes first.
 _RANKS: Final = {"pci": 0, "iommu": 1, "controller": 2, "memory": 3, "disk": 4, "usb": 4}
@@ -88,6 +90,7 @@ def _read_domain(domain: Element, new_uuid: Callable[[], UUID]) -> Definition:
     _read_iothreads(domain, plan)
     read_clock(domain, plan)
     read_power(domain, plan)
+    read_sysinfo(domain, os, plan, str(uuid))
     order = read_os(os, plan)
     read_features(domain, plan, prefers_kvm=prefers_kvm)
     shares = _read_shares(domain)
@@ -101,6 +104,8 @@ def _read_domain(domain: Element, new_uuid: Callable[[], UUID]) -> Definition:
         read_controllers(domain, plan)
         read_displays(domain, plan)
     check_iommu(plan)
+    check_crash(plan)
+    check_spice_lines(plan)
     give_boot_order(plan, os, order)
     plug_usb(plan)
     number_ports(plan)
@@ -195,6 +200,8 @@ def _read_iothreads(domain: Element, plan: Plan) -> None:
             number = element.number(element.get_attribute("id"))
             ends = {f"thread-pool-{end}": element.number_attribute(f"thread_pool_{end}") for end in ("min", "max")}
             element.finish()
+            if number in found:
+                raise element.invalid(f"iothread {number} is given twice")
             found[number] = {key: value for key, value in ends.items() if value is not None}
         listed.finish()
     if count is not None:

@@ -164,8 +164,8 @@ class _Assigning:
                 return index
         return self._add_port()
 
-    def _add_port(self) -> int:
-        index = self._next_index()
+    def _add_port(self, at: int | None = None) -> int:
+        index = self._next_index() if at is None else at
         device = Device(
             self._root, "pci", {"driver": "pcie-root-port", "port": 0, "chassis": index, "id": f"pci.{index}"}, Slot.ROOT
         )
@@ -210,12 +210,12 @@ class _Assigning:
 
     def _need_bus(self, bus: int) -> None:
         """A bus that a device names without a controller for it: bridges on the older board, ports on the other."""
-        if self._is_express:
-            while self._next_index() <= bus:
-                self._add_port()
-            return
-        while self._next_index() <= bus:
-            index = self._next_index()
+        for index in range(1, bus + 1):
+            if index in self._plan.pci:
+                continue
+            if self._is_express:
+                self._add_port(index)
+                continue
             bridge = Device(self._root, "pci", {"driver": "pci-bridge", "chassis_nr": index, "id": f"pci.{index}"}, Slot.PCI)
             self._plan.pci[index] = PciController(index, "pci-bridge", bridge)
             self._place(bridge)

@@ -101,6 +101,7 @@ class Plan:
     taps: list[Tap] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
     iothreads: set[int] = field(default_factory=set)
+    restarts_on_crash: Element | None = None
 
     def of_kind(self, *kinds: str) -> list[Device]:
         """List the devices of some kinds, in order."""

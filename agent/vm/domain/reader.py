@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lxml import etree
 
+from agent.vm import rules
 from common.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Element:
         value = self._open_attributes.pop(name, None)
         return None if value is None else str(value)
 
+    def peek(self, name: str) -> str | None:
+        """Look at an attribute that is taken elsewhere."""
+        return self._open_attributes.get(name)
+
     def get_attribute(self, name: str) -> str:
         """Take an attribute that has to be there."""
         value = self.attribute(name)
@@ -112,6 +117,14 @@ class Element:
         """Take the text, without outer blanks."""
         self._text_is_open = False
         return (self._node.text or "").strip()
+
+    def checked_text(self, what: str) -> str:
+        """Take the text of an element that has nothing else, without control characters."""
+        text = self.text()
+        self.finish()
+        with self.located():
+            rules.check_text(text, what)
+        return text
 
     def child(self, name: str) -> Element | None:
         """Take the only child of a name; None when there is none."""

@@ -58,12 +58,12 @@ async def test_a_definition_goes_to_the_named_host(fleet, tmp_path):
 async def test_an_element_that_is_not_carried_ends_with_3(fleet, tmp_path):
     path = tmp_path / "web.xml"
     path.write_text("<domain/>")
-    fleet.agent.refusal = InvalidRequest("web.xml:7: <tpm> is not carried", reason="ELEMENT_NOT_CARRIED")
+    fleet.agent.refusal = InvalidRequest("web.xml:7: /domain/x is not carried", path="/domain/x", line=7)
 
     typed = await fleet.ferry("vm", "define", str(path), "--host", "host-b")
 
     assert typed.code is ExitCode.NOT_CARRIED
-    assert "web.xml:7: <tpm> is not carried" in typed.err
+    assert "web.xml:7: /domain/x is not carried" in typed.err
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,18 @@ async def test_what_is_wished_of_post_copy_travels_as_it_was_typed(fleet):
     assert not plain.HasField("post_copy")
 
 
+async def test_an_end_by_post_copy_allows_post_copy_with_what_is_wished_of_it(fleet):
+    fleet.coordinator.story = [MOVED]
+
+    await fleet.ferry(
+        *("migrate", "web", "--to", "host-b", "--max-duration", "9s", "--on-timeout", "postcopy", "--postcopy-bandwidth", "8MiB/s")
+    )
+
+    post_copy = fleet.coordinator.requests[0].options.post_copy
+    assert post_copy.when == post_copy_pb.PostCopy.WHEN_ALLOWED
+    assert post_copy.bandwidth_bytes_per_second == 8 << 20
+
+
 async def test_the_options_travel_as_they_were_typed(fleet):
     fleet.coordinator.story = [MOVED]
 

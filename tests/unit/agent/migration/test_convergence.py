@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from agent.migration.convergence import (
     Bounds,
     Choice,
     Decision,
+    Outlook,
     Sample,
     begin,
     change_bounds,
@@ -126,6 +128,64 @@ def test_a_network_that_stays_slow_is_not_waited_for():
     outcome = play(slower, SAFE, give_up_s=200)
 
     assert outcome.ending is Ending.SWITCHED
+
+
+def watch(rates_mib_s: Iterable[float], bounds: Bounds, *, rest_mib: int = 500) -> tuple[Outlook, list[Decision]]:
+    """Let the engine look at the first pass of a transfer each half second."""
+    outlook, decisions = begin(bounds), list[Decision]()
+    for number, rate in enumerate(rates_mib_s, start=1):
+        outlook, decision = observe(outlook, Sample(number * 0.5, 1, rest_mib * MIB, round(rate * MIB)), bounds)
+        if decision is not None:
+            decisions.append(decision)
+    return outlook, decisions
+
+
+def test_one_low_reading_is_no_dip():
+    _, decisions = watch([*[100] * 6, 20, *[100] * 6, 30, 100], SAFE)
+
+    assert decisions == []
+
+
+def test_nothing_is_raised_on_the_first_low_reading():
+    outlook, _ = watch([100] * 6, SAFE)
+    for at_s, pass_count, rate in ((3.5, 2, 100), (4.0, 3, 100), (4.1, 4, 20)):
+        outlook, decision = observe(outlook, Sample(at_s, pass_count, 20 * MIB, rate * MIB), SAFE)
+        assert (decision is None) is (pass_count != 3)
+
+    assert outlook.limit_s < SAFE.max_downtime_s
+
+
+@pytest.mark.parametrize("before", [4, 6, 30])
+def test_a_dip_is_held_for_six_seconds_however_short_the_network_was_known(before: int):
+    _, decisions = watch([*[100] * before, *[5] * 40], SAFE)
+
+    assert choices(decisions) == [Choice.HOLD, Choice.RELEASE]
+    assert decisions[1].at_s == pytest.approx(before * 0.5 + 6.5, abs=0.5)
+
+
+def test_a_network_that_dips_again_and_again_is_not_held_for_ever_and_leaves_decisions_to_end_by():
+    outlook, decisions = watch([*[100] * 8, *[5, 5, 100, 100] * 200, *[100] * 6], SAFE)
+    last, decision = observe(outlook, Sample(2000.0, 50, MIB, 100 * MIB), Bounds(Budget(max_duration_s=1000.0), 0.3))
+
+    assert not outlook.is_holding
+    assert len(decisions) < MAX_DECISIONS
+    assert (last.is_ending, decision and decision.choice) == (True, Choice.ABORT)
+
+
+def test_a_guest_is_not_paused_on_one_low_reading_at_the_start():
+    bounds = Bounds(Budget(Policy.MUST_FINISH, 20.0, TimeoutAction.PAUSE), 0.3)
+
+    _, decisions = watch([4, 100, 100, 100, 100], bounds, rest_mib=400)
+
+    assert decisions == []
+
+
+def test_a_time_that_is_short_is_seen_before_it_is_over():
+    bounds = Bounds(Budget(Policy.MUST_FINISH, 4.0, TimeoutAction.PAUSE), 0.3)
+
+    _, decisions = watch([100] * 3, bounds, rest_mib=400)
+
+    assert [(one.choice, one.at_s) for one in decisions] == [(Choice.PAUSE, 1.0)]
 
 
 def test_a_client_that_allows_more_is_heeded_at_once():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.migration.budget import Budget, Policy, TimeoutAction
-from agent.migration.forecast import HANDOVER_S, Measured, Span, forecast
+from agent.migration.forecast import HANDOVER_IN_POST_COPY_S, Measured, Span, forecast
 from agent.migration.order import Options
 from agent.migration.post_copy import PostCopy, When
 
@@ -86,8 +87,46 @@ def test_a_pause_stands_still_for_all_of_it():
 def test_immediate_post_copy_hardly_stands_still():
     found = forecast(measured(dirty_mib_s=300), Options(post_copy=PostCopy(When.IMMEDIATELY)))
 
-    assert found.downtime_s.likely <= 2 * HANDOVER_S
+    assert found.downtime_s.likely <= 2 * HANDOVER_IN_POST_COPY_S
     assert found.ends
+
+
+def test_the_rest_follows_in_post_copy_without_the_bandwidth_of_pre_copy():
+    post_copy = PostCopy(When.IMMEDIATELY)
+    bounded = Options(bandwidth_bytes_per_second=100 * MIB, post_copy=post_copy)
+    slowed = replace(bounded, post_copy=replace(post_copy, bandwidth_bytes_per_second=10 * MIB))
+
+    found, slow = forecast(measured(), bounded), forecast(measured(), slowed)
+
+    assert found.duration_s.low < 10.24 / 10
+    assert found.duration_s.high > 10.24
+    assert slow.duration_s.likely == pytest.approx(102.4, rel=0.03)
+
+
+def test_post_copy_that_begins_in_time_and_ends_too_late_is_told_beforehand():
+    budget = Budget(Policy.MUST_FINISH, 5.0, TimeoutAction.POST_COPY)
+    options = Options(budget=budget, post_copy=PostCopy(When.ALLOWED))
+
+    short = forecast(measured(), options)
+    close = forecast(measured(), replace(options, budget=replace(budget, max_duration_s=12.0)))
+    ample = forecast(measured(), replace(options, budget=replace(budget, max_duration_s=60.0)))
+
+    assert "not in the 5 s of --max-duration" in short.strategy
+    assert "in the 12 s of --max-duration only if" in close.strategy
+    assert "--max-duration" not in ample.strategy
+
+
+def test_what_channels_compress_is_sent_as_less_and_takes_as_long():
+    plain, packed = forecast(measured(), Options()), forecast(replace(measured(), sent_part=0.25), Options())
+
+    assert packed.sent_bytes.likely == pytest.approx(plain.sent_bytes.likely / 4, rel=0.01)
+    assert packed.duration_s == plain.duration_s
+
+
+def test_passes_are_counted_as_qemu_does():
+    found = forecast(measured(dirty_mib_s=0), Options()).pass_count
+
+    assert (found.low, found.likely, found.high) == (2, 3, 4)
 
 
 @given(

@@ -136,6 +136,7 @@ FACTS = BinaryFacts(
         )
     },
     cpu_models={name: _model(name) for name in ("qemu64", "Nehalem", "max")},
+    cpu_properties=frozenset({"enforce", "lahf-lm", "pclmulqdq", "pmu"}),
     capabilities=frozenset(),
     abilities=frozenset(),
 )

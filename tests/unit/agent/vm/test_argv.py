@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent.vm import argv
 from agent.vm.definition import Accelerator, CpuMode
+from agent.vm.display_port import FIRST_PORT, find_spice_port
 from agent.vm.options import keyval, of_json, text
 from tests.unit.agent.vm.samples import FULL, NOTHING, domain, pinned
 
@@ -277,3 +279,14 @@ def test_no_path_of_a_serial_line_becomes_an_option(path: str, backend: str) -> 
     value = values(build(replace(pinned(domain()), options=(line,))), "-chardev")[1]
 
     assert undouble(value) == {backend: "", "id": "charserial0", "path": path}
+
+
+def test_the_port_of_a_display_is_the_hosts_choice_at_each_start() -> None:
+    definition = pinned(domain(devices="<graphics type='spice' autoport='yes'/>"))
+
+    first = find_spice_port(definition)
+    with socket.create_server(("127.0.0.1", first)):
+        second = find_spice_port(definition)
+
+    assert second > first >= FIRST_PORT
+    assert f"port={second},addr=127.0.0.1,disable-ticketing=on,seamless-migration=on" in build(definition, spice_port=second)

@@ -184,11 +184,13 @@ def test_what_is_not_carried_is_refused_by_name(inside: str) -> None:
         "<rng model='virtio'><backend model='egd' type='udp'/></rng>",
         "<controller type='xenbus' index='0'/>",
         "<controller type='pci' index='1' model='pcie-expander-bus'/>",
-        "<graphics type='spice'/>",
+        "<graphics type='sdl'/>",
+        "<graphics type='spice' tlsPort='5901'/>",
+        "<graphics type='spice'><channel name='main' mode='secure'/></graphics>",
+        "<graphics type='spice' passwd='secret'/>",
         "<tpm model='tpm-spapr'><backend type='emulator'/></tpm>",
         "<hostdev mode='capabilities' type='storage'><source/></hostdev>",
         "<filesystem type='mount'><driver type='virtiofs'/><source dir='/a'/><target dir='t'/></filesystem>",
-        "<redirdev bus='usb' type='spicevmc'/>",
         "<smartcard mode='host'/>",
         "<shmem name='s'/>",
     ],
@@ -311,3 +313,173 @@ def read_or_refuse(xml: bytes) -> str:
     except InvalidRequest as error:
         return error.text
     return "read"
+
+
+_IDE = "<disk device='cdrom'><target dev='hda' bus='ide'/><address type='drive' {}/></disk>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "said"),
+    [
+        (domain(machine="pc", devices=_IDE.format("target='1'")), "target 1: there is only 0"),
+        (domain(devices=_IDE.replace("hda", "sda").replace("ide", "sata").format("bus='1'")), "bus 1: there is only 0"),
+        (
+            domain(devices="<channel type='pty'><target type='virtio'/><address type='virtio-serial' bus='1' port='1'/></channel>"),
+            "bus 1: there is only 0",
+        ),
+        (
+            domain(devices="<graphics type='vnc' listen='127.0.0.1'><listen type='address' address='::1'/></graphics>"),
+            "'127.0.0.1' is given before",
+        ),
+        (domain(devices="<video><model type='vga' heads='2'/></video>"), "heads 2"),
+        (
+            domain(inside="<numatune><memnode cellid='3' mode='strict' nodeset='0'/></numatune>"),
+            "cell 3: there is no such cell",
+        ),
+        (domain(inside="<iothreadids><iothread id='3'/><iothread id='3'/></iothreadids>"), "iothread 3 is given twice"),
+        (domain(devices="<serial type='pty'><protocol type='telnet'/></serial>"), "'telnet' is not carried"),
+        (domain(devices="<controller type='pci' model='pcie-root'><alias name='a' b='c'/></controller>"), "@b 'c' is not carried"),
+        (
+            domain(inside="<on_crash>restart</on_crash>", devices="<panic model='isa'/>"),
+            "on_crash 'restart, with a panic device' is not carried",
+        ),
+    ],
+)
+def test_what_would_change_nothing_is_refused_and_not_dropped(xml: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(said)) as raised:
+        parse(xml)
+
+    assert "line" in raised.value.facts
+
+
+def test_numbers_of_pci_controllers_may_have_gaps() -> None:
+    devices = "<controller type='pci' index='3' model='pcie-root-port'/><disk><source file='/d'/><target dev='vda'/>"
+    definition = parse(domain(devices=devices + "<address type='pci' bus='1' slot='0'/></disk>"))
+
+    assert named(definition)["virtio-disk0"]["bus"] == "pci.1"
+    assert named(definition)["pci.1"]["driver"] == "pcie-root-port"
+
+
+def test_features_that_qemu_has_no_switch_for_change_nothing() -> None:
+    cpu = "<cpu><model>Nehalem</model>{}</cpu>"
+
+    plain, listed = (parse(domain(inside=cpu.format(one))) for one in ("", "<feature name='osxsave'/><feature name='cmt'/>"))
+
+    assert plain == listed
+
+
+def test_usb_companions_without_a_number_belong_to_the_controller_before_them() -> None:
+    companions = "".join(
+        f"<controller type='usb' model='ich9-uhci{number}'><master startport='{port}'/></controller>"
+        for number, port in ((1, 0), (2, 2), (3, 4))
+    )
+    definition = parse(domain(devices=f"<controller type='usb' model='ich9-ehci1'/>{companions}"))
+
+    masters = [device.get("masterbus") for device in definition.find("device") if "uhci" in device.get("driver")]
+    assert masters == ["usb.0"] * 3
+
+
+def test_a_chain_that_ends_here_ends_here_whatever_the_image_names() -> None:
+    disk = "<disk><driver type='qcow2'/><source file='/d'/><backingStore/><target dev='vda'/></disk>"
+    definition = parse(domain(devices=disk))
+
+    blockdev = next(option for option in definition.find("blockdev") if option.get("node-name") == "vda")
+
+    assert blockdev.write()[1] == '{"driver":"qcow2","node-name":"vda","file":"vda-file","read-only":false,"backing":null}'
+    assert Definition.from_record(definition.to_record()) == definition
+
+
+def test_what_the_maker_says_of_the_machine_is_carried_where_the_guest_is_to_see_it() -> None:
+    sysinfo = (
+        "<sysinfo type='smbios'><bios><entry name='vendor'>A, B</entry></bios>"
+        f"<system><entry name='serial'>7</entry><entry name='uuid'>{SAMPLE_UUID}</entry><entry name='product'>p</entry></system>"
+        "<oemStrings><entry>one</entry><entry>two,three</entry></oemStrings></sysinfo>"
+    )
+    smbios = "<type machine='q35'>hvm</type><smbios mode='{}'/>"
+    shown = domain(inside=sysinfo).replace("<type machine='q35'>hvm</type>", smbios.format("sysinfo"))
+    hidden = domain(inside=sysinfo).replace("<type machine='q35'>hvm</type>", smbios.format("emulate"))
+
+    assert [option.write()[1] for option in parse(shown).find("smbios")] == [
+        "type=0,vendor=A,, B",
+        f"type=1,product=p,serial=7,uuid={SAMPLE_UUID}",
+        "type=11,value=one,value=two,,three",
+    ]
+    assert list(parse(hidden).find("smbios")) == []
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("<sysinfo type='smbios'><system><entry name='colour'>c</entry></system></sysinfo>", "@name 'colour' is not carried"),
+        ("<sysinfo type='smbios'><system><entry name='uuid'>1</entry></system></sysinfo>", "has to be the domain's"),
+        ("<sysinfo type='smbios'><bios><entry name='date'>a\tb</entry></bios></sysinfo>", "control characters"),
+        ("<sysinfo type='fwcfg'><entry name='etc/x'>1</entry></sysinfo>", "`opt/` has to come first"),
+        ("<sysinfo type='fwcfg'><entry name='opt/x' file='../y'/></sysinfo>", "absolute path"),
+        ("<sysinfo type='fwcfg'><entry name='opt/x'/></sysinfo>", "either a text or a file"),
+    ],
+)
+def test_what_no_table_of_a_machine_holds_is_refused(inside: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(said)):
+        parse(domain(inside=inside.replace("\\t", "&#9;")))
+
+
+def test_firmware_that_libvirt_chose_is_carried_with_its_paths_alone() -> None:
+    os = (
+        "<os firmware='efi'><type machine='q35'>hvm</type><firmware><feature enabled='no' name='enrolled-keys'/></firmware>"
+        "<loader readonly='yes' type='pflash' format='qcow2'>/code</loader><nvram template='/t' format='qcow2'>{}</nvram></os>"
+    )
+    xml = domain().replace("<os><type machine='q35'>hvm</type></os>", os)
+
+    nodes = named(parse(xml.format("/vars")), "blockdev")
+    with pytest.raises(NotCarried, match="@firmware 'efi, without"):
+        parse(xml.format("/vars").replace("/code", ""))
+
+    assert [nodes[name]["driver"] for name in ("pflash0", "pflash1")] == ["qcow2", "qcow2"]
+    assert nodes["pflash1-file"]["filename"] == "/vars"
+
+
+def test_a_network_of_libvirt_is_its_bridge() -> None:
+    xml = "<interface type='network'><source network='default' portid='1'{}/><model type='virtio'/></interface>"
+
+    assert parse(domain(devices=xml.format(" bridge='virbr0'"))).taps == (Tap("hostnet0", None, "virbr0", 1, False),)
+    with pytest.raises(NotCarried, match="network, without the bridge in its source"):
+        parse(domain(devices=xml.format("")))
+
+
+def test_a_card_has_the_program_and_the_number_that_it_is_given() -> None:
+    card = "<interface type='user'><model type='virtio'/>{}</interface>"
+
+    def properties(inside: str) -> dict[str, object]:
+        return named(parse(domain(devices=card.format(inside))))["net0"]
+
+    assert properties("<rom enabled='no'/>")["romfile"] == ""
+    assert properties("<rom bar='off' file='/boot/pxe.rom'/>").items() >= {"rombar": 0, "romfile": "/boot/pxe.rom"}.items()
+    assert properties("<acpi index='3'/>")["acpi-index"] == 3
+
+
+def test_a_display_of_type_spice_is_where_and_as_it_is_asked_for() -> None:
+    def spice(xml: str) -> dict[str, object]:
+        return next(parse(domain(devices=xml)).find("spice")).properties
+
+    def common(**words: object) -> dict[str, object]:
+        return {**words, "disable-ticketing": True, "seamless-migration": True}
+
+    assert spice("<graphics type='spice' autoport='yes' port='5907' listen='::1'/>") == common(port="{port}", addr="::1")
+    assert spice("<graphics type='spice' port='5903' autoport='no'/>") == common(port=5903, addr="127.0.0.1")
+    assert spice("<graphics type='spice'><listen type='none'/></graphics>") == common(port=0)
+    assert spice("<graphics type='spice'><listen type='socket'/></graphics>") == common(unix=True, addr="{run}/spice.sock")
+    assert spice("<graphics type='spice'><image compression='off'/><clipboard copypaste='no'/></graphics>") == {
+        "port": 0, "disable-ticketing": True, "image-compression": "off", "disable-copy-paste": True, "seamless-migration": True,
+    }  # fmt: skip
+
+
+def test_what_ends_in_a_display_of_type_spice_needs_one() -> None:
+    channel = "<channel type='spicevmc'><target type='virtio'/></channel>"
+
+    definition = parse(domain(devices=channel + "<graphics type='spice'/>"))
+    with pytest.raises(InvalidRequest, match="a display of type spice is missing"):
+        parse(domain(devices=channel))
+
+    assert named(definition, "chardev")["charchannel0"] == {"backend": "spicevmc", "id": "charchannel0", "name": "vdagent"}
+    assert named(definition)["channel0"]["name"] == "com.redhat.spice.0"
+    assert next(definition.find("audiodev")).get("driver") == "spice"

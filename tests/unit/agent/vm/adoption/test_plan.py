@@ -244,7 +244,8 @@ def test_default_devices_are_named():
     [
         ("-snapshot", "-snapshot"),
         ("-icount 3", "-icount 3"),
-        ("-spice port=1", "-spice"),
+        ("-spice port=1,password=a", "-spice: password"),
+        ("-spice tls-port=1,x509-dir=/certificates", "-spice: tls-port, x509-dir"),
         ("-net tap", "-netdev"),
         ("-serial /dev/ttyS0", "/dev/ttyS0"),
         ("-fsdev local,id=f,path=/x,security_model=none", "-fsdev f"),
@@ -253,6 +254,13 @@ def test_default_devices_are_named():
 )
 def test_what_cannot_be_carried_keeps_the_vm_here_and_names_the_option(line, word):
     assert word in plan(line).definition.blockers[0]
+
+
+def test_a_display_of_type_spice_goes_along():
+    made = plan_adoption(found("-nodefaults -spice unix,addr=s.sock,disable-ticketing"), FACTS, "web")
+
+    assert not made.definition.blockers
+    assert "-spice unix=on,addr=/vm/s.sock,disable-ticketing=on" in words(made)
 
 
 def test_a_daemons_relative_images_keep_the_vm_here():

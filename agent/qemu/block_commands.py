@@ -1,0 +1,160 @@
+"""QEMU's commands about disks, each as a typed method; errors as in `agent.qemu.commands`.
+
+`query-named-block-nodes` is not here: it ends QEMU while a stream job is concluded and not dismissed.
+
+Source: qapi/block-core.json, qapi/block-export.json, qapi/job.json of QEMU 7.2 and 10.0.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from agent.qemu.block_status import (
+    BlockJobReport,
+    DriveReport,
+    JobReport,
+    decode_block_jobs,
+    decode_drives,
+    decode_jobs,
+)
+from agent.qemu.decoding import as_list, as_mapping, get_str
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from agent.qemu.monitor import Monitor
+
+YANK_ANSWER_S: Final = 0.5
+
+
+class Sync(Enum):
+    """What a mirror copies: all that the disk shows, or its top image alone."""
+
+    FULL = "full"
+    TOP = "top"
+
+
+class BlockCommands:
+    """The disks of one QEMU, by its commands."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    # what there is
+
+    async def query_drives(self) -> tuple[DriveReport, ...]:
+        """Return the guest's drives with their images; safe at any time, and hides the filters of jobs."""
+        return decode_drives(await self._execute("query-block"))
+
+    async def query_jobs(self) -> tuple[JobReport, ...]:
+        """Return every job that is not dismissed, the error of a concluded one included."""
+        return decode_jobs(await self._execute("query-jobs"))
+
+    async def query_block_jobs(self) -> tuple[BlockJobReport, ...]:
+        """Return every job on a disk that is not dismissed."""
+        return decode_block_jobs(await self._execute("query-block-jobs"))
+
+    async def query_exports(self) -> tuple[str, ...]:
+        """Return the ids of what is exported."""
+        reply = as_list(await self._execute("query-block-exports"), "query-block-exports")
+        return tuple(get_str(as_mapping(export, "export"), "id") for export in reply)
+
+    async def query_yankable_nodes(self) -> tuple[str, ...]:
+        """Return, out of band, the nodes that have a connection to another host."""
+        reply = as_list(await self._monitor.execute_oob("query-yank", timeout_s=YANK_ANSWER_S), "query-yank")
+        instances = [as_mapping(instance, "yank instance") for instance in reply]
+        return tuple(get_str(one, "node-name") for one in instances if get_str(one, "type") == "block-node")
+
+    # nodes
+
+    async def add_node(self, options: Mapping[str, object], *, timeout_s: float | None = None) -> None:
+        """Open a node. With a peer that is silent QEMU and its guest stand still for the node's `open-timeout`."""
+        if timeout_s is None:
+            await self._execute("blockdev-add", options)
+        else:
+            await self._monitor.execute("blockdev-add", options, timeout_s=timeout_s)
+
+    async def remove_node(self, node: str) -> None:
+        """Close a node that nothing uses."""
+        await self._execute("blockdev-del", {"node-name": node})
+
+    async def reopen_node(self, options: Mapping[str, object]) -> None:
+        """Change the options of an open node; what is not given gets its default."""
+        await self._execute("blockdev-reopen", {"options": [dict(options)]})
+
+    async def yank_nodes(self, nodes: Sequence[str]) -> None:
+        """Break the connections of nodes, out of band: also while QEMU's main loop waits for one of them."""
+        instances = [{"type": "block-node", "node-name": node} for node in nodes]
+        await self._monitor.execute_oob("yank", {"instances": instances}, timeout_s=YANK_ANSWER_S)
+
+    # jobs
+
+    async def mirror(self, job_id: str, node: str, target: str, sync: Sync, *, bytes_per_second: int) -> None:
+        """Start to copy a root node; each of the guest's writes goes to both, so that it stays ready under load.
+
+        What the job needs is told by JOB_STATUS_CHANGE, and its error by query_jobs() until dismiss_job().
+        """
+        await self._execute(
+            "blockdev-mirror",
+            {
+                "job-id": job_id,
+                "device": node,
+                "target": target,
+                "sync": sync.value,
+                "copy-mode": "write-blocking",
+                "speed": bytes_per_second,
+                "auto-finalize": True,
+                "auto-dismiss": False,
+                "on-source-error": "report",
+                "on-target-error": "report",
+            },
+        )
+
+    async def set_job_speed(self, job_id: str, bytes_per_second: int) -> None:
+        """Bound a job on a disk; 0 is without a bound."""
+        await self._execute("block-job-set-speed", {"device": job_id, "speed": bytes_per_second})
+
+    async def settle_job(self, job_id: str) -> None:
+        """End a mirror that is ready, both sides equal. The reply proves nothing: only `concluded` without an error does."""
+        await self._execute("block-job-cancel", {"device": job_id})
+
+    async def abort_job(self, job_id: str) -> None:
+        """Abort a job; what it copied is worth nothing then. On 7.2 it waits for the guest's writes that hang in the job."""
+        await self._execute("job-cancel", {"id": job_id})
+
+    async def dismiss_job(self, job_id: str) -> None:
+        """Forget a concluded job, with its error."""
+        await self._execute("job-dismiss", {"id": job_id})
+
+    # exports
+
+    async def start_nbd_server(self, address: Mapping[str, object], *, credentials: str = "", max_connections: int = 0) -> None:
+        """Listen for NBD clients; one server for each QEMU.
+
+        Args:
+            address: a SocketAddress, such as `{"type": "unix", "data": {"path": PATH}}`.
+            credentials: id of a TLS credentials object; empty is without TLS.
+            max_connections: 0 is without a bound.
+        """
+        arguments: dict[str, object] = {"addr": dict(address), "max-connections": max_connections}
+        if credentials:
+            arguments["tls-creds"] = credentials
+        await self._execute("nbd-server-start", arguments)
+
+    async def stop_nbd_server(self) -> None:
+        """Listen no more and drop every export, with a client connected or not."""
+        await self._execute("nbd-server-stop")
+
+    async def export(self, identifier: str, node: str, name: str) -> None:
+        """Let NBD clients read and write a node."""
+        await self._execute(
+            "block-export-add", {"type": "nbd", "id": identifier, "node-name": node, "name": name, "writable": True}
+        )
+
+    async def pass_socket(self, name: str, descriptor: int) -> None:
+        """Give QEMU a listening socket under a name; the caller's copy stays open."""
+        await self._monitor.execute_with_fd("getfd", {"fdname": name}, descriptor)
+
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        return await self._monitor.execute(command, arguments)
