@@ -19,7 +19,7 @@ from agent.migration.transfer_spans import untraced
 from agent.qemu.endings import GUEST_ENDS, of_exit, of_status
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
-from agent.qemu.threads import is_working
+from agent.qemu.threads import find_threads, is_working
 from common.errors import Bug, FerryError
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class SourceWatch:
 
         def look() -> None:
             nonlocal looking
-            if is_working(pid):
+            if is_working(find_threads(pid)):
                 limit.reschedule(max(began_s + MUTE_LIMIT_S, loop.time() + 2 * LOOK_INTERVAL_S))
             looking = loop.call_later(LOOK_INTERVAL_S, look)
 

@@ -6,6 +6,7 @@ A thread that has work and gets no CPU looks as one that runs, so this tells an 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,26 +16,33 @@ _AT_WORK: Final = frozenset({"R", "D"})
 _VCPU_PREFIX: Final = "CPU "
 
 
-def is_working(pid: int) -> bool:
-    """Say whether QEMU's main thread, or another that runs no vCPU, has work now; False of a process that is gone.
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One thread, at the moment of looking."""
 
-    Where QEMU was started without names for its threads only the main thread can be told from vCPUs.
-    """
-    threads = _threads(pid)
-    has_names = any(name.startswith(_VCPU_PREFIX) for name, _ in threads.values())
-    return any(
-        state in _AT_WORK
-        for thread, (name, state) in threads.items()
-        if thread == pid or (has_names and not name.startswith(_VCPU_PREFIX))
-    )
+    name: str
+    state: str
+    is_main: bool
 
 
-def _threads(pid: int) -> dict[int, tuple[str, str]]:
-    """Read the name and the state of each thread."""
-    found: dict[int, tuple[str, str]] = {}
+def find_threads(pid: int) -> tuple[Thread, ...]:
+    """Look at the threads of a process; there are none of one that is gone."""
+    found = []
     with suppress(OSError):
         for entry in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):  # it has ended
                 name, _, rest = (entry / "stat").read_text(encoding="utf-8", errors="replace").partition(" (")[2].rpartition(") ")
-                found[int(entry.name)] = (name, rest[:1])
-    return found
+                found.append(Thread(name, rest[:1], is_main=entry.name == str(pid)))
+    return tuple(found)
+
+
+def is_working(threads: tuple[Thread, ...]) -> bool:
+    """Say whether QEMU's main thread, or another that runs no vCPU, has work.
+
+    Where QEMU was started without names for its threads only the main thread can be told from vCPUs.
+    """
+    has_names = any(thread.name.startswith(_VCPU_PREFIX) for thread in threads)
+    return any(
+        thread.state in _AT_WORK and (thread.is_main or (has_names and not thread.name.startswith(_VCPU_PREFIX)))
+        for thread in threads
+    )

@@ -127,4 +127,4 @@ def test_a_dead_collector_holds_nobody_up():
         otlp_endpoint="http://127.0.0.1:1",
     )
 
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 20  # gRPC itself would try for a minute

@@ -2,64 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from agent.qemu.threads import is_working
-
-# Each argument is a thread, `name` or `name!` for one that never rests; the main thread waits for a peer, or is `main!`.
-_SCRIPT = """
-import ctypes, os, socket, sys, threading
-ends = socket.socketpair()
-def work(name):
-    ctypes.CDLL(None).prctl(15, name.rstrip("!").encode())  # PR_SET_NAME
-    os.write(1, b".")
-    while name.endswith("!"):
-        pass
-    ends[0].recv(1)
-for name in sys.argv[1:]:
-    if name != "main!":
-        threading.Thread(target=work, args=(name,), daemon=True).start()
-os.write(1, b".")
-while "main!" in sys.argv:
-    pass
-ends[1].recv(1)
-"""
-
-
-def _main_state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+from agent.qemu.threads import Thread, find_threads, is_working
 
 
 @pytest.mark.parametrize(
-    ("threads", "expected"),
+    ("main", "others", "expected"),
     [
-        ((), False),
-        (("main!",), True),
-        (("CPU 0/TCG!", "live_migration"), False),
-        (("CPU 0/TCG", "live_migration!"), True),
-        (("nameless!",), False),
+        ("S", {}, False),
+        ("R", {}, True),
+        ("D", {}, True),
+        ("T", {}, False),
+        ("S", {"CPU 0/TCG": "R", "live_migration": "S"}, False),
+        ("S", {"CPU 0/TCG": "S", "live_migration": "R"}, True),
+        ("S", {"qemu-system-x86": "R"}, False),
     ],
-    ids=["all wait", "main", "vcpu", "migration", "nameless"],
+    ids=["waits", "runs", "reads", "held", "vcpu", "migration", "nameless"],
 )
-def test_work_is_that_of_the_main_thread_or_of_another_that_runs_no_vcpu(threads, expected):
-    with subprocess.Popen([sys.executable, "-S", "-c", _SCRIPT, *threads], stdout=subprocess.PIPE) as process:
+def test_work_is_that_of_the_main_thread_or_of_another_that_runs_no_vcpu(main, others, expected):
+    threads = (Thread("qemu-system-x86", main, is_main=True), *(Thread(name, others[name], is_main=False) for name in others))
+
+    assert is_working(threads) is expected
+
+
+def test_the_threads_of_a_process_are_found_and_none_of_one_that_is_gone():
+    with subprocess.Popen([sys.executable, "-S", "-c", "print(flush=True); input()"], stdin=subprocess.PIPE, stdout=-1) as process:
         assert process.stdout is not None
-        for _ in {*threads, "main!"}:
-            process.stdout.read(1)
-        while (_main_state(process.pid) == "S") is ("main!" in threads):
-            os.sched_yield()
+        process.stdout.readline()
+        [thread] = find_threads(process.pid)
+        assert thread.name.startswith("python")
+        assert thread.is_main
 
-        assert is_working(process.pid) is expected
         process.kill()
-
-
-def test_a_process_that_is_gone_does_not_work():
-    with subprocess.Popen([sys.executable, "-S", "-c", ""]) as process:
         process.wait()
 
-        assert not is_working(process.pid)
+        assert find_threads(process.pid) == ()
