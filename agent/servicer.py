@@ -237,6 +237,11 @@ class AgentServicer(VmServicer):
         self._migrations.check_epoch(request.migration_id, request.epoch)
         return pb.PauseMigrationResponse(migration=wire.migration(await self._migrations.pause(request.migration_id)))
 
+    async def UnpauseMigration(self, request: pb.UnpauseMigrationRequest, context: Context) -> pb.UnpauseMigrationResponse:
+        """Let the guest go on while memory is sent."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        return pb.UnpauseMigrationResponse(migration=wire.migration(await self._migrations.unpause(request.migration_id)))
+
     async def UpdateMigration(self, request: pb.UpdateMigrationRequest, context: Context) -> pb.UpdateMigrationResponse:
         """Change bandwidth and longest downtime."""
         self._migrations.check_epoch(request.migration_id, request.epoch)

@@ -88,6 +88,10 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         """Stop the guest for the rest of the transfer."""
         return pb.PauseMigrationResponse(migration=wire.migration(await self._moves.pause(request.migration_id)))
 
+    async def UnpauseMigration(self, request: pb.UnpauseMigrationRequest, context: Context) -> pb.UnpauseMigrationResponse:
+        """Let the guest go on while memory is sent."""
+        return pb.UnpauseMigrationResponse(migration=wire.migration(await self._moves.unpause(request.migration_id)))
+
     async def UpdateMigration(self, request: pb.UpdateMigrationRequest, context: Context) -> pb.UpdateMigrationResponse:
         """Change bounds while it runs."""
         bandwidth = request.bandwidth_bytes_per_second if request.HasField("bandwidth_bytes_per_second") else None

@@ -293,6 +293,16 @@ class Migrations:
         session.pause()
         return session
 
+    async def unpause(self, migration_id: str) -> SourceSession:
+        """Let vCPUs that were stopped for the transfer go on.
+
+        Raises:
+            WrongState: they were not, or the switch-over has begun, or the guest is gone.
+        """
+        session = self.get_source(migration_id)
+        session.unpause()
+        return session
+
     async def abandon(self, migration_id: str, cause: Cause, *, source_has_ended: bool = False) -> DestinationSession:
         """Undo Prepare, and wait until it is; undoing what is undone already is fine.
 

@@ -244,6 +244,11 @@ class PauseRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class UnpauseRequested:
+    """The user wants vCPUs that were stopped for the transfer to go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResumeAnswered:
     """The destination says that the guest goes on there."""
 
@@ -291,6 +296,7 @@ Event: TypeAlias = (
     | QemuExited
     | CancelRequested
     | PauseRequested
+    | UnpauseRequested
     | ResumeAnswered
     | DestinationNeverRan
     | Fenced
@@ -379,6 +385,8 @@ def _begun(phase: Begun, event: Event) -> Step:
             return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case PauseRequested():
             return Step(phase, (do.StopGuest(),))
+        case UnpauseRequested():
+            return Step(phase, (do.StartGuest(),))
         case QemuExited(cause):
             return Step(Lost(cause))
         case _:
@@ -407,7 +415,7 @@ def _leaving(phase: Leaving, event: Event) -> Step:
             return Step(Crossing(), (do.ContinueMigration(),))
         case PostCopyRequested():
             return Step(phase)
-        case PauseRequested():
+        case PauseRequested() | UnpauseRequested():
             raise InvalidTransition(phase, event)
         case _:
             return _before_switching(phase, event)
@@ -486,7 +494,7 @@ def _losing(phase: Losing, event: Event) -> Step:
             raise InvalidTransition(phase, event)
 
 
-def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) -> Step:
+def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) -> Step:  # noqa: PLR0911 - one line an event
     match event:
         case QemuAtSwitchover():
             return Step(Switching(), (do.ContinueMigration(),))
@@ -500,6 +508,8 @@ def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) 
             return Step(Cancelling(cause), (do.FreeGuest(),))
         case PauseRequested():
             return Step(phase, (do.StopGuest(),))
+        case UnpauseRequested():
+            return Step(phase, (do.StartGuest(),))
         case _:
             raise InvalidTransition(phase, event)
 

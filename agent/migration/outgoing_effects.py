@@ -22,6 +22,11 @@ class StopGuest:
 
 
 @dataclass(frozen=True, slots=True)
+class StartGuest:
+    """`cont` the vCPUs that were stopped for the transfer, if QEMU does not switch over by now."""
+
+
+@dataclass(frozen=True, slots=True)
 class FreeGuest:
     """Stop the transfer, by `migrate_cancel`, else the cut, else `yank`, until QEMU reports how it ended."""
 
@@ -70,6 +75,7 @@ Effect: TypeAlias = (
     StartTransfer
     | ContinueMigration
     | StopGuest
+    | StartGuest
     | FreeGuest
     | EnsureGuestRestored
     | RequestResume

@@ -84,6 +84,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self._connections = AsyncExitStack()
         self.transfer = Transfer(record.facts.migration_id, record.facts.options, around, uri=record.facts.peer_uri)
         self.status_text = ""
+        self._vcpus = asyncio.Lock()  # a `cont` is answered before QEMU may complete: after that it would run the guest twice
         self._watcher = SourceWatch(self)
         self.recovery = Recovery(self)
         self.steering = Steering(self)
@@ -149,6 +150,18 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.update(options=self.facts.options.paused())
         self.save()
 
+    def unpause(self) -> None:
+        """Let vCPUs that were stopped for the transfer go on.
+
+        Raises:
+            WrongState: they were not, or the switch-over has begun, or the guest is gone.
+        """
+        if not self.facts.options.pause and not self.is_over:
+            raise WrongState(
+                f"migration {self.facts.migration_id} was not paused: there is nothing to continue", reason="NOT_PAUSED"
+            )
+        self.request(out.UnpauseRequested(), "cannot be continued any more: the guest changes hands", "TOO_LATE")
+
     async def ask_qemu(self) -> None:
         """Ask QEMU how the migration is, and take the answer as truth."""
         await self._watcher.ask_qemu()
@@ -179,7 +192,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 reason="TOO_LATE",
             )
         self.update(options=options)
-        self.steering.change(limit_s=max_downtime_s)
+        self.steering.change(is_allowed_at_once=max_downtime_s is not None)
         await self._apply_bounds()
 
     async def _apply_bounds(self) -> None:
@@ -265,6 +278,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 await self._continue_migration()
             case do.StopGuest():
                 await self.qemu.stop()
+            case do.StartGuest():
+                await self._start_guest()
             case do.FreeGuest():
                 await self._free_guest()
             case do.EnsureGuestRestored():
@@ -334,7 +349,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         if self.facts.timeline.continued_at_s is None:
             self.update(timeline=replace(self.facts.timeline, continued_at_s=now_s()))
         try:
-            await self.qemu.migrate_continue()
+            async with self._vcpus:
+                await self.qemu.migrate_continue()
         except QemuRefused as error:
             # Also after a restart, when QEMU has left pre-switchover: its report decides.
             _log.info("migrate-continue refused", migration=self.facts.migration_id, error=error.text)
@@ -365,6 +381,24 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             else:
                 self.update(waiting_for="")
                 self.observe(out.HuskEnded())
+
+    async def _start_guest(self) -> None:
+        """Let the guest run again; the wish is changed once it does, so that its standstill is not taken for a switch-over."""
+        before_switching = out.Begun | out.Connecting | out.Transferring
+        async with self._vcpus:
+            if not isinstance(self.phase, before_switching):
+                return
+            if not self.facts.guest_was_paused:
+                try:
+                    await self.qemu.cont()
+                except QemuRefused as error:  # QEMU has just begun to switch over
+                    _log.info("cont refused", migration=self.facts.migration_id, error=error.text)
+                    return
+        if isinstance(self.phase, before_switching):
+            timeline = replace(self.facts.timeline, stopped_at_s=None)
+            self.update(options=replace(self.facts.options, pause=False), timeline=timeline)
+            self.steering.change(is_allowed_at_once=False)
+            self.save()
 
     async def _free_guest(self) -> None:
         """Cancel; the connections of a mute QEMU are cut and yanked out of band; until QEMU says how it ended."""

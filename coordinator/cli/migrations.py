@@ -153,6 +153,18 @@ async def pause(migration_id: MigrationId, /, *, output: Output = Format.TABLE, 
     return _changed(Screen(), migration, output)
 
 
+@app.command(name="continue")
+async def continue_(
+    migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
+) -> ExitCode:
+    """Let a guest that was stopped for the transfer run again while it lasts."""
+    async with Link(settings) as link:
+        coordinator = link.coordinator
+        request = pb.UnpauseMigrationRequest(request_id=new_request_id(), migration_id=migration_id)
+        migration = (await coordinator.change(coordinator.stub.UnpauseMigration, request)).migration
+    return _changed(Screen(), migration, output)
+
+
 @app.command
 async def postcopy(
     migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS

@@ -165,6 +165,10 @@ class Move:
         """Stop the guest for the rest of the transfer."""
         return (await self._coordinator.PauseMigration(pb.PauseMigrationRequest(migration_id=self.id))).migration
 
+    async def unpause(self) -> Whole:
+        """Let the guest that was stopped for the transfer go on."""
+        return (await self._coordinator.UnpauseMigration(pb.UnpauseMigrationRequest(migration_id=self.id))).migration
+
     async def start_postcopy(self) -> Whole:
         """Let the guest go now."""
         return (await self._coordinator.StartPostcopy(pb.StartPostcopyRequest(migration_id=self.id))).migration

@@ -117,14 +117,14 @@ def test_logs_are_json_lines_on_stderr_with_the_ids_of_the_span():
 
 
 def test_a_dead_collector_holds_nobody_up():
-    began_s = time.monotonic()
-
-    run(
+    done = run(
         """
+        import time
         with trace.get_tracer("x").start_as_current_span("one"):
             pass
+        print(time.monotonic())
         """,
         otlp_endpoint="http://127.0.0.1:1",
     )
 
-    assert time.monotonic() - began_s < 20  # gRPC itself would try for a minute
+    assert time.monotonic() - float(done.stdout) < 5  # from the end of its work on; its start may take long

@@ -123,7 +123,13 @@ def _qemus_move(world: World) -> Iterator[World]:
 
 def _source_may_see(world: World) -> Iterator[out.Event]:
     yield from _source_may_be_told(world)
-    yield from (out.PerformRequested(), out.CancelRequested(CAUSE), out.PauseRequested(), out.PostCopyRequested())
+    yield from (
+        out.PerformRequested(),
+        out.CancelRequested(CAUSE),
+        out.PauseRequested(),
+        out.UnpauseRequested(),
+        out.PostCopyRequested(),
+    )
     match world.source_qemu:
         case Qemu.RUNS:
             yield from (out.QemuActive(), out.GuestRestored())

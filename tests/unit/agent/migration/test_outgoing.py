@@ -27,6 +27,7 @@ EVENTS: tuple[out.Event, ...] = (
     out.QemuExited(CAUSE, was_watched=False),
     out.CancelRequested(CAUSE),
     out.PauseRequested(),
+    out.UnpauseRequested(),
     out.ResumeAnswered(),
     out.DestinationNeverRan(CAUSE),
     out.Fenced(CAUSE),
@@ -150,6 +151,14 @@ def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is
                 assert isinstance(history.events[index], proofs) or isinstance(before, out.Refused)
             if isinstance(before, out.Following | out.Broken):
                 assert not isinstance(after, out.Retiring | out.Keeping | out.Cancelling)
+
+
+def test_a_paused_guest_is_started_again_before_the_switch_over_only():
+    for early in (out.Begun(), out.Connecting(), out.Transferring()):
+        assert out.step(early, out.UnpauseRequested()).effects == (do.StartGuest(),)
+    for late in (out.Leaving(), out.Switching(), out.Crossing(), out.Following(), out.Sent(), out.HandedOver()):
+        with pytest.raises(InvalidTransition):
+            out.step(late, out.UnpauseRequested())
 
 
 def test_a_pause_is_refused_from_the_switch_over_on():
