@@ -251,6 +251,9 @@ class AgentServicer(VmServicer):
             bandwidth_bytes_per_second=request.bandwidth_bytes_per_second if has_bandwidth else None,
             max_downtime_s=wire.seconds(request.max_downtime) if has_downtime else None,
             max_duration_s=wire.seconds(request.max_duration) if request.HasField("max_duration") else None,
+            disk_bandwidth_bytes_per_second=(
+                request.disk_bandwidth_bytes_per_second if request.HasField("disk_bandwidth_bytes_per_second") else None
+            ),
         )
         return pb.UpdateMigrationResponse(migration=wire.migration(session))
 

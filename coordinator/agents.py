@@ -332,7 +332,10 @@ class Agent:
     async def update(self, move: Move, bounds: Bounds) -> Half:
         """Source: change bounds."""
         request = pb.UpdateMigrationRequest(
-            epoch=move.epoch, migration_id=move.migration_id, bandwidth_bytes_per_second=bounds.bandwidth_bytes_per_second
+            epoch=move.epoch,
+            migration_id=move.migration_id,
+            bandwidth_bytes_per_second=bounds.bandwidth_bytes_per_second,
+            disk_bandwidth_bytes_per_second=bounds.disk_bandwidth_bytes_per_second,
         )
         if bounds.max_downtime_s is not None:
             request.max_downtime.FromNanoseconds(round(bounds.max_downtime_s * _NS))

@@ -97,8 +97,11 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         bandwidth = request.bandwidth_bytes_per_second if request.HasField("bandwidth_bytes_per_second") else None
         max_downtime_s = wire.seconds(request.max_downtime) if request.HasField("max_downtime") else None
         max_duration_s = wire.seconds(request.max_duration) if request.HasField("max_duration") else None
+        has_disk_bandwidth = request.HasField("disk_bandwidth_bytes_per_second")
+        disk_bandwidth = request.disk_bandwidth_bytes_per_second if has_disk_bandwidth else None
         wire.check_bounds(bandwidth, max_downtime_s)
-        move = await self._moves.update(request.migration_id, Bounds(bandwidth, max_downtime_s, max_duration_s))
+        bounds = Bounds(bandwidth, max_downtime_s, max_duration_s, disk_bandwidth)
+        move = await self._moves.update(request.migration_id, bounds)
         return pb.UpdateMigrationResponse(migration=wire.migration(move))
 
     async def StartPostcopy(self, request: pb.StartPostcopyRequest, context: Context) -> pb.StartPostcopyResponse:

@@ -7,6 +7,16 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
+class StartMirrors:
+    """Open the way to the destination and copy disks over it; report MirrorsReady, a failure as QemuGaveUp or CancelRequested."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettleMirrors:
+    """End the copies, the guest standing still; report MirrorsSettled, or CancelRequested when one is not complete."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartTransfer:
     """Open the way to the destination, set capabilities and parameters, `migrate`; a failure comes back as QemuGaveUp."""
 
@@ -72,7 +82,9 @@ class EnsureLostEnded:
 
 
 Effect: TypeAlias = (
-    StartTransfer
+    StartMirrors
+    | SettleMirrors
+    | StartTransfer
     | ContinueMigration
     | StopGuest
     | StartGuest

@@ -37,8 +37,10 @@ WATCH_RETRY_S: Final = 0.5
 _IN_POST_COPY = (out.Following, out.Broken)
 _BEFORE_SENT = (
     out.Begun,
+    out.Mirroring,
     out.Connecting,
     out.Transferring,
+    out.Settling,
     out.Switching,
     out.Leaving,
     out.Crossing,
@@ -46,7 +48,7 @@ _BEFORE_SENT = (
     out.Refused,
     out.Cancelling,
 )
-_ON_THE_WAY = (out.Connecting, out.Transferring, out.Leaving)
+_ON_THE_WAY = (out.Connecting, out.Transferring, out.Leaving, out.Settling)
 _SWITCHING = (out.Switching, out.Crossing)
 _RUN_STATES_OF_SENT = (RunState.POSTMIGRATE, RunState.FINISH_MIGRATE)
 _log = structlog.get_logger()
@@ -75,6 +77,7 @@ class SourceWatch:
             group.create_task(self._watch_destination())
             group.create_task(self._session.steering.run())
             group.create_task(self._guest.run())
+            group.create_task(self._session.disks.watch(after_restart=after_restart))
 
     # what QEMU says
 
@@ -149,7 +152,7 @@ class SourceWatch:
             case MigrationStatus.PRE_SWITCHOVER:
                 if session.facts.timeline.stopped_at_s is None:
                     session.update(timeline=replace(session.facts.timeline, stopped_at_s=at_s))
-                session.observe(out.QemuAtSwitchover())
+                session.observe(out.QemuAtSwitchover(has_mirrors=session.disks.are_wanted))
             case MigrationStatus.COMPLETED:
                 session.update(timeline=replace(session.facts.timeline, completed_at_s=at_s))
                 session.observe(out.QemuCompleted())
@@ -379,7 +382,7 @@ class SourceWatch:
                         lost = "" if report.reason in GUEST_ENDS else "; the guest was lost there"
                         text = f"{self._peer()}: {report.error or 'its QEMU ended'}{lost}"
                         session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED")))
-                    if report.is_undone and isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
+                    if report.is_undone and isinstance(session.phase, (out.Mirroring, *_ON_THE_WAY, out.Switching)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
                         session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))
             await asyncio.sleep(WATCH_RETRY_S)

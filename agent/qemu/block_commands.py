@@ -1,7 +1,5 @@
 """QEMU's commands about disks, each as a typed method; errors as in `agent.qemu.commands`.
 
-`query-named-block-nodes` is not here: it ends QEMU while a stream job is concluded and not dismissed.
-
 Source: qapi/block-core.json, qapi/block-export.json, qapi/job.json of QEMU 7.2 and 10.0.
 """
 
@@ -13,12 +11,15 @@ from typing import TYPE_CHECKING, Final
 from agent.qemu.block_status import (
     BlockJobReport,
     DriveReport,
+    ImageReport,
     JobReport,
     decode_block_jobs,
     decode_drives,
     decode_jobs,
+    decode_nodes,
 )
 from agent.qemu.decoding import as_list, as_mapping, get_str
+from common.errors import WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,6 +47,16 @@ class BlockCommands:
     async def query_drives(self) -> tuple[DriveReport, ...]:
         """Return the guest's drives with their images; safe at any time, and hides the filters of jobs."""
         return decode_drives(await self._execute("query-block"))
+
+    async def query_images(self) -> Mapping[str, ImageReport]:
+        """Return the image of each node, filters included. Ends QEMU where a stream job is concluded: only while there is no job.
+
+        Raises:
+            WrongState: there is a job.
+        """
+        if jobs := await self.query_jobs():
+            raise WrongState(f"job {jobs[0].id}: nodes cannot be asked for while there is one", reason="BLOCK_JOB_ACTIVE")
+        return decode_nodes(await self._execute("query-named-block-nodes", {"flat": True}))
 
     async def query_jobs(self) -> tuple[JobReport, ...]:
         """Return every job that is not dismissed, the error of a concluded one included."""
