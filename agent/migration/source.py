@@ -131,6 +131,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         Raises:
             WrongState: it was started, or ended, before.
         """
+        await self._connect(agent_address)
         if not isinstance(self.phase, out.Begun):
             raise WrongState(
                 f"migration {self.facts.migration_id} cannot be performed in phase {type(self.phase).__name__}",
@@ -138,7 +139,6 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             )
         self._endpoint = endpoint
         self.parent = otel_context.get_current()
-        await self._connect(agent_address)
         copies = () if endpoint.disks is None else endpoint.disks.copies
         self.update(peer=peer, peer_address=agent_address, peer_uri=endpoint.uri, copies=copies)
         self.transfer = Transfer(self.facts.migration_id, self.facts.options, self._around, uri=endpoint.uri)

@@ -19,6 +19,7 @@ from agent.migration.transfer_spans import untraced
 from agent.qemu.endings import GUEST_ENDS, of_exit, of_status
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
+from agent.qemu.threads import find_threads, is_working
 from common.errors import Bug, FerryError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 POLL_INTERVAL_S: Final = 0.5
 MUTE_LIMIT_S: Final = 1.0
+LOOK_INTERVAL_S: Final = 0.1
 STANDSTILL_MARGIN_S: Final = 1.0
 CONNECT_LIMIT_S: Final = 15.0
 STALL_LIMIT_S: Final = 30.0
@@ -273,8 +275,7 @@ class SourceWatch:
         while session.facts.options.is_psk:
             await self._until(out.Connecting)
             try:
-                async with asyncio.timeout(MUTE_LIMIT_S):
-                    await session.qemu.monitor.probe(timeout_s=2 * MUTE_LIMIT_S)
+                await self._wait_answer()
             except TimeoutError:
                 if isinstance(session.phase, out.Connecting):
                     text = (
@@ -285,6 +286,32 @@ class SourceWatch:
             except FerryError:
                 await asyncio.sleep(POLL_INTERVAL_S)
             await asyncio.sleep(MUTE_LIMIT_S / 10)
+
+    async def _wait_answer(self) -> None:
+        """Wait until QEMU answers.
+
+        An overloaded host keeps QEMU from answering, too, while it sets the transfer up with its lock held. A cut would free nobody
+        then, so only a QEMU without work of its own has no more than the limit.
+
+        Raises:
+            TimeoutError: it has not answered, and waits for its peer.
+        """
+        loop, pid = asyncio.get_running_loop(), self._session.process.pid
+        began_s = loop.time()
+        looking: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal looking
+            if is_working(find_threads(pid)):
+                limit.reschedule(max(began_s + MUTE_LIMIT_S, loop.time() + 2 * LOOK_INTERVAL_S))
+            looking = loop.call_later(LOOK_INTERVAL_S, look)
+
+        looking = loop.call_later(MUTE_LIMIT_S - 2 * LOOK_INTERVAL_S, look)
+        try:
+            async with asyncio.timeout(MUTE_LIMIT_S) as limit:
+                await self._session.qemu.monitor.probe(timeout_s=CONNECT_LIMIT_S)
+        finally:
+            looking.cancel()
 
     async def _watch_standstill(self) -> None:
         """Take the guest back when it stood still for longer than was allowed, whatever the reason."""

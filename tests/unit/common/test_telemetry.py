@@ -72,6 +72,18 @@ def test_a_trace_keeps_a_bounded_number_of_spans(buffer, tracer, monkeypatch):
     assert names(buffer.spans_of(trace_id(outer))) == ["one", "two"]
 
 
+def test_all_traces_together_keep_a_bounded_number_of_spans(buffer, tracer, monkeypatch):
+    monkeypatch.setattr(telemetry, "KEPT_SPANS", 3)
+    roots = []
+    for count in (2, 1, 2):
+        with tracer.start_as_current_span("root") as root:
+            roots.append(root)
+            for _ in range(count):
+                tracer.start_span("child").end()
+
+    assert [names(buffer.spans_of(trace_id(root))) for root in roots] == [[], [], ["child", "child", "root"]]
+
+
 def run(body, **arguments):
     """Run a process of its own: telemetry is set up once a process."""
     given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
