@@ -142,9 +142,6 @@ def _read_pci(element: Element, index: int, plan: Plan) -> None:
     properties["id"] = read_alias(element, f"pci.{index}")
     address = read_pci_address(element)
     device = Device(element, "pci", properties, slot, address)
-    if model == "pcie-root-port" and "port" not in properties:
-        port = index if address is None else address.slot * 8 + address.function
-        device.properties = {"driver": driver, "port": port, **properties}
     plan.pci[index] = PciController(index, model, device)
 
 
