@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from agent.vm.options import Option
 
 QMP_CHARDEV = "qmp0"
+# With these QEMU does not start under TCG. Source: target/i386/cpu.c, hw/hyperv/hyperv.c.
+_NOT_UNDER_TCG = frozenset({"enforce", "hv-synic", "hv-vpindex"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def cpu_words(definition: Definition, accelerator: Accelerator) -> str:
     """
     properties = definition.cpu.properties
     if definition.prefers_kvm and accelerator is Accelerator.TCG:
-        properties = {key: value for key, value in properties.items() if key != "enforce"}
+        properties = {key: value for key, value in properties.items() if key not in _NOT_UNDER_TCG}
     return _with_properties(cpu_model(definition, accelerator), properties)
 
 

@@ -98,7 +98,8 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("kernel, initrd, cmdline", "<kernel>/k</kernel><initrd>/i</initrd><cmdline>c</cmdline>"),
         ("loader = rom", "<loader type='rom'>/bios</loader>"),
         ("loader = pflash, nvram", "<loader type='pflash' readonly='yes'>/code</loader><nvram>/vars</nvram>"),
-        ("loader/@secure", "<loader type='pflash' readonly='yes' secure='yes'>/code</loader>"),
+        ("loader/@secure", "<loader type='pflash' readonly='yes' secure='yes' stateless='yes'>/code</loader>"),
+        ("loader = pflash, read-only, without nvram or @stateless", "<loader type='pflash' readonly='yes'>/code</loader>"),
         ("nvram/@template (the file has to be there)", "<loader type='pflash'>/code</loader><nvram template='/t'>/vars</nvram>"),
         ("boot dev = hd, cdrom, network, fd", "<boot dev='network'/>"),
         ("bootmenu", "<bootmenu enable='yes' timeout='3000'/>"),
@@ -282,6 +283,7 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ),
         ("hostdev: scsi, capabilities", "<hostdev mode='subsystem' type='scsi'><source/></hostdev>"),
         ("redirdev: unix, tcp, spicevmc", "<controller type='usb'/><redirdev bus='usb' type='unix'><source path='/r'/></redirdev>"),
-        ("smartcard, shmem, hub, crypto, lease, nvram, pstore", "<shmem name='s'/>"),
+        ("hub", "<controller type='usb'/><hub type='usb'/>"),
+        ("smartcard, shmem, crypto, lease, nvram, pstore", "<shmem name='s'/>"),
     ),
 }

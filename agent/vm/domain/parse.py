@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 IRRELEVANT: Final = ("metadata", "title", "description", "seclabel", "resource", "idmap", "on_lockfailure")
 _MAX_THREADS: Final = 1024
 # The order of kinds on the command line: what others sit on comes first.
-_RANKS: Final = {"pci": 0, "iommu": 1, "controller": 2, "memory": 3, "disk": 4, "usb": 4}
+_RANKS: Final = {"pci": 0, "iommu": 1, "controller": 2, "hub": 3, "memory": 3, "disk": 4, "usb": 4}
 
 
 def parse_domain(xml: bytes, origin: str, *, new_uuid: Callable[[], UUID] = uuid4) -> Definition:

@@ -300,3 +300,11 @@ def test_a_model_is_enforced_where_its_check_can_hold() -> None:
     assert words("kvm", "partial", Accelerator.KVM) == words("kvm", "full", Accelerator.KVM) == "Nehalem,enforce=on"
     assert words("kvm", "full", Accelerator.TCG) == words("qemu", "partial", Accelerator.TCG) == "Nehalem"
     assert words("qemu", "full", Accelerator.TCG) == "Nehalem,enforce=on"
+
+
+def test_what_stops_qemu_under_tcg_is_left_out_where_kvm_was_wished_and_is_not_there() -> None:
+    hyperv = "<features><hyperv><relaxed state='on'/><vpindex state='on'/><synic state='on'/></hyperv></features>"
+    definition = pinned(domain(kind="kvm", features=hyperv))
+
+    assert argv.cpu_words(definition, Accelerator.TCG) == "qemu64,hv-relaxed=on"
+    assert argv.cpu_words(definition, Accelerator.KVM) == "qemu64,hv-relaxed=on,hv-vpindex=on,hv-synic=on"

@@ -402,6 +402,28 @@ def test_a_port_has_the_number_of_its_place_and_none_takes_a_place_that_is_given
     assert devices["net0"]["addr"] == "0x1"
 
 
+def test_a_hub_stands_before_what_is_plugged_into_it() -> None:
+    xml = "<input type='tablet' bus='usb'><address type='usb' bus='0' port='1.2'/></input><hub type='usb'/>"
+    drivers = [device.get("driver") for device in parse(domain(devices=xml)).find("device")]
+
+    assert drivers.index("usb-hub") < drivers.index("usb-tablet")
+
+
+def test_a_channel_without_a_name_has_none() -> None:
+    definition = parse(domain(devices="<channel type='pty'><target type='virtio'/></channel>"))
+
+    assert "name" not in named(definition)["channel0"]
+
+
+def test_firmware_whose_variables_libvirt_would_keep_needs_their_file() -> None:
+    os = "<os><type machine='q35'>hvm</type><loader type='pflash' readonly='yes'{}>/code</loader></os>"
+    xml = domain().replace("<os><type machine='q35'>hvm</type></os>", os)
+
+    with pytest.raises(InvalidRequest, match="nvram is missing"):
+        parse(xml.format(""))
+    assert "pflash0" in named(parse(xml.format(" stateless='yes'")), "blockdev")
+
+
 def test_usb_companions_without_a_number_belong_to_the_controller_before_them() -> None:
     companions = "".join(
         f"<controller type='usb' model='ich9-uhci{number}'><master startport='{port}'/></controller>"
