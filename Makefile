@@ -63,8 +63,8 @@ test: setup lint type ## Check everything: lint, types, then all tests.
 	.venv/bin/pytest --numprocesses 2 -m "not matrix" tests/e2e
 
 .PHONY: matrix
-matrix: setup ## Run the cases of large tables that `make test` leaves out.
-	.venv/bin/pytest --numprocesses 2 -m matrix tests
+matrix: setup ## Run every end-to-end test, with the cases of large tables that `make test` leaves out.
+	.venv/bin/pytest --numprocesses 2 tests/e2e
 
 .PHONY: demo
 demo: $(PACKAGES) $(PROTOS) $(KERNEL) ## Move a Linux guest there and back on this machine; KEEP=1 leaves it up.

@@ -237,6 +237,11 @@ class AgentServicer(VmServicer):
         self._migrations.check_epoch(request.migration_id, request.epoch)
         return pb.PauseMigrationResponse(migration=wire.migration(await self._migrations.pause(request.migration_id)))
 
+    async def UnpauseMigration(self, request: pb.UnpauseMigrationRequest, context: Context) -> pb.UnpauseMigrationResponse:
+        """Let the guest go on while memory is sent."""
+        self._migrations.check_epoch(request.migration_id, request.epoch)
+        return pb.UnpauseMigrationResponse(migration=wire.migration(await self._migrations.unpause(request.migration_id)))
+
     async def UpdateMigration(self, request: pb.UpdateMigrationRequest, context: Context) -> pb.UpdateMigrationResponse:
         """Change bandwidth and longest downtime."""
         self._migrations.check_epoch(request.migration_id, request.epoch)
@@ -246,6 +251,9 @@ class AgentServicer(VmServicer):
             bandwidth_bytes_per_second=request.bandwidth_bytes_per_second if has_bandwidth else None,
             max_downtime_s=wire.seconds(request.max_downtime) if has_downtime else None,
             max_duration_s=wire.seconds(request.max_duration) if request.HasField("max_duration") else None,
+            disk_bandwidth_bytes_per_second=(
+                request.disk_bandwidth_bytes_per_second if request.HasField("disk_bandwidth_bytes_per_second") else None
+            ),
         )
         return pb.UpdateMigrationResponse(migration=wire.migration(session))
 

@@ -9,7 +9,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent import wire_budget, wire_means, wire_modes
+from agent import wire_budget, wire_disks, wire_means, wire_modes
 from agent.host import Findings
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
@@ -19,7 +19,6 @@ from agent.migration.order import (
     DEFAULT_DOWNTIME_S,
     Begun,
     CpuWord,
-    DiskMarker,
     Endpoint,
     HostIdentity,
     Offer,
@@ -34,7 +33,7 @@ from agent.migration.progress import Leg, Progress, Timeline
 from agent.migration.record import find_cause, tells_all
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
-from agent.vm.events import VmEvent
+from agent.vm.events import DiskJob, VmEvent
 from agent.vm.vm import VmState, VmView
 from common.errors import InvalidRequest
 from ferry.agent.v1 import adoption_pb2, host_pb2, migration_pb2, vm_pb2
@@ -54,8 +53,10 @@ _TRANSPORTS: Final = {
 }
 _STATES: Final[dict[type, tuple[_State.ValueType, _Where.ValueType]]] = {
     out.Begun: (_State.STATE_PREPARING, _Where.GUEST_LOCATION_SOURCE),
+    out.Mirroring: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
     out.Connecting: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
     out.Transferring: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
+    out.Settling: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SOURCE),
     out.Switching: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
     out.Leaving: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
     out.Crossing: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
@@ -120,6 +121,7 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         post_copy=post_copy(message.post_copy),
         budget=wire_budget.budget(message.budget),
         modes=wire_modes.modes(message.modes),
+        disks=wire_disks.disk_wishes(message.disks),
     )
 
 
@@ -172,14 +174,12 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         qemu_version=message.qemu_version,
         machine=message.machine,
         cpu_words=tuple(CpuWord(word.eax, word.ecx, word.register, word.features) for word in message.cpu_feature_words),
-        disk_markers=tuple(
-            DiskMarker(marker.disk, marker.image_path, marker.marker_path, marker.nonce, marker.device_number)
-            for marker in message.disk_markers
-        ),
+        disk_markers=tuple(wire_disks.marker(marker) for marker in message.disk_markers),
         cpu_shares=message.cpu_shares if message.HasField("cpu_shares") else None,
         cgroup_version=message.cgroup_version,
         known=frozenset(message.known),
         stored=message.stored,
+        disks=tuple(wire_disks.disk_facts(disk) for disk in message.disks),
     )
 
 
@@ -197,6 +197,7 @@ def endpoint(message: migration_pb2.Endpoint) -> Endpoint:
         tunnel_token=message.tunnel_token,
         tunnel_address=message.tunnel_address,
         agreed=tuple(message.agreed_capabilities),
+        disks=wire_disks.disk_endpoint(message.disks) if message.HasField("disks") else None,
     )
 
 
@@ -253,20 +254,12 @@ def source_facts_message(facts: SourceFacts) -> migration_pb2.SourceFacts:
             migration_pb2.CpuFeatureWord(eax=word.eax, ecx=word.ecx, register=word.register, features=word.features)
             for word in facts.cpu_words
         ],
-        disk_markers=[
-            migration_pb2.DiskMarker(
-                disk=marker.disk,
-                image_path=marker.image_path,
-                marker_path=marker.marker_path,
-                nonce=marker.nonce,
-                device_number=marker.device_number,
-            )
-            for marker in facts.disk_markers
-        ],
+        disk_markers=[wire_disks.marker_message(marker) for marker in facts.disk_markers],
         cpu_shares=facts.cpu_shares,
         cgroup_version=facts.cgroup_version,
         known=sorted(facts.known),
         stored=facts.stored,
+        disks=[wire_disks.disk_facts_message(disk) for disk in facts.disks],
     )
 
 
@@ -280,6 +273,7 @@ def endpoint_message(value: Endpoint) -> migration_pb2.Endpoint:
         tunnel_token=value.tunnel_token,
         tunnel_address=value.tunnel_address,
         agreed_capabilities=value.agreed,
+        disks=None if value.disks is None else wire_disks.disk_endpoint_message(value.disks),
     )
 
 
@@ -315,6 +309,8 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
     if facts.progress is not None:
         message.progress.CopyFrom(progress(facts.progress, facts.timeline, facts.decisions))
+    if facts.role is Role.SOURCE and facts.copies:
+        message.progress.disks.extend(wire_disks.disk_progress(facts.copies))
     if isinstance(phase, inc.Finished) and not facts.options.modes.offline:
         message.progress.arrival.CopyFrom(wire_modes.arrival_message(facts.arrival))
     elif facts.arrival.network_gap is not None:
@@ -353,6 +349,7 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         post_copy=None if not value.post_copy.is_allowed else _post_copy_message(value.post_copy),
         budget=wire_budget.budget_message(value.budget),
         modes=wire_modes.modes_message(value.modes),
+        disks=wire_disks.disk_wishes_message(value.disks),
     )
 
 
@@ -450,7 +447,12 @@ def vm_event(event: VmEvent) -> vm_pb2.VmEvent:
         reason=event.reason.value,
         detail=event.detail,
         tunables=dict(event.tunables),
+        disk_job=None if event.disk_job is None else _disk_job(event.disk_job),
     )
+
+
+def _disk_job(job: DiskJob) -> vm_pb2.DiskJob:
+    return vm_pb2.DiskJob(id=job.id, path=job.path, target=job.target, type=job.type)
 
 
 def host(who: HostIdentity, found: Findings, vm_count: int) -> host_pb2.Host:

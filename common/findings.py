@@ -44,6 +44,11 @@ def warnings_of(side: str, texts: Iterable[str]) -> tuple[Finding, ...]:
     return tuple(Finding(text.code if isinstance(text, Risk) else "RISK", Severity.WARNING, side, str(text)) for text in texts)
 
 
+def notes_of(side: str, code: str, texts: Iterable[str]) -> tuple[Finding, ...]:
+    """Make findings of what is good to know."""
+    return tuple(Finding(code, Severity.NOTE, side, text) for text in texts)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that a plan found.

@@ -27,6 +27,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from common.errors import InvalidRequest
 
 KEPT_TRACES: Final = 200
+# About 3 kB each.
+KEPT_SPANS: Final = 2000
 KEPT_SPANS_PER_TRACE: Final = 5000
 EXPORT_TIMEOUT_S: Final = 1
 
@@ -44,10 +46,11 @@ def decode_traces(traces_data: bytes) -> TracesData:
 
 
 class SpanBuffer(SpanProcessor):
-    """Keeps finished spans by trace: the traces that grew last, and of each the first spans."""
+    """Keeps finished spans by trace: the traces that grew last, the last one of all in any case, and of each the first spans."""
 
     def __init__(self) -> None:
         self._spans: OrderedDict[int, list[ReadableSpan]] = OrderedDict()
+        self._count = 0
         self._lock = Lock()
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -60,8 +63,10 @@ class SpanBuffer(SpanProcessor):
             self._spans.move_to_end(context.trace_id)
             if len(kept) < KEPT_SPANS_PER_TRACE:
                 kept.append(span)
-            if len(self._spans) > KEPT_TRACES:
-                self._spans.popitem(last=False)
+                self._count += 1
+            while len(self._spans) > 1 and (len(self._spans) > KEPT_TRACES or self._count > KEPT_SPANS):
+                _, forgotten = self._spans.popitem(last=False)
+                self._count -= len(forgotten)
 
     def spans_of(self, trace_id: str) -> bytes:
         """Return the kept spans of a trace: an opentelemetry.proto.trace.v1.TracesData, serialised; empty when there are none."""

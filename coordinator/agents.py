@@ -311,6 +311,12 @@ class Agent:
         with calls_to(self._peer):
             return _half((await self._stub.PauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
 
+    async def unpause(self, move: Move) -> Half:
+        """Source: let a guest that was stopped for the transfer go on."""
+        request = pb.UnpauseMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
+        with calls_to(self._peer):
+            return _half((await self._stub.UnpauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+
     async def start_postcopy(self, move: Move) -> Half:
         """Source: let the guest go now, and the rest of its memory after it."""
         request = pb.StartPostcopyRequest(epoch=move.epoch, migration_id=move.migration_id)
@@ -326,7 +332,10 @@ class Agent:
     async def update(self, move: Move, bounds: Bounds) -> Half:
         """Source: change bounds."""
         request = pb.UpdateMigrationRequest(
-            epoch=move.epoch, migration_id=move.migration_id, bandwidth_bytes_per_second=bounds.bandwidth_bytes_per_second
+            epoch=move.epoch,
+            migration_id=move.migration_id,
+            bandwidth_bytes_per_second=bounds.bandwidth_bytes_per_second,
+            disk_bandwidth_bytes_per_second=bounds.disk_bandwidth_bytes_per_second,
         )
         if bounds.max_downtime_s is not None:
             request.max_downtime.FromNanoseconds(round(bounds.max_downtime_s * _NS))

@@ -142,8 +142,10 @@ def state_of(half: Half) -> MoveState:
     """Say how far the whole is, going by the source."""
     return {
         "Begun": MoveState.PREPARING,
+        "Mirroring": MoveState.TRANSFERRING,
         "Connecting": MoveState.TRANSFERRING,
         "Transferring": MoveState.TRANSFERRING,
+        "Settling": MoveState.SWITCHING,
         "Switching": MoveState.SWITCHING,
         "Leaving": MoveState.TRANSFERRING,
         "Crossing": MoveState.SWITCHING,

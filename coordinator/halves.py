@@ -74,12 +74,13 @@ class Bounds:
     """What a client changes of a running migration; None keeps what there is.
 
     Attributes:
-        bandwidth_bytes_per_second, max_duration_s: 0 is without a bound.
+        bandwidth_bytes_per_second, disk_bandwidth_bytes_per_second, max_duration_s: 0 is without a bound.
     """
 
     bandwidth_bytes_per_second: int | None = None
     max_downtime_s: float | None = None
     max_duration_s: float | None = None
+    disk_bandwidth_bytes_per_second: int | None = None
 
 
 class MoveState(Enum):

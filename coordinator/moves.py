@@ -161,6 +161,12 @@ class Moves:
         await self._fleet.get(move.source).pause(move)
         return self._board.get(move.migration_id)
 
+    async def unpause(self, id_or_beginning: str) -> Move:
+        """Let a guest that was stopped for the transfer go on."""
+        move = self._get_active(id_or_beginning)
+        await self._fleet.get(move.source).unpause(move)
+        return self._board.get(move.migration_id)
+
     async def start_postcopy(self, id_or_beginning: str) -> Move:
         """Let the guest go now, and the rest of its memory after it."""
         move = self._get_active(id_or_beginning)

@@ -88,13 +88,20 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         """Stop the guest for the rest of the transfer."""
         return pb.PauseMigrationResponse(migration=wire.migration(await self._moves.pause(request.migration_id)))
 
+    async def UnpauseMigration(self, request: pb.UnpauseMigrationRequest, context: Context) -> pb.UnpauseMigrationResponse:
+        """Let the guest go on while memory is sent."""
+        return pb.UnpauseMigrationResponse(migration=wire.migration(await self._moves.unpause(request.migration_id)))
+
     async def UpdateMigration(self, request: pb.UpdateMigrationRequest, context: Context) -> pb.UpdateMigrationResponse:
         """Change bounds while it runs."""
         bandwidth = request.bandwidth_bytes_per_second if request.HasField("bandwidth_bytes_per_second") else None
         max_downtime_s = wire.seconds(request.max_downtime) if request.HasField("max_downtime") else None
         max_duration_s = wire.seconds(request.max_duration) if request.HasField("max_duration") else None
+        has_disk_bandwidth = request.HasField("disk_bandwidth_bytes_per_second")
+        disk_bandwidth = request.disk_bandwidth_bytes_per_second if has_disk_bandwidth else None
         wire.check_bounds(bandwidth, max_downtime_s)
-        move = await self._moves.update(request.migration_id, Bounds(bandwidth, max_downtime_s, max_duration_s))
+        bounds = Bounds(bandwidth, max_downtime_s, max_duration_s, disk_bandwidth)
+        move = await self._moves.update(request.migration_id, bounds)
         return pb.UpdateMigrationResponse(migration=wire.migration(move))
 
     async def StartPostcopy(self, request: pb.StartPostcopyRequest, context: Context) -> pb.StartPostcopyResponse:

@@ -17,7 +17,9 @@ from agent.migration.abilities import source_ability
 from agent.migration.adaptation import adapt, elsewhere
 from agent.migration.checks import guest_cpu, memory_warnings
 from agent.migration.clocks import now_s
-from agent.migration.order import Begun, DiskMarker, Role, SourceFacts, Wish
+from agent.migration.disk_facts import describe_disks, refuse_jobs
+from agent.migration.disk_wishes import Which
+from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
 from agent.migration.shared_disks import paths_of, write_markers
 from agent.migration.source import SourceSession
@@ -25,6 +27,7 @@ from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.status import RunState
 from agent.vm.definition import Definition
+from agent.vm.disk_images import placed
 from agent.vm.jobs import Job, JobLock
 from agent.vm.stored import Stored, find_stored
 from agent.vm.vm import Vm
@@ -108,12 +111,19 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     with findings.check():
         if wish.destination_xml:
             definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
+        definition = place_disks(definition, wish)
+    with findings.check():
+        await refuse_jobs(qemu.block, vm.name)
     stored, losses = _what_is_kept(vm, wish)
     version, machine, cpu_words = await qemu.query_version(), await qemu.machine_type(), await guest_cpu(qemu)
     markers: tuple[DiskMarker, ...] = ()
     risks: tuple[str, ...] = ()
     with findings.check():
-        markers, risks = write_markers(running.definition, around.store, force=wish.options.force)
+        may_copy = wish.options.disks.which is not Which.NONE
+        markers, risks = write_markers(running.definition, around.store, force=wish.options.force, may_copy=may_copy)
+    disks: tuple[DiskFacts, ...] = ()
+    with findings.check():
+        disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)
     facts = SourceFacts(
         host=around.identity,
         qemu_version=str(version),
@@ -124,7 +134,9 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
         known=ability.known,
         stored=b"" if stored is None else stored.to_bytes(),
+        disks=disks,
     )
+    markers += tuple(disk.backing_marker for disk in disks if disk.backing_marker is not None)
     risks = (*memory_warnings(running.definition, running.accelerator, version), *risks, *losses)
     return Look(definition, facts, risks, markers, state is RunState.RUNNING)
 
@@ -152,6 +164,17 @@ def open_session(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish, seen: 
     )
     session = SourceSession(record, around=around, vm=vm, lock=lock, parent=otel_context.get_current())
     return session, Begun(json.dumps(seen.definition.to_record()).encode(), hashlib.sha256(token).digest(), seen.facts)
+
+
+def place_disks(definition: Definition, wish: Wish) -> Definition:
+    """Return the definition with disks where they are wished to lie on the destination.
+
+    Raises:
+        InvalidRequest: there is no such disk, or no file for it.
+    """
+    for disk, path in wish.options.disks.place_of.items():
+        definition = placed(definition, disk, path)
+    return definition
 
 
 def _what_is_kept(vm: Vm, wish: Wish) -> tuple[Stored | None, tuple[str, ...]]:

@@ -20,6 +20,9 @@ from agent.migration.budget import Budget, Policy, TimeoutAction
 # The first limit, as a part of the user's bound, and what it is at least.
 FIRST_PART: Final = 1 / 8
 FIRST_LEAST_S: Final = 0.02
+# What QEMU may use of the user's bound: it reckons with what is left alone, and the hand-over takes time too.
+USABLE_PART: Final = 0.9
+HANDOVER_S: Final = 0.01
 # A pass that is not at least a fifth shorter than the one before does not shrink.
 SHRINKS_BELOW: Final = 0.8
 # Near enough to the smallest rest of late to be called a minimum.
@@ -110,6 +113,11 @@ class Bounds:
     max_downtime_s: float
     can_post_copy: bool = False
 
+    @property
+    def most_s(self) -> float:
+        """The longest standstill that QEMU may choose."""
+        return max(self.max_downtime_s * USABLE_PART - HANDOVER_S, self.max_downtime_s / 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -182,13 +190,13 @@ def begin(bounds: Bounds) -> Outlook:
 
 def first_limit_s(bounds: Bounds) -> float:
     """Return the longest standstill that QEMU may choose at first; never more than the user's bound."""
-    most_s = bounds.max_downtime_s
-    return most_s if bounds.budget.policy is Policy.FAST else min(most_s, max(most_s * FIRST_PART, FIRST_LEAST_S))
+    most_s = bounds.most_s
+    return most_s if bounds.budget.policy is Policy.FAST else min(most_s, max(bounds.max_downtime_s * FIRST_PART, FIRST_LEAST_S))
 
 
 def change_bounds(outlook: Outlook, sample: Sample, limit_s: float) -> tuple[Outlook, Decision]:
     """Follow a client that changed the bounds; `limit_s` is what QEMU may choose from now on."""
-    after = replace(outlook, limit_s=limit_s, is_holding=False, rates=(), slow_rates=(), slow_since_s=None)
+    after = replace(outlook, limit_s=limit_s, is_holding=False, is_ending=False, rates=(), slow_rates=(), slow_since_s=None)
     return _decide(after, sample, Choice.BOUNDS)
 
 
@@ -291,10 +299,10 @@ def _at_pass(outlook: Outlook, sample: Sample, bounds: Bounds) -> tuple[Outlook,
     needed_s = _needed_s(outlook, sample)
     if not outlook.rates or needed_s <= outlook.limit_s or _shrinks(outlook):
         return outlook, None
-    if needed_s <= bounds.max_downtime_s and outlook.limit_s < bounds.max_downtime_s:
+    if needed_s <= bounds.most_s and outlook.limit_s < bounds.most_s:
         if sample.remaining_bytes > min(outlook.rests) * MINIMUM_WITHIN:
             return outlook, None
-        limit_s = min(max(needed_s * HEADROOM, 2 * outlook.limit_s), bounds.max_downtime_s)
+        limit_s = min(max(needed_s * HEADROOM, 2 * outlook.limit_s), bounds.most_s)
         return _decide(replace(outlook, limit_s=limit_s), sample, Choice.RAISE_DOWNTIME)
     idle_passes = outlook.idle_passes()
     if bounds.budget.may_throttle and not outlook.is_throttling and idle_passes >= THROTTLE_AFTER:

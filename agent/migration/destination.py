@@ -17,6 +17,8 @@ from agent.migration import incoming as inc
 from agent.migration.clock_sync import sync_clock
 from agent.migration.clocks import now_s
 from agent.migration.destination_link import DestinationLink
+from agent.migration.disk_exports import disks_session, stop_exports, treat_holes_as_defined
+from agent.migration.disk_making import remove_images
 from agent.migration.errors import GuestLost, GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint, Transport
@@ -289,6 +291,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         delay_s = RETRY_FIRST_S
         while isinstance(self.phase, inc.Resuming | inc.Entering):
             try:
+                if self.facts.copies:
+                    await stop_exports(self.qemu)
                 if self.phase.keep_paused:
                     self.update(guest_ran=True, arrival=replace(self.facts.arrival, is_paused=True))
                     self.observe(inc.GuestRuns())
@@ -325,9 +329,17 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         if self.facts.stored is not None:
             self._around.vms.persist(self._lock, self.facts.stored)
         await self._drop_credentials()
+        await self._end_copying()
         await self._keep_figures()
         await self._sync_clock()
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")
+
+    async def _end_copying(self) -> None:
+        """Let nodes be again what the definition says."""
+        running = None if self._vm is None else self._vm.running
+        for copy in self.facts.copies:
+            if running is not None:
+                await treat_holes_as_defined(self.qemu, running.definition, copy)
 
     async def _keep_figures(self) -> None:
         """Read how long vCPUs waited for pages, if they had to, and how often the network is told."""
@@ -369,9 +381,13 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     async def _tidy(self) -> None:
         remove_key(self._around.key_directory(self.facts.migration_id))
         await self.link.close()
-        # A QEMU that is killed leaves the socket that it listened on.
-        self._around.store.session_socket_path(self.facts.migration_id, "in").unlink(missing_ok=True)
+        if isinstance(self.phase, inc.Abandoned):
+            remove_images(self.facts.made_images)
+        # A QEMU that is killed leaves the sockets that it listened on.
+        for purpose in ("in", "nbd-in"):
+            self._around.store.session_socket_path(self.facts.migration_id, purpose).unlink(missing_ok=True)
         if self.facts.options.transport is Transport.TUNNEL:
             with suppress(FerryError, TimeoutError):
                 async with asyncio.timeout(TIDY_TIMEOUT_S):
                     await self._around.tunnel.close_session(self.facts.migration_id)
+                    await self._around.tunnel.close_session(disks_session(self.facts.migration_id))

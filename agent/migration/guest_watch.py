@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # From STOP to `pre-switchover` it takes QEMU some milliseconds.
 STOP_GRACE_S: Final = 0.1
 
-_HERE = (out.Begun, out.Connecting, out.Transferring, out.Leaving)
+_HERE = (out.Begun, out.Mirroring, out.Connecting, out.Transferring, out.Leaving)
 
 
 class GuestWatch:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.vm.jobs import Job, JobLock
 from agent.vm.vm import Vm
-from common.errors import FerryError, InvalidRequest, NotFound, WrongState
+from common.errors import Busy, FerryError, InvalidRequest, NotFound, WrongState
 from common.findings import Findings
 from common.tasks import OwnedTasks
 
@@ -43,6 +44,7 @@ class Migrations:
         self._sessions: dict[str, AnySession] = {}
         self._begun: dict[str, Begun] = {}
         self._epochs: dict[str, int] = {}
+        self._made_now: set[str] = set()
         self._past = PastMigrations(around.store)
 
     def restore(self) -> None:
@@ -134,15 +136,15 @@ class Migrations:
         self._check_new(wish.migration_id, wish.epoch, Role.SOURCE)
         if wish.migration_id in self._begun:
             return self.get_source(wish.migration_id), self._begun[wish.migration_id]
-        self._refuse_known(wish.migration_id)
-        session, begun = await (begin_offline if wish.options.modes.offline else begin)(self._around, wish)
-        try:
-            self._add(session)
-        except BaseException:
-            if session.lock is not None:
-                session.lock.release()
-            remove_markers(session.facts.made_files, self._around.store)
-            raise
+        with self._making(wish.migration_id):
+            session, begun = await (begin_offline if wish.options.modes.offline else begin)(self._around, wish)
+            try:
+                self._add(session)
+            except BaseException:
+                if session.lock is not None:
+                    session.lock.release()
+                remove_markers(session.facts.made_files, self._around.store)
+                raise
         self._begun[wish.migration_id] = begun
         return session, begun
 
@@ -156,21 +158,42 @@ class Migrations:
         known = self._sessions.get(offer.migration_id)
         if isinstance(known, DestinationSession) and known.endpoint is not None:
             return known, known.endpoint
-        self._refuse_known(offer.migration_id)
-        prepared = preparation(self._around, offer)
-        await prepared.check(Findings())
-        session = prepared.session
-        self._add(session)
+        with self._making(offer.migration_id):
+            prepared = preparation(self._around, offer)
+            await prepared.check(Findings())
+            session = prepared.session
+            self._add(session)
+            try:
+                return session, await prepared.start()
+            except BaseException as error:
+                text = error.text if isinstance(error, FerryError) else "Prepare was broken off"
+                reason = error.reason if isinstance(error, FerryError) else "PREPARE_BROKEN_OFF"
+                session.observe(inc.AbandonRequested(Cause(text, reason)))
+                async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                    while not session.is_over:
+                        await session.wait_change()
+                raise
+
+    @contextmanager
+    def _making(self, migration_id: str) -> Iterator[None]:
+        """Hold the id of a half while it is made, since a repeat under another request id would make it twice.
+
+        Raises:
+            Busy: another request is making it.
+            WrongState: an earlier run of the agent made it: keys and tokens are not written down, so it cannot be answered again.
+        """
+        if migration_id in self._made_now:
+            raise Busy(f"migration {migration_id}: another request is just making this half of it", reason="MIGRATION_BEGINNING")
+        if migration_id in self._sessions:
+            raise WrongState(
+                f"migration {migration_id}: the agent of {self._around.identity.name} was restarted since; cancel it and try again",
+                reason="AGENT_RESTARTED",
+            )
+        self._made_now.add(migration_id)
         try:
-            return session, await prepared.start()
-        except BaseException as error:
-            text = error.text if isinstance(error, FerryError) else "Prepare was broken off"
-            reason = error.reason if isinstance(error, FerryError) else "PREPARE_BROKEN_OFF"
-            session.observe(inc.AbandonRequested(Cause(text, reason)))
-            async with asyncio.timeout(RESTORE_TIMEOUT_S):
-                while not session.is_over:
-                    await session.wait_change()
-            raise
+            yield
+        finally:
+            self._made_now.remove(migration_id)
 
     def _check_new(self, migration_id: str, epoch: int, role: Role) -> None:
         check_migration_id(migration_id)
@@ -185,14 +208,6 @@ class Migrations:
             )
         if session.is_final:
             raise WrongState(f"migration {migration_id} has ended; a new one needs a new id", reason="MIGRATION_ENDED")
-
-    def _refuse_known(self, migration_id: str) -> None:
-        """Refuse to answer again what only an earlier run of the agent knew: keys and tokens are not written down."""
-        if migration_id in self._sessions:
-            raise WrongState(
-                f"migration {migration_id}: the agent of {self._around.identity.name} was restarted since; cancel it and try again",
-                reason="AGENT_RESTARTED",
-            )
 
     def _add(self, session: AnySession, *, after_restart: bool = False) -> None:
         if not after_restart:
@@ -276,6 +291,16 @@ class Migrations:
         """
         session = self.get_source(migration_id)
         session.pause()
+        return session
+
+    async def unpause(self, migration_id: str) -> SourceSession:
+        """Let vCPUs that were stopped for the transfer go on.
+
+        Raises:
+            WrongState: they were not, or the switch-over has begun, or the guest is gone.
+        """
+        session = self.get_source(migration_id)
+        session.unpause()
         return session
 
     async def abandon(self, migration_id: str, cause: Cause, *, source_has_ended: bool = False) -> DestinationSession:

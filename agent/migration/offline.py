@@ -12,11 +12,11 @@ from uuid import UUID
 
 from agent.migration import incoming as inc
 from agent.migration.adaptation import adapt, elsewhere
-from agent.migration.begin import Look, open_session
+from agent.migration.begin import Look, open_session, place_disks
 from agent.migration.order import OFFLINE_URI, Begun, Endpoint, Offer, SourceFacts, Wish
 from agent.migration.prepare import Preparation
 from agent.migration.record import Facts
-from agent.migration.shared_disks import check_markers, write_markers
+from agent.migration.shared_disks import check_marker, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.vm.definition import Definition
@@ -81,6 +81,7 @@ async def look_offline(around: Surroundings, vm: Vm, wish: Wish) -> Look:
     definition = here = _find_definition(vm, around.identity.name)
     if wish.destination_xml:
         definition = await asyncio.to_thread(adapt, definition, wish.destination_xml, name=wish.options.destination_name)
+    definition = place_disks(definition, wish)
     stored = replace(find_stored(vm) or Stored(), definition=definition)
     markers, risks = write_markers(here, around.store, force=wish.options.force)
     facts = SourceFacts(
@@ -105,9 +106,11 @@ class OfflinePreparation(Preparation):
         """
         await self._around.vms.check_startable(self.definition, findings)
         source, here, force = self._source.host, self._around.identity, self._options.force
-        with findings.check():
-            risks = await asyncio.to_thread(check_markers, self._source.disk_markers, source, here, force=force)
-            self.session.update(warnings=risks)
+        for marker in self._source.disk_markers:
+            with findings.check():
+                hint = " (disks of a stopped VM are not copied)"
+                risks = await asyncio.to_thread(check_marker, marker, source, here, force=force, hint=hint)
+                self.session.update(warnings=(*self.session.facts.warnings, *risks))
 
     async def start(self) -> Endpoint:
         """Reserve name and UUID; the caller undoes it when this raises."""

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Final
 
 from agent.migration.budget import Budget, TimeoutAction
+from agent.migration.disk_wishes import DiskWishes
 from agent.migration.means import Compression, Means, refuse_conflicts
 from agent.migration.modes import Modes
 from agent.migration.post_copy import PostCopy
@@ -51,6 +52,7 @@ class Options:
         post_copy: whether and how the guest may go before its memory.
         budget: how eager it is to end, and what happens when it does not.
         modes: how the guest ends up, and what each host keeps of it.
+        disks: which disks are copied, and how.
     """
 
     transport: Transport = Transport.DIRECT
@@ -66,6 +68,7 @@ class Options:
     post_copy: PostCopy = field(default_factory=PostCopy)
     budget: Budget = field(default_factory=Budget)
     modes: Modes = field(default_factory=Modes)
+    disks: DiskWishes = field(default_factory=DiskWishes)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and wishes that exclude each other."""
@@ -187,7 +190,10 @@ class DiskMarker:
     Attributes:
         image_path: on the destination.
         marker_path: on the source; empty without a marker.
+        nonce: what is in it; empty where the source could leave none.
         device_number: of a block device; 0 for a file.
+        source_path: of the image on the source.
+        inode: of the image on the source; 0 where it is not known.
     """
 
     disk: str
@@ -195,6 +201,36 @@ class DiskMarker:
     marker_path: str
     nonce: str
     device_number: int = 0
+    source_path: str = ""
+    inode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """A disk of the guest, as far as a copy of it has to be like it.
+
+    Attributes:
+        path: of the image on the destination; empty where it is no file.
+        allocated_bytes: what a full copy takes on storage; `top_bytes`: what the top image alone does.
+        create_options: further options of the format, `name=value` each. Source: qemu-img(1), -o.
+        data_path: of an external data file on the destination; empty without one.
+        backing_path, backing_format: of the image that it stands on; empty without one.
+        backing_marker: proves that the destination sees that image.
+        obstacle: why it cannot be copied, in a clause; empty when it can.
+    """
+
+    disk: str
+    path: str
+    format: str = ""
+    virtual_size_bytes: int = 0
+    allocated_bytes: int = 0
+    top_bytes: int = 0
+    create_options: tuple[str, ...] = ()
+    data_path: str = ""
+    backing_path: str = ""
+    backing_format: str = ""
+    backing_marker: DiskMarker | None = None
+    obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +242,7 @@ class SourceFacts:
         cgroup_version: the interface that they are of, `v1` or `v2`; empty without.
         known: what its QEMU can do in a migration; see `agent.migration.means_check`.
         stored: what the source keeps of the VM while it does not run, see `agent.vm.stored`; empty of a transient one.
+        disks: the guest's disks.
     """
 
     host: HostIdentity
@@ -217,6 +254,50 @@ class SourceFacts:
     cgroup_version: str = ""
     known: frozenset[str] = frozenset()
     stored: bytes = b""
+    disks: tuple[DiskFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCopy:
+    """A disk that is copied, and how far it is.
+
+    Attributes:
+        disk: its name, which is also that of the NBD export.
+        path: of its image on the destination.
+        is_new: whether that image was empty at first.
+        total_bytes: to be copied, as far as known; grows with what the guest writes.
+        is_ready: whether both sides are equal, each write of the guest going to both.
+    """
+
+    disk: str
+    path: str
+    virtual_size_bytes: int
+    is_new: bool
+    total_bytes: int = 0
+    copied_bytes: int = 0
+    is_ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DiskEndpoint:
+    """Where the source copies disks to; holds a secret, so it is never written down.
+
+    Attributes:
+        uri: direct: `tcp:host:port`; empty for a tunnel.
+    """
+
+    copies: tuple[DiskCopy, ...]
+    uri: str = ""
+    tunnel_token: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no endpoint at all."""
+        if not self.copies or bool(self.uri) is bool(self.tunnel_token):
+            raise InvalidRequest("disk endpoint: disks, and a uri or a tunnel token, are wanted", reason="ENDPOINT_INVALID")
+
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"DiskEndpoint({self.copies!r}, uri={self.uri!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +310,7 @@ class Endpoint:
         psk_priority: GnuTLS priority string for the source; empty means QEMU's default.
         tunnel_token, tunnel_address: tunnel: session and address of the destination's ferry-tunnel.
         agreed: capabilities beside the wishes that both sides have and the destination has set.
+        disks: where disks are copied to; None when none is.
     """
 
     uri: str = ""
@@ -238,6 +320,7 @@ class Endpoint:
     tunnel_token: str = ""
     tunnel_address: str = ""
     agreed: tuple[str, ...] = ()
+    disks: DiskEndpoint | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no endpoint at all; QEMU and the tunnel judge the rest."""

@@ -6,6 +6,12 @@
       v                         v                |       |
     Kept <--- Keeping <--- Cancelling ---(lost the race)-+   (also from Sent, when the destination proves it never ran)
 
+With disks to copy they come first, and are made equal for good once the guest stands still:
+
+    Begun -> Mirroring -> Connecting -> Transferring -> Settling -> Switching
+                |                                          |
+                `-> Keeping                                `-> Cancelling
+
 In post-copy the guest goes first and the rest of its memory follows:
 
     Transferring -> Leaving -> Crossing -> Following -> HandedOver
@@ -38,6 +44,11 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Mirroring:
+    """Disks are being copied and no memory was sent; the guest is here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Connecting:
     """QEMU was told to migrate and has not sent memory yet; the guest is here."""
 
@@ -45,6 +56,17 @@ class Connecting:
 @dataclass(frozen=True, slots=True)
 class Transferring:
     """Memory is on its way; the guest is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """The guest stands still and the copies of its disks are being ended, both sides equal; the guest is here.
+
+    Attributes:
+        leads_to_post_copy: whether memory follows the guest.
+    """
+
+    leads_to_post_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +165,10 @@ class Lost:
 
 Phase: TypeAlias = (
     Begun
+    | Mirroring
     | Connecting
     | Transferring
+    | Settling
     | Switching
     | Leaving
     | Crossing
@@ -166,7 +190,19 @@ Phase: TypeAlias = (
 # events
 @dataclass(frozen=True, slots=True)
 class PerformRequested:
-    """The destination is ready and the coordinator wants the transfer."""
+    """The destination is ready and the coordinator wants the transfer, after that of disks where there are some to copy."""
+
+    has_disks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorsReady:
+    """Every disk that is copied is equal on both sides, and stays so."""
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorsSettled:
+    """Every copy has ended without an error while the guest stood still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +239,9 @@ class DestinationLost:
 
 @dataclass(frozen=True, slots=True)
 class QemuAtSwitchover:
-    """QEMU stopped the guest and waits in `pre-switchover`."""
+    """QEMU stopped the guest and waits in `pre-switchover`; `has_mirrors` tells that copies of disks have to be settled."""
+
+    has_mirrors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +282,11 @@ class PauseRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class UnpauseRequested:
+    """The user wants vCPUs that were stopped for the transfer to go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResumeAnswered:
     """The destination says that the guest goes on there."""
 
@@ -279,6 +322,8 @@ class HuskEnded:
 
 Event: TypeAlias = (
     PerformRequested
+    | MirrorsReady
+    | MirrorsSettled
     | QemuActive
     | PostCopyRequested
     | QemuInPostCopy
@@ -291,6 +336,7 @@ Event: TypeAlias = (
     | QemuExited
     | CancelRequested
     | PauseRequested
+    | UnpauseRequested
     | ResumeAnswered
     | DestinationNeverRan
     | Fenced
@@ -314,10 +360,14 @@ def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911, PLR0912 - 
     match phase:
         case Begun():
             return _begun(phase, event)
+        case Mirroring():
+            return _mirroring(phase, event)
         case Connecting():
             return _connecting(phase, event)
         case Transferring():
             return _transferring(phase, event)
+        case Settling():
+            return _settling(phase, event)
         case Switching():
             return _switching(phase, event)
         case Leaving():
@@ -346,11 +396,15 @@ def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911, PLR0912 - 
             assert_never(phase)
 
 
-def effects_after_restart(phase: Phase) -> tuple[do.Effect, ...]:  # noqa: PLR0911 - one line a phase
+def effects_after_restart(phase: Phase) -> tuple[do.Effect, ...]:  # noqa: C901, PLR0911 - one line a phase
     """Return what a driver that starts again in `phase` has to do, once it has told the machine what QEMU says now."""
     match phase:
+        case Mirroring():
+            return (do.StartMirrors(),)
         case Leaving():
             return (do.StartPostCopy(),)
+        case Settling():
+            return (do.SettleMirrors(),)
         case Switching() | Crossing():
             return (do.ContinueMigration(),)
         case Following(is_resumed=False):
@@ -373,12 +427,32 @@ def effects_after_restart(phase: Phase) -> tuple[do.Effect, ...]:  # noqa: PLR09
 
 def _begun(phase: Begun, event: Event) -> Step:
     match event:
+        case PerformRequested(has_disks=True):
+            return Step(Mirroring(), (do.StartMirrors(),))
         case PerformRequested():
             return Step(Connecting(), (do.StartTransfer(),))
+        case _:
+            return _before_sending(phase, event)
+
+
+def _mirroring(phase: Mirroring, event: Event) -> Step:
+    match event:
+        case MirrorsReady():
+            return Step(Connecting(), (do.StartTransfer(),))
+        case QemuGaveUp(cause):
+            return Step(Keeping(cause), (do.EnsureGuestRestored(),))
+        case _:
+            return _before_sending(phase, event)
+
+
+def _before_sending(phase: Begun | Mirroring, event: Event) -> Step:
+    match event:
         case CancelRequested(cause):
             return Step(Keeping(cause), (do.EnsureGuestRestored(),))
         case PauseRequested():
             return Step(phase, (do.StopGuest(),))
+        case UnpauseRequested():
+            return Step(phase, (do.StartGuest(),))
         case QemuExited(cause):
             return Step(Lost(cause))
         case _:
@@ -403,11 +477,13 @@ def _transferring(phase: Transferring, event: Event) -> Step:
 
 def _leaving(phase: Leaving, event: Event) -> Step:
     match event:
+        case QemuAtSwitchover(has_mirrors=True):
+            return Step(Settling(leads_to_post_copy=True), (do.SettleMirrors(),))
         case QemuAtSwitchover():
             return Step(Crossing(), (do.ContinueMigration(),))
         case PostCopyRequested():
             return Step(phase)
-        case PauseRequested():
+        case PauseRequested() | UnpauseRequested():
             raise InvalidTransition(phase, event)
         case _:
             return _before_switching(phase, event)
@@ -486,8 +562,10 @@ def _losing(phase: Losing, event: Event) -> Step:
             raise InvalidTransition(phase, event)
 
 
-def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) -> Step:
+def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) -> Step:  # noqa: PLR0911 - one line an event
     match event:
+        case QemuAtSwitchover(has_mirrors=True):
+            return Step(Settling(), (do.SettleMirrors(),))
         case QemuAtSwitchover():
             return Step(Switching(), (do.ContinueMigration(),))
         case QemuCompleted():
@@ -500,6 +578,24 @@ def _before_switching(phase: Connecting | Transferring | Leaving, event: Event) 
             return Step(Cancelling(cause), (do.FreeGuest(),))
         case PauseRequested():
             return Step(phase, (do.StopGuest(),))
+        case UnpauseRequested():
+            return Step(phase, (do.StartGuest(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _settling(phase: Settling, event: Event) -> Step:
+    match event:
+        case MirrorsSettled():
+            return Step(Crossing() if phase.leads_to_post_copy else Switching(), (do.ContinueMigration(),))
+        case QemuAtSwitchover() | PostCopyRequested():
+            return Step(phase)
+        case QemuGaveUp(cause):
+            return Step(Keeping(cause), (do.EnsureGuestRestored(),))
+        case QemuExited(cause):
+            return Step(Lost(cause))
+        case CancelRequested(cause):
+            return Step(Cancelling(cause), (do.FreeGuest(),))
         case _:
             raise InvalidTransition(phase, event)
 

@@ -7,6 +7,16 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
+class StartMirrors:
+    """Open the way to the destination and copy disks over it; report MirrorsReady, a failure as QemuGaveUp or CancelRequested."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettleMirrors:
+    """End the copies, the guest standing still; report MirrorsSettled, or CancelRequested when one is not complete."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartTransfer:
     """Open the way to the destination, set capabilities and parameters, `migrate`; a failure comes back as QemuGaveUp."""
 
@@ -19,6 +29,11 @@ class ContinueMigration:
 @dataclass(frozen=True, slots=True)
 class StopGuest:
     """`stop` the vCPUs and say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartGuest:
+    """`cont` the vCPUs that were stopped for the transfer, if QEMU does not switch over by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +82,12 @@ class EnsureLostEnded:
 
 
 Effect: TypeAlias = (
-    StartTransfer
+    StartMirrors
+    | SettleMirrors
+    | StartTransfer
     | ContinueMigration
     | StopGuest
+    | StartGuest
     | FreeGuest
     | EnsureGuestRestored
     | RequestResume

@@ -5,7 +5,6 @@ Whatever fails here is undone before the error is told; the guest at the source 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from typing import Final
@@ -19,12 +18,14 @@ from agent.migration.begin import current_traceparent
 from agent.migration.checks import check_cpu, guest_cpu, rename
 from agent.migration.clocks import now_s
 from agent.migration.destination import DestinationSession
+from agent.migration.disk_exports import DiskExports
+from agent.migration.incoming_disks import IncomingDisks
 from agent.migration.listening import Listening
 from agent.migration.means_check import OPTIONAL, OPTIONAL_IN_POST_COPY, Ability, agree, require
 from agent.migration.order import Endpoint, Offer, Role, Transport
 from agent.migration.qemu_setup import apply_settings
 from agent.migration.record import Facts, Record
-from agent.migration.shared_disks import check_caches, check_markers
+from agent.migration.shared_disks import check_caches
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuRefused
@@ -78,6 +79,7 @@ class Preparation:
             ),
             inc.Reserved(),
         )
+        self.disks = IncomingDisks(around, offer.options, offer.source)
         self._listening = Listening(around, offer.options, offer.source.host, offer.migration_id)
         self.session = DestinationSession(record, around=around, vm=None, lock=None, parent=otel_context.get_current())
 
@@ -96,13 +98,20 @@ class Preparation:
             if self._stored is not None:
                 self._around.vms.check_storable(self._stored)
         source, here, force = self._source.host, self._around.identity, self._options.force
-        for marker in self._source.disk_markers:
-            with findings.check():
-                risks = await asyncio.to_thread(check_markers, (marker,), source, here, force=force)
-                self.session.update(warnings=(*self.session.facts.warnings, *risks))
+        risks = await self.disks.check(self.definition, findings)
+        self.session.update(warnings=(*self.session.facts.warnings, *risks))
+        self._take_places()
         with findings.check():
-            risks = check_caches(self.definition, source, here, force=force)
+            risks = check_caches(self.definition, source, here, force=force, but=self.disks.copied)
             self.session.update(warnings=(*self.session.facts.warnings, *risks))
+
+    def _take_places(self) -> None:
+        """Let definitions name the images where they are going to be here."""
+        wanted = self.definition
+        self.definition = self.disks.adapt(wanted, wanted)
+        if self._stored is not None and self._stored.definition is not None:
+            self._stored = replace(self._stored, definition=self.disks.adapt(self._stored.definition, wanted))
+            self.session.update(stored=self._stored)
 
     async def _check_abilities(self, findings: Findings) -> None:
         """Refuse what one side lacks, and find what both have."""
@@ -119,6 +128,7 @@ class Preparation:
     async def start(self) -> Endpoint:
         """Start QEMU and let it listen; the caller undoes it when this raises."""
         session, around = self.session, self._around
+        await self.disks.make(self.definition, session)
         shares = read_shares(self._source.cpu_shares, self._source.cgroup_version)
         vm, lock = await around.vms.start_incoming(self.definition, session.facts.migration_id, shares)
         session.take(vm, lock)
@@ -129,6 +139,9 @@ class Preparation:
         endpoint, port = await self._listening.open(qemu, key)
         if self._options.is_psk:
             session.guard_port(port)
+        if copies := session.facts.copies:
+            exports = DiskExports(around, session.facts.migration_id, self._options, copies)
+            endpoint = replace(endpoint, disks=await exports.open(qemu, self.definition, self._listening))
         session.endpoint = endpoint = replace(endpoint, agreed=self._agreed)
         session.request(inc.QemuListening(), "it was undone while it was being prepared", "WRONG_PHASE")
         return endpoint

@@ -49,6 +49,7 @@ class Timeline:
         started_at_s: `migrate` was sent.
         pass_at_s: QEMU began each pass.
         stopped_at_s: the guest stopped.
+        settling_at_s: copies of disks began to be settled.
         continued_at_s: `migrate-continue` was sent.
         post_copy_at_s: QEMU reported `postcopy-active` for the first time.
         completed_at_s: QEMU reported `completed`.
@@ -68,12 +69,14 @@ class Timeline:
     qemu_downtime_ms: int | None = None
     qemu_total_ms: int | None = None
     post_copy_at_s: float | None = None
+    settling_at_s: float | None = None
 
     def downtime_legs(self) -> tuple[Leg, ...]:
         """Return the parts of the downtime in order: `stop`, `device`, `resume`; empty before the guest runs again.
 
         `stop` is from the guest's STOP to `migrate-continue` sent, `device` from there to `completed`, in post-copy to
         `postcopy-active`, `resume` from there to the answer, less the time that the guest already ran. Their sum is the downtime.
+        Where disks are copied, the end of `stop` is `settle`: the copies are made equal.
         """
         stopped, continued, completed, resumed = (
             self.stopped_at_s,
@@ -85,8 +88,10 @@ class Timeline:
             return ()
         if continued is None:
             continued = stopped
+        settling = continued if self.settling_at_s is None else min(max(self.settling_at_s, stopped), continued)
         return (
-            Leg("stop", max(continued - stopped, 0.0)),
+            Leg("stop", max(settling - stopped, 0.0)),
+            *(() if self.settling_at_s is None else (Leg("settle", continued - settling),)),
             Leg("device", max(completed - continued, 0.0)),
             Leg("resume", max(resumed - completed - self.ran_for_s, 0.0)),
         )

@@ -13,8 +13,9 @@ from typing import Final, Generic, TypeVar
 from agent.migration import incoming, outgoing
 from agent.migration.arrival import Arrival
 from agent.migration.convergence import GIVEN_UP, Decision
+from agent.migration.disk_making import MadeImage
 from agent.migration.machine import Cause
-from agent.migration.order import Options, Role
+from agent.migration.order import DiskCopy, Options, Role
 from agent.migration.progress import Progress, Timeline
 from agent.qemu.endings import STOP_REASONS
 from agent.vm.stored import Stored
@@ -45,6 +46,9 @@ class Facts:
         traceparent: W3C trace context of the request that began this half.
         decisions: at the source, what the convergence engine decided.
         made_files: what this half has to remove at its end.
+        copies: disks that are copied.
+        made_images: at the destination, images that it made, to be removed unless the guest comes.
+        opened_uri: at the source, what `migrate` is going to be told, once the way is open while disks are copied.
         post_copy_cause: at the source, why post-copy began.
         broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
         is_fragile: at the destination, whether its QEMU dies when the connection is lost while it recovers.
@@ -80,6 +84,9 @@ class Facts:
     decisions: tuple[Decision, ...] = ()
     arrival: Arrival = field(default_factory=Arrival)
     stored: Stored | None = None
+    copies: tuple[DiskCopy, ...] = ()
+    made_images: tuple[MadeImage, ...] = ()
+    opened_uri: str = ""
 
     @property
     def stays_paused(self) -> bool:

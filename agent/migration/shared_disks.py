@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import stat
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,23 +29,35 @@ MARKER_PREFIX = ".ferry-"
 _log = structlog.get_logger()
 
 
-def write_markers(definition: Definition, store: Store, *, force: bool) -> tuple[tuple[DiskMarker, ...], tuple[str, ...]]:
+class Sight(Enum):
+    """What the destination sees of an image: the very same one, another one or none, or that cannot be told."""
+
+    SAME = "same"
+    OTHER = "other"
+    UNKNOWN = "unknown"
+
+
+def write_markers(
+    definition: Definition, store: Store, *, force: bool, may_copy: bool = False
+) -> tuple[tuple[DiskMarker, ...], tuple[str, ...]]:
     """Put a marker beside each image that the guest writes to; return them, and what is a risk.
 
     Raises:
-        WrongState: the directory of an image cannot be written to, and `force` is not given.
+        WrongState: the directory of an image cannot be written to, so that nothing proves what the destination sees; not where
+            the disk may be copied, or with `force`.
     """
     markers: list[DiskMarker] = []
     risks: list[str] = []
     for image in written_images(definition):
-        marker = _name_marker(image)
-        if marker.marker_path:
-            store.save_marker(Path(marker.marker_path))
+        marker = _name_marker(_disk(image), Path(image.path))
+        _record(marker, store)
         try:
-            _write_marker(marker)
+            _put(marker, store)
             markers.append(marker)
         except OSError as error:
-            store.remove_marker(Path(marker.marker_path))
+            if may_copy:
+                markers.append(DiskMarker(_disk(image), image.path, "", "", source_path=image.path))
+                continue
             text = (
                 f"disk {_disk(image)}: whether the destination sees the same file cannot be checked: "
                 f"{Path(image.path).parent}: {error.strerror}"
@@ -57,36 +70,78 @@ def write_markers(definition: Definition, store: Store, *, force: bool) -> tuple
     return tuple(markers), tuple(risks)
 
 
-def check_markers(markers: tuple[DiskMarker, ...], source: HostIdentity, here: HostIdentity, *, force: bool) -> tuple[str, ...]:
-    """Refuse images that are not the very ones of the source: the guest would go on with another disk. Return what is a risk.
+def leave_marker(disk: str, path: Path, store: Store) -> DiskMarker:
+    """Put a marker beside an image; a block device needs none.
 
     Raises:
-        WrongState: a disk is not on storage that both hosts share; or whether it is cannot be told, and `force` is not given.
+        OSError: its directory cannot be written to; nothing is left there.
     """
-    risks = []
-    for marker in markers:
-        if marker.device_number:
-            if source.boot_id != here.boot_id or _device_number(Path(marker.image_path)) != marker.device_number:
-                text = (
-                    f"disk {marker.disk}: that the block device {marker.image_path} is the same on {source.name} and {here.name} "
-                    "cannot be proved"
-                )
-                risks.append(_risk(text, "DISK_NOT_PROVED", force=force, disk=marker.disk))
-        elif _read_marker(marker) != marker.nonce:
+    marker = _name_marker(disk, path)
+    _record(marker, store)
+    _put(marker, store)
+    return marker
+
+
+def _record(marker: DiskMarker, store: Store) -> None:
+    if marker.marker_path:
+        store.save_marker(Path(marker.marker_path))
+
+
+def _put(marker: DiskMarker, store: Store) -> None:
+    try:
+        _write_marker(marker)
+    except OSError:
+        store.remove_marker(Path(marker.marker_path))
+        raise
+
+
+def sight_of(marker: DiskMarker, source: HostIdentity, here: HostIdentity) -> Sight:
+    """Say what this host, the destination, sees of an image."""
+    path = Path(marker.image_path)
+    if marker.device_number:
+        is_same = source.boot_id == here.boot_id and _device_number(path) == marker.device_number
+        return Sight.SAME if is_same else Sight.UNKNOWN
+    if not marker.nonce:
+        return Sight.UNKNOWN
+    if _read_marker(marker) != marker.nonce:
+        return Sight.OTHER
+    # It is the same directory; is it the same file in it?
+    is_same = not marker.source_path or path.name == Path(marker.source_path).name or _inode(path) == (marker.inode or None)
+    return Sight.SAME if is_same else Sight.OTHER
+
+
+def check_marker(marker: DiskMarker, source: HostIdentity, here: HostIdentity, *, force: bool, hint: str = "") -> tuple[str, ...]:
+    """Refuse an image that is not the very one of the source: the guest would go on with another disk. Return what is a risk.
+
+    Raises:
+        WrongState: the disk is not on storage that both hosts share; or whether it is cannot be told, and `force` is not given.
+    """
+    match sight_of(marker, source, here):
+        case Sight.SAME:
+            return ()
+        case Sight.UNKNOWN:
+            what = "block device" if marker.device_number else "file"
+            text = (
+                f"disk {marker.disk}: that the {what} {marker.image_path} is the same on {source.name} and {here.name} "
+                f"cannot be proved{hint}"
+            )
+            return (_risk(text, "DISK_NOT_PROVED", force=force, disk=marker.disk),)
+        case Sight.OTHER:
             raise WrongState(
                 f"disk {marker.disk}: {marker.image_path} on this host is not the file that {source.name} uses; "
-                "put the image on storage that both hosts share (copying disks comes later)",
+                f"put the image on storage that both hosts share{hint or ', or have it copied (--disks)'}",
                 reason="DISK_NOT_SHARED",
                 disk=marker.disk,
                 path=marker.image_path,
             )
-    return tuple(risks)
 
 
-def check_caches(definition: Definition, source: HostIdentity, here: HostIdentity, *, force: bool) -> tuple[str, ...]:
+def check_caches(
+    definition: Definition, source: HostIdentity, here: HostIdentity, *, force: bool, but: Container[str] = ()
+) -> tuple[str, ...]:
     """Refuse images whose cache is never flushed: the destination would read what was there before. Return what is a risk.
 
-    Two agents of one kernel share its page cache, so nothing is lost between them.
+    Two agents of one kernel share its page cache, so nothing is lost between them; nor is of disks that are copied, `but`.
 
     Raises:
         WrongState: there is one, and `force` is not given.
@@ -101,7 +156,7 @@ def check_caches(definition: Definition, source: HostIdentity, here: HostIdentit
             disk=_disk(image),
         )
         for image in written_images(definition)
-        if image.is_never_flushed
+        if image.is_never_flushed and _disk(image) not in but
     )
 
 
@@ -130,12 +185,12 @@ def find_strays(store: Store, awaited: Container[str]) -> tuple[str, ...]:
     return tuple(path for path in map(str, store.markers()) if path not in awaited)
 
 
-def _name_marker(image: HostFile) -> DiskMarker:
-    path = Path(image.path)
+def _name_marker(disk: str, path: Path) -> DiskMarker:
     if number := _device_number(path):
-        return DiskMarker(_disk(image), image.path, "", "", number)
+        return DiskMarker(disk, str(path), "", "", number, str(path))
     nonce = secrets.token_hex(16)
-    return DiskMarker(_disk(image), image.path, str(path.parent / f"{MARKER_PREFIX}{nonce[:12]}"), nonce)
+    beside = str(path.parent / f"{MARKER_PREFIX}{nonce[:12]}")
+    return DiskMarker(disk, str(path), beside, nonce, source_path=str(path), inode=_inode(path) or 0)
 
 
 def _write_marker(marker: DiskMarker) -> None:
@@ -166,6 +221,13 @@ def _device_number(path: Path) -> int:
     except OSError:
         return 0
     return found.st_rdev if stat.S_ISBLK(found.st_mode) else 0
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _disk(image: HostFile) -> str:

@@ -13,6 +13,8 @@ from opentelemetry import context as otel_context
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
 from agent.migration.clocks import now_s
+from agent.migration.disk_copies import DiskCopies
+from agent.migration.disk_wishes import check_disk_bandwidth
 from agent.migration.errors import GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.network_gap import NetworkGapWatch
@@ -36,7 +38,7 @@ from agent.qemu.monitor import Monitor
 from agent.qemu.status import MigrationStatus, RunState
 from agent.vm.jobs import JobLock
 from agent.vm.vm import Vm
-from common.errors import FerryError, Unreachable, WrongState
+from common.errors import Expired, FerryError, Unreachable, WrongState
 
 CANCEL_ANSWER_S: Final = 0.25
 YANK_ANSWER_S: Final = 0.1
@@ -53,8 +55,8 @@ _MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
     out.step,
     out.effects_after_restart,
     out.FINAL,
-    remembered_by_qemu=(out.Transferring, out.Following, out.Broken, out.Sent, out.HandedOver),
-    decision_after={out.Transferring: out.Switching(), out.Leaving: out.Crossing()},
+    remembered_by_qemu=(out.Transferring, out.Settling, out.Following, out.Broken, out.Sent, out.HandedOver),
+    decision_after={out.Transferring: out.Switching(), out.Leaving: out.Crossing(), out.Settling: out.Switching()},
 )
 
 
@@ -84,6 +86,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self._connections = AsyncExitStack()
         self.transfer = Transfer(record.facts.migration_id, record.facts.options, around, uri=record.facts.peer_uri)
         self.status_text = ""
+        self.disks = DiskCopies(self, around)
+        self._vcpus = asyncio.Lock()  # a `cont` is answered before QEMU may complete: after that it would run the guest twice
         self._watcher = SourceWatch(self)
         self.recovery = Recovery(self)
         self.steering = Steering(self)
@@ -127,6 +131,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         Raises:
             WrongState: it was started, or ended, before.
         """
+        await self._connect(agent_address)
         if not isinstance(self.phase, out.Begun):
             raise WrongState(
                 f"migration {self.facts.migration_id} cannot be performed in phase {type(self.phase).__name__}",
@@ -134,10 +139,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             )
         self._endpoint = endpoint
         self.parent = otel_context.get_current()
-        await self._connect(agent_address)
-        self.update(peer=peer, peer_address=agent_address, peer_uri=endpoint.uri)
+        copies = () if endpoint.disks is None else endpoint.disks.copies
+        self.update(peer=peer, peer_address=agent_address, peer_uri=endpoint.uri, copies=copies)
         self.transfer = Transfer(self.facts.migration_id, self.facts.options, self._around, uri=endpoint.uri)
-        self.request(out.PerformRequested(), "cannot be performed", "WRONG_PHASE")
+        self.request(out.PerformRequested(has_disks=bool(copies)), "cannot be performed", "WRONG_PHASE")
 
     def pause(self) -> None:
         """Stop the guest's vCPUs for the rest of the transfer; it runs again after the hand-over.
@@ -149,12 +154,29 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.update(options=self.facts.options.paused())
         self.save()
 
+    def unpause(self) -> None:
+        """Let vCPUs that were stopped for the transfer go on.
+
+        Raises:
+            WrongState: they were not, or the switch-over has begun, or the guest is gone.
+        """
+        if not self.facts.options.pause and not self.is_over:
+            raise WrongState(
+                f"migration {self.facts.migration_id} was not paused: there is nothing to continue", reason="NOT_PAUSED"
+            )
+        self.request(out.UnpauseRequested(), "cannot be continued any more: the guest changes hands", "TOO_LATE")
+
     async def ask_qemu(self) -> None:
         """Ask QEMU how the migration is, and take the answer as truth."""
         await self._watcher.ask_qemu()
 
     async def set_limits(
-        self, *, bandwidth_bytes_per_second: int | None, max_downtime_s: float | None, max_duration_s: float | None = None
+        self,
+        *,
+        bandwidth_bytes_per_second: int | None,
+        max_downtime_s: float | None,
+        max_duration_s: float | None = None,
+        disk_bandwidth_bytes_per_second: int | None = None,
     ) -> None:
         """Change bounds while the transfer runs; QEMU heeds them within 100 ms.
 
@@ -173,14 +195,18 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             options = replace(options, max_downtime_s=max_downtime_s)
         if max_duration_s is not None:
             options = replace(options, budget=replace(options.budget, max_duration_s=max_duration_s))
-        if not isinstance(self.phase, out.Begun | out.Connecting | out.Transferring | out.Leaving):
+        if disk_bandwidth_bytes_per_second is not None:
+            check_disk_bandwidth(disk_bandwidth_bytes_per_second)
+            options = replace(options, disks=replace(options.disks, bandwidth_bytes_per_second=disk_bandwidth_bytes_per_second))
+        if not isinstance(self.phase, out.Begun | out.Mirroring | out.Connecting | out.Transferring | out.Leaving):
             raise WrongState(
                 f"migration {self.facts.migration_id}: bounds cannot be changed any more (phase {type(self.phase).__name__})",
                 reason="TOO_LATE",
             )
         self.update(options=options)
-        self.steering.change(limit_s=max_downtime_s)
+        self.steering.change(is_allowed_at_once=max_downtime_s is not None)
         await self._apply_bounds()
+        await self.disks.set_bandwidth()
 
     async def _apply_bounds(self) -> None:
         await self.qemu.set_parameters(
@@ -257,6 +283,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     async def _run_effect(self, effect: do.Effect) -> None:  # noqa: C901, PLR0912 - one line an effect
         match effect:
+            case do.StartMirrors():
+                await self._start_mirrors()
+            case do.SettleMirrors():
+                await self._settle_mirrors()
             case do.StartTransfer() if self.facts.options.modes.offline:
                 self._give_definition_away()
             case do.StartTransfer():
@@ -265,6 +295,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 await self._continue_migration()
             case do.StopGuest():
                 await self.qemu.stop()
+            case do.StartGuest():
+                await self._start_guest()
             case do.FreeGuest():
                 await self._free_guest()
             case do.EnsureGuestRestored():
@@ -293,13 +325,36 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.observe(out.QemuCompleted())
         self.save()  # no QEMU remembers it
 
+    async def _start_mirrors(self) -> None:
+        await self.wait_attached()
+        endpoint = self._endpoint
+        try:
+            if endpoint is None or self._vm is None:
+                await self.disks.take_up()
+                return
+            self.update(opened_uri=await self._open(endpoint))
+            self.save()  # an agent that starts again goes on from here
+            await self.disks.start(endpoint, self._vm.get_running().definition)
+        except QemuGone:
+            return
+        except FerryError as error:
+            self.observe(out.QemuGaveUp(Cause(error.text, error.reason)))
+
+    async def _settle_mirrors(self) -> None:
+        if self.facts.timeline.settling_at_s is None:
+            self.update(timeline=replace(self.facts.timeline, settling_at_s=now_s()))
+        await self.wait_attached()
+        async with self._vcpus:  # a `cont` is answered before: no write may come after the copies were made equal
+            pass
+        await self.disks.settle()
+
     async def _start_transfer(self) -> None:
         endpoint = self._endpoint
-        if endpoint is None or self._destination is None:
+        if self._destination is None or (endpoint is None and not self.facts.opened_uri):
             self.observe(out.QemuGaveUp(Cause("the agent was restarted before the transfer began; try again", "AGENT_RESTARTED")))
             return
         try:
-            uri = await self._open(endpoint)
+            uri = self.facts.opened_uri if endpoint is None or self.facts.opened_uri else await self._open(endpoint)
             if self.facts.options.is_psk:
                 await self._destination.report_channels(self.facts.migration_id, (), is_complete=False)
             if self.facts.options.pause and isinstance(self.phase, out.Connecting):
@@ -334,7 +389,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         if self.facts.timeline.continued_at_s is None:
             self.update(timeline=replace(self.facts.timeline, continued_at_s=now_s()))
         try:
-            await self.qemu.migrate_continue()
+            async with self._vcpus:
+                await self.qemu.migrate_continue()
         except QemuRefused as error:
             # Also after a restart, when QEMU has left pre-switchover: its report decides.
             _log.info("migrate-continue refused", migration=self.facts.migration_id, error=error.text)
@@ -366,11 +422,30 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 self.update(waiting_for="")
                 self.observe(out.HuskEnded())
 
+    async def _start_guest(self) -> None:
+        """Let the guest run again; the wish is changed once it does, so that its standstill is not taken for a switch-over."""
+        before_switching = out.Begun | out.Mirroring | out.Connecting | out.Transferring
+        async with self._vcpus:
+            if not isinstance(self.phase, before_switching):
+                return
+            if not self.facts.guest_was_paused:
+                try:
+                    await self.qemu.cont()
+                except QemuRefused as error:  # QEMU has just begun to switch over
+                    _log.info("cont refused", migration=self.facts.migration_id, error=error.text)
+                    return
+        if isinstance(self.phase, before_switching):
+            timeline = replace(self.facts.timeline, stopped_at_s=None)
+            self.update(options=replace(self.facts.options, pause=False), timeline=timeline)
+            self.steering.change(is_allowed_at_once=False)
+            self.save()
+
     async def _free_guest(self) -> None:
         """Cancel; the connections of a mute QEMU are cut and yanked out of band; until QEMU says how it ended."""
         if self.facts.timeline.started_at_s is None:  # `migrate` was not sent, and is not sent in this phase
             self.observe(out.QemuGaveUp(Cause("the transfer had not begun", "CANCELLED", by_wish=True)))
             return
+        await self.disks.break_connections()
         while isinstance(self.phase, out.Cancelling):
             try:
                 async with asyncio.timeout(CANCEL_ANSWER_S):
@@ -403,9 +478,11 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     async def _restore_guest(self) -> None:
         delay_s = RETRY_FIRST_S
+        await self.disks.break_connections()
         while isinstance(self.phase, out.Keeping):
             try:
                 if await self._is_restored():
+                    await self._remove_copies()
                     self.update(waiting_for="")
                     await self._hear_destination()
                     self.observe(out.GuestRestored())
@@ -416,6 +493,17 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 self.update(waiting_for=f"the guest does not go on here yet: {error.text}")
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_LAST_S)
+
+    async def _remove_copies(self) -> None:
+        """Remove what is left of copies in QEMU, so that the next attempt finds nothing in its way.
+
+        Raises:
+            FerryError: QEMU does not let go of it.
+        """
+        try:
+            await self.disks.remove()
+        except TimeoutError as error:
+            raise Expired("QEMU does not let go of the copies of its disks", reason="DISK_COPY_STUCK") from error
 
     async def _is_restored(self) -> bool:
         if self.facts.options.modes.offline:
@@ -501,6 +589,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     async def _end_husk(self) -> None:
         delay_s = RETRY_FIRST_S
+        await self.disks.break_connections()  # nobody serves them any more, and QEMU's end would wait for them
         while isinstance(self.phase, out.Retiring):
             try:
                 if self._lock is not None:

@@ -19,6 +19,7 @@ from agent.migration.transfer_spans import untraced
 from agent.qemu.endings import GUEST_ENDS, of_exit, of_status
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
+from agent.qemu.threads import find_threads, is_working
 from common.errors import Bug, FerryError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 POLL_INTERVAL_S: Final = 0.5
 MUTE_LIMIT_S: Final = 1.0
+LOOK_INTERVAL_S: Final = 0.1
 STANDSTILL_MARGIN_S: Final = 1.0
 CONNECT_LIMIT_S: Final = 15.0
 STALL_LIMIT_S: Final = 30.0
@@ -35,8 +37,10 @@ WATCH_RETRY_S: Final = 0.5
 _IN_POST_COPY = (out.Following, out.Broken)
 _BEFORE_SENT = (
     out.Begun,
+    out.Mirroring,
     out.Connecting,
     out.Transferring,
+    out.Settling,
     out.Switching,
     out.Leaving,
     out.Crossing,
@@ -44,7 +48,7 @@ _BEFORE_SENT = (
     out.Refused,
     out.Cancelling,
 )
-_ON_THE_WAY = (out.Connecting, out.Transferring, out.Leaving)
+_ON_THE_WAY = (out.Connecting, out.Transferring, out.Leaving, out.Settling)
 _SWITCHING = (out.Switching, out.Crossing)
 _RUN_STATES_OF_SENT = (RunState.POSTMIGRATE, RunState.FINISH_MIGRATE)
 _log = structlog.get_logger()
@@ -73,6 +77,7 @@ class SourceWatch:
             group.create_task(self._watch_destination())
             group.create_task(self._session.steering.run())
             group.create_task(self._guest.run())
+            group.create_task(self._session.disks.watch(after_restart=after_restart))
 
     # what QEMU says
 
@@ -147,7 +152,7 @@ class SourceWatch:
             case MigrationStatus.PRE_SWITCHOVER:
                 if session.facts.timeline.stopped_at_s is None:
                     session.update(timeline=replace(session.facts.timeline, stopped_at_s=at_s))
-                session.observe(out.QemuAtSwitchover())
+                session.observe(out.QemuAtSwitchover(has_mirrors=session.disks.are_wanted))
             case MigrationStatus.COMPLETED:
                 session.update(timeline=replace(session.facts.timeline, completed_at_s=at_s))
                 session.observe(out.QemuCompleted())
@@ -270,8 +275,7 @@ class SourceWatch:
         while session.facts.options.is_psk:
             await self._until(out.Connecting)
             try:
-                async with asyncio.timeout(MUTE_LIMIT_S):
-                    await session.qemu.monitor.probe(timeout_s=2 * MUTE_LIMIT_S)
+                await self._wait_answer()
             except TimeoutError:
                 if isinstance(session.phase, out.Connecting):
                     text = (
@@ -282,6 +286,32 @@ class SourceWatch:
             except FerryError:
                 await asyncio.sleep(POLL_INTERVAL_S)
             await asyncio.sleep(MUTE_LIMIT_S / 10)
+
+    async def _wait_answer(self) -> None:
+        """Wait until QEMU answers.
+
+        An overloaded host keeps QEMU from answering, too, while it sets the transfer up with its lock held. A cut would free nobody
+        then, so only a QEMU without work of its own has no more than the limit.
+
+        Raises:
+            TimeoutError: it has not answered, and waits for its peer.
+        """
+        loop, pid = asyncio.get_running_loop(), self._session.process.pid
+        began_s = loop.time()
+        looking: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal looking
+            if is_working(find_threads(pid)):
+                limit.reschedule(max(began_s + MUTE_LIMIT_S, loop.time() + 2 * LOOK_INTERVAL_S))
+            looking = loop.call_later(LOOK_INTERVAL_S, look)
+
+        looking = loop.call_later(MUTE_LIMIT_S - 2 * LOOK_INTERVAL_S, look)
+        try:
+            async with asyncio.timeout(MUTE_LIMIT_S) as limit:
+                await self._session.qemu.monitor.probe(timeout_s=CONNECT_LIMIT_S)
+        finally:
+            looking.cancel()
 
     async def _watch_standstill(self) -> None:
         """Take the guest back when it stood still for longer than was allowed, whatever the reason."""
@@ -352,7 +382,7 @@ class SourceWatch:
                         lost = "" if report.reason in GUEST_ENDS else "; the guest was lost there"
                         text = f"{self._peer()}: {report.error or 'its QEMU ended'}{lost}"
                         session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED")))
-                    if report.is_undone and isinstance(session.phase, (*_ON_THE_WAY, out.Switching)):
+                    if report.is_undone and isinstance(session.phase, (out.Mirroring, *_ON_THE_WAY, out.Switching)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
                         session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))
             await asyncio.sleep(WATCH_RETRY_S)

@@ -61,10 +61,10 @@ class Steering:
     def _is_on_the_way(self) -> bool:
         return isinstance(self._session.phase, out.Transferring)
 
-    def change(self, *, limit_s: float | None) -> None:
-        """Follow a client that changed the bounds; without a limit QEMU keeps the one it has, as far as it is still allowed."""
-        most_s = self._session.facts.options.max_downtime_s
-        allowed_s = min(self._outlook.limit_s, most_s) if limit_s is None else limit_s
+    def change(self, *, is_allowed_at_once: bool) -> None:
+        """Follow a client that changed the bounds; QEMU keeps its limit as far as it is still allowed, or may use all at once."""
+        most_s = bounds(self._session.facts.options).most_s
+        allowed_s = most_s if is_allowed_at_once else min(self._outlook.limit_s, most_s)
         self._outlook, decision = change_bounds(self._outlook, self._sample(), allowed_s)
         self._keep(decision)
 

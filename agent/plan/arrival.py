@@ -14,7 +14,7 @@ from agent.plan.probe import listening, probe_options
 from agent.qemu.binary import short_lived
 from agent.vm.argv import cpu_words
 from common.errors import Bug
-from common.findings import Finding, Findings, warnings_of
+from common.findings import Finding, Findings, notes_of, warnings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,14 +54,16 @@ async def arrival(around: Surroundings, offer: Offer) -> AsyncIterator[Arrival]:
             await prepared.check(findings)
             risks = prepared.session.facts.warnings
         if prepared is not None and not offer.options.modes.offline:
-            startable = await around.vms.check_incoming(prepared.definition, findings)
+            to_come = prepared.disks.paths(prepared.definition)
+            startable = await around.vms.check_incoming(prepared.definition, findings, to_come=to_come)
             if startable is not None:
                 with findings.check():
                     await _check_cpu(offer.source, *startable)
                 with findings.check():
                     ears = listening(around, startable[1], offer.source.machine, probe_options(offer.options), offer.source.host)
                     endpoint = await stack.enter_async_context(ears)
-        yield Arrival((*findings.of(SIDE), *warnings_of(SIDE, risks)), endpoint, time.time())
+        notes = () if prepared is None else notes_of(SIDE, "DISK_COPIED", prepared.disks.notes(prepared.definition))
+        yield Arrival((*findings.of(SIDE), *warnings_of(SIDE, risks), *notes), endpoint, time.time())
 
 
 async def _check_cpu(source: SourceFacts, definition: Definition, binary: Path) -> None:

@@ -191,7 +191,8 @@ class _Workplace:
 
 @contextmanager
 def _workplace() -> Iterator[_Workplace]:
-    with tempfile.TemporaryDirectory(prefix="ferry-qemu-") as directory, socket.socket(socket.AF_UNIX) as listener:
+    # Not in TMPDIR, which may be longer than the path of a socket can be.
+    with tempfile.TemporaryDirectory(prefix="ferry-qemu-", dir="/tmp") as directory, socket.socket(socket.AF_UNIX) as listener:
         qmp = Path(directory, "qmp")
         log = Path(directory, "log")
         listener.bind(str(qmp))

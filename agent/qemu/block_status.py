@@ -154,6 +154,12 @@ def decode_drives(reply: object) -> tuple[DriveReport, ...]:
     return tuple(_drive(as_mapping(drive, "drive")) for drive in as_list(reply, "query-block"))
 
 
+def decode_nodes(reply: object) -> dict[str, ImageReport]:
+    """Decode the answer to `query-named-block-nodes`: the image of each node."""
+    nodes = [as_mapping(node, "node") for node in as_list(reply, "query-named-block-nodes")]
+    return {get_str(node, "node-name"): decode_image(node["image"]) for node in nodes if "image" in node}
+
+
 def _job(job: Mapping[str, object]) -> JobReport:
     return JobReport(
         id=get_str(job, "id"),

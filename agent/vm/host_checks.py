@@ -12,7 +12,7 @@ from agent.vm.paths import confine
 from common.errors import InvalidRequest, WrongState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from agent.vm.definition import Definition
     from agent.vm.host_files import HostFile
@@ -65,8 +65,10 @@ def check_paths(definition: Definition, roots: Sequence[Path]) -> None:
         )
 
 
-def check_files(definition: Definition, roots: Sequence[Path], findings: Findings) -> None:
+def check_files(definition: Definition, roots: Sequence[Path], findings: Findings, *, to_come: Container[str] = ()) -> None:
     """Require that kernel, initrd, firmware and images are here and may be used, and that lines have a directory.
+
+    Files in `to_come` are made before they are needed.
 
     Raises:
         InvalidRequest: a path lies outside of the configured directories.
@@ -79,11 +81,11 @@ def check_files(definition: Definition, roots: Sequence[Path], findings: Finding
     for file in host_files(definition):
         with findings.check():
             match file.use:
-                case Use.READ | Use.WRITE:
+                case Use.READ | Use.WRITE if file.path not in to_come:
                     _check_there(file)
                 case Use.MAKE:
                     _check_directory(file)
-                case Use.CONNECT:
+                case _:
                     pass
 
 

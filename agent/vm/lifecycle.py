@@ -41,7 +41,7 @@ from common.errors import Bug, Expired, WrongState
 from common.findings import Findings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Container
     from pathlib import Path
     from types import TracebackType
     from uuid import UUID
@@ -144,6 +144,11 @@ class Vms:
     def lock_of(self, vm: Vm) -> JobLock | None:
         """Find the lock that holds a VM."""
         return self._jobs.find(vm.uuid)
+
+    @property
+    def jobs(self) -> Jobs:
+        """Who holds which VM and which disks."""
+        return self._jobs
 
     def last_words(self, vm: Vm) -> str:
         """Read the last message of a VM's QEMU, running or ended; empty when it said nothing."""
@@ -370,23 +375,25 @@ class Vms:
         vm = self._registry.take_in(definition)
         return vm, self.lock(vm, Job.MIGRATION_IN, migration_id)
 
-    def check_host(self, definition: Definition, findings: Findings) -> None:
-        """Require that this host has the files and the memory that a VM needs.
+    def check_host(self, definition: Definition, findings: Findings, *, to_come: Container[str] = ()) -> None:
+        """Require that this host has the files, but for those `to_come`, and the memory that a VM needs.
 
         Raises:
             InvalidRequest, WrongState: it has not, unless `findings` collects that.
         """
-        check_files(definition, self._settings.roots, findings)
+        check_files(definition, self._settings.roots, findings, to_come=to_come)
         with findings.check():
             check_memory(definition, self._settings.memory_margin_kib)
         with findings.check():
             check_huge_pages(definition)
 
-    async def check_incoming(self, definition: Definition, findings: Findings) -> tuple[Definition, Path] | None:
+    async def check_incoming(
+        self, definition: Definition, findings: Findings, *, to_come: Container[str] = ()
+    ) -> tuple[Definition, Path] | None:
         """Collect what `start_incoming` would refuse; return what would be started and with which QEMU, if that is known."""
         with findings.check():
             self._registry.check_room(definition)
-        self.check_host(definition, findings)
+        self.check_host(definition, findings, to_come=to_come)
         with findings.check():
             return await self._prepare(definition)
         return None

@@ -130,7 +130,7 @@ class Option:
         if self.name == "initrd" and "," in (self.text or ""):
             # A multiboot kernel's `-initrd` is a list with commas: the rest of the path would be another file.
             raise _invalid(f"initrd {self.text!r}: commas are refused")
-        check_properties(self.properties, f"-{self.name}")
+        check_properties(self.properties, f"-{self.name}", may_be_null=self.name == "blockdev" and self.syntax is Syntax.JSON)
         self._refuse_programs()
 
     def _refuse_programs(self) -> None:
@@ -231,13 +231,15 @@ def strings_of(value: object, key: str = "") -> Iterator[tuple[str, str]]:
                 yield from strings_of(inner, key)
 
 
-def check_properties(properties: Mapping[str, object], where: str) -> None:
+def check_properties(properties: Mapping[str, object], where: str, *, may_be_null: bool = False) -> None:
     """Refuse keys that are not words and values that are not plain.
 
     Raises:
         InvalidRequest: there is one; the text names it.
     """
-    _check_value(dict(properties), where, 0)
+    for key, value in properties.items():
+        if value is not None or not may_be_null:  # in JSON: a backing image that there is none of
+            _check_value({key: value}, where, 0)
 
 
 def _check_value(value: object, where: str, depth: int) -> None:

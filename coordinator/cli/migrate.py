@@ -34,6 +34,7 @@ from coordinator.cli.report import result_table
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.tracing import CommandTrace, mark_failed
 from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes, OnTimeout
+from coordinator.cli.wishes_disks import NO_DISKS, DisksWishes
 from coordinator.cli.wishes_means import NO_MEANS, MeansWishes
 from coordinator.cli.wishes_modes import NO_MODES, ModesWishes
 from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes, When
@@ -110,8 +111,8 @@ class Wishes:
 NO_WISHES = Wishes()
 
 
-def wished_options(
-    wishes: Wishes, means: MeansWishes, post_copy: PostCopyWishes, budget: BudgetWishes, modes: ModesWishes
+def wished_options(  # noqa: PLR0913, PLR0917 -- a group of options each
+    wishes: Wishes, means: MeansWishes, post_copy: PostCopyWishes, budget: BudgetWishes, modes: ModesWishes, disks: DisksWishes
 ) -> common.MigrationOptions:
     """Put everything that is wished of a move into one message.
 
@@ -128,6 +129,8 @@ def wished_options(
     options.budget.CopyFrom(budget.message())
     if modes != NO_MODES:
         options.modes.CopyFrom(modes.message())
+    if disks != NO_DISKS:
+        options.disks.CopyFrom(disks.message())
     return options
 
 
@@ -145,6 +148,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     post_copy: PostCopyWishes = NO_POST_COPY,
     budget: BudgetWishes = NO_BUDGET,
     modes: ModesWishes = NO_MODES,
+    disks: DisksWishes = NO_DISKS,
     dry_run: Annotated[Switch, Parameter(help="Change nothing: say what would stand in the way and what it would be.")] = False,
     detach: Annotated[Switch, Parameter(help="Return once it has begun; its id goes to stdout.")] = False,
     patience: Patience = DEFAULT_PATIENCE_S,
@@ -159,7 +163,7 @@ async def migrate(  # noqa: PLR0913 -- an option each
     6 not known.
     """
     screen = Screen()
-    options = wished_options(wishes, means, post_copy, budget, modes)
+    options = wished_options(wishes, means, post_copy, budget, modes, disks)
     if dry_run:
         async with Link(settings) as link:
             asked = pb.PlanMigrationRequest(vm=vm, destination_host=to, source_host=from_, options=options)

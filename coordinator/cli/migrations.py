@@ -31,6 +31,7 @@ from coordinator.cli.spans import parse_traces, tree
 from coordinator.cli.statistics import statistics_table
 from coordinator.cli.trace_tree import draw, spans_plain
 from coordinator.cli.wishes_budget import MaxDuration
+from coordinator.cli.wishes_disks import DiskBandwidth, check_disk_bandwidth
 from coordinator.cli.words import outcome, short_id, state_word
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
@@ -153,6 +154,18 @@ async def pause(migration_id: MigrationId, /, *, output: Output = Format.TABLE, 
     return _changed(Screen(), migration, output)
 
 
+@app.command(name="continue")
+async def continue_(
+    migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
+) -> ExitCode:
+    """Let a guest that was stopped for the transfer run again while it lasts."""
+    async with Link(settings) as link:
+        coordinator = link.coordinator
+        request = pb.UnpauseMigrationRequest(request_id=new_request_id(), migration_id=migration_id)
+        migration = (await coordinator.change(coordinator.stub.UnpauseMigration, request)).migration
+    return _changed(Screen(), migration, output)
+
+
 @app.command
 async def postcopy(
     migration_id: MigrationId, /, *, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS
@@ -188,18 +201,21 @@ async def set_limits(  # noqa: PLR0913 -- an option each
     bandwidth: Bandwidth = None,
     max_downtime: MaxDowntime = None,
     max_duration: MaxDuration = None,
+    disk_bandwidth: DiskBandwidth = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
     """Change what a running migration may cost."""
-    if bandwidth is None and max_downtime is None and max_duration is None:
-        raise Misused("nothing to set: say --bandwidth, --max-downtime or --max-duration")
+    if bandwidth is None and max_downtime is None and max_duration is None and disk_bandwidth is None:
+        raise Misused("nothing to set: say --bandwidth, --max-downtime, --max-duration or --disk-bandwidth")
+    check_disk_bandwidth(disk_bandwidth)
     request = pb.UpdateMigrationRequest(
         request_id=new_request_id(),
         migration_id=migration_id,
         bandwidth_bytes_per_second=bandwidth,
         max_downtime=None if max_downtime is None else duration_message(max_downtime),
         max_duration=None if max_duration is None else duration_message(max_duration),
+        disk_bandwidth_bytes_per_second=disk_bandwidth,
     )
     async with Link(settings) as link:
         coordinator = link.coordinator

@@ -13,6 +13,7 @@ from coordinator.cli.options import DEFAULT_SETTINGS, Output, Settings, Vm
 from coordinator.cli.plan_view import run_plan
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.wishes_budget import NO_BUDGET, BudgetWishes
+from coordinator.cli.wishes_disks import NO_DISKS, DisksWishes
 from coordinator.cli.wishes_means import NO_MEANS, MeansWishes
 from coordinator.cli.wishes_modes import NO_MODES, ModesWishes
 from coordinator.cli.wishes_post_copy import NO_POST_COPY, PostCopyWishes
@@ -33,6 +34,7 @@ async def plan(  # noqa: PLR0913 -- an option each
     post_copy: PostCopyWishes = NO_POST_COPY,
     budget: BudgetWishes = NO_BUDGET,
     modes: ModesWishes = NO_MODES,
+    disks: DisksWishes = NO_DISKS,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
@@ -43,7 +45,7 @@ async def plan(  # noqa: PLR0913 -- an option each
 
     Exit codes: 0 nothing stands in the way; 1 something does.
     """
-    options = wished_options(wishes, means, post_copy, budget, modes)
+    options = wished_options(wishes, means, post_copy, budget, modes, disks)
     request = pb.PlanMigrationRequest(vm=vm, destination_host=to, source_host=from_, options=options)
     async with Link(settings) as link:
         return await run_plan(link.coordinator, request, Screen(), output)

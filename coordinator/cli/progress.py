@@ -17,6 +17,7 @@ from coordinator.cli.plain import seconds
 from coordinator.cli.screen import printable
 from coordinator.cli.units import format_bytes, format_duration, format_rate
 from coordinator.cli.words import state_word
+from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def numbers_of(migration: pb.Migration) -> Iterator[str]:
     """Give the numbers of a transfer that there are."""
     progress = migration.progress
     if migration.state not in _MOVING_STATES or not progress.ram_total_bytes:
+        yield from disk_numbers(progress)
         return
     yield f"pass {progress.pass_count}"
     yield f"{_percent(migration):.0f} %"
@@ -179,6 +181,19 @@ def numbers_of(migration: pb.Migration) -> Iterator[str]:
         yield f"throttled {progress.throttle_percent} %"
     if progress.decisions:
         yield decision_words(progress.decisions[-1])
+
+
+def disk_numbers(progress: common.Progress) -> Iterator[str]:
+    """Give the numbers of the disks that are copied, while they are not all equal on both sides."""
+    if not progress.disks or all(disk.is_ready for disk in progress.disks):
+        return
+    total = sum(disk.total_bytes for disk in progress.disks)
+    copied = sum(disk.copied_bytes for disk in progress.disks)
+    yield "disks"
+    yield f"{100 * copied / max(1, total):.0f} %"
+    yield f"{format_bytes(total - copied)} of {format_bytes(total)} left"
+    for disk in progress.disks:
+        yield f"{disk.disk} {'copied' if disk.is_ready else f'{100 * disk.copied_bytes / max(1, disk.total_bytes):.0f} %'}"
 
 
 def block_of(migration: pb.Migration) -> Group:
@@ -209,5 +224,7 @@ def _stage(migration: pb.Migration) -> str:
 
 def _percent(migration: pb.Migration) -> float:
     progress = migration.progress
+    if not progress.ram_total_bytes:
+        return 100 * sum(disk.copied_bytes for disk in progress.disks) / max(1, sum(disk.total_bytes for disk in progress.disks))
     done_bytes = max(0, progress.ram_total_bytes - progress.ram_remaining_bytes)
     return 100 * done_bytes / max(1, progress.ram_total_bytes)

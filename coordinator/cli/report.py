@@ -176,6 +176,8 @@ def _progress_rows(progress: common.Progress) -> Iterator[tuple[str, str]]:
     yield "pages", f"{progress.normal_page_count} whole, {progress.zero_page_count} zero"
     if progress.figures.postcopy_request_count:
         yield "waited for", f"{progress.figures.postcopy_request_count} pages in post-copy"
+    for disk in progress.disks:
+        yield f"disk {disk.disk}", f"{format_bytes(disk.copied_bytes)} of {format_bytes(disk.virtual_size_bytes)} to {disk.path}"
     if progress.throttle_percent:
         yield "throttled", f"{progress.throttle_percent} %"
 

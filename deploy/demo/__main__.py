@@ -1,7 +1,7 @@
 """`make demo`: a Linux guest moves between two hosts on this machine, and back, and its counter goes on.
 
     python -m deploy.demo          run it; KEEP=1 in the environment leaves it up
-    python -m deploy.demo stop     end what KEEP=1 has left up
+    python -m deploy.demo stop     end all that KEEP=1 has left up
 
 Needs nothing but the repository after `make setup`. Everything lies in one temporary directory and nothing is left
 running, also after a failure or Ctrl-C; after a failure the directory stays, because the logs are in it.
@@ -41,14 +41,15 @@ def main() -> int:
 
 def run(*, is_kept: bool) -> int:
     """Run the demo in a directory of its own."""
-    directory = Path(tempfile.mkdtemp(prefix="ferry-"))
+    directory = Path(tempfile.mkdtemp(prefix="ferry-", dir="/tmp"))  # socket paths have to be short, so not TMPDIR
     try:
         with Demo(directory) as demo:
             demo.play()
             if is_kept:
                 demo.keep()
                 KEPT.parent.mkdir(exist_ok=True)
-                KEPT.write_text(f"{directory}\n")
+                with KEPT.open("a") as kept:
+                    print(directory, file=kept)
                 return 0
     except (CommandFailed, ProcessFailed, GuestSilent, AssertionError, FileNotFoundError) as error:
         print(f"\ndemo failed: {error}\nthe logs are in {directory}", file=sys.stderr)
@@ -62,15 +63,15 @@ def run(*, is_kept: bool) -> int:
 
 
 def stop() -> int:
-    """End the demo that was left up last."""
+    """End every demo that was left up."""
     if not KEPT.exists():
         print("no demo was left up", file=sys.stderr)
         return 1
-    directory = Path(KEPT.read_text().strip())
-    count = end_processes_of(directory)
-    shutil.rmtree(directory, ignore_errors=True)
+    for directory in map(Path, KEPT.read_text().split()):
+        count = end_processes_of(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        print(f"{count} processes ended, {directory} removed")
     KEPT.unlink()
-    print(f"{count} processes ended, {directory} removed")
     return 0
 
 

@@ -91,7 +91,7 @@ It is left up. To play with it:
   ferry migration set ID --bandwidth 0; ferry migration watch ID
   ferry vm show web; ferry migration show ID --trace
 The servers' logs are {self._directory}/*.log. To end it all:
-  cd {REPOSITORY} && {sys.executable} -m deploy.demo stop"""
+  make -C {shlex.quote(str(REPOSITORY))} demo-stop"""
         )
 
     def _certificates(self) -> None:

@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from ferry.agent.v1 import agent_service_pb2_grpc as agent_rpc
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.common.v1 import budget_pb2 as budget_pb
+from ferry.common.v1 import disks_pb2 as disks_pb
 from ferry.common.v1 import means_pb2 as means_pb
 from ferry.common.v1 import migration_pb2 as common_pb
 from ferry.common.v1 import modes_pb2 as modes_pb
@@ -56,6 +57,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
     max_duration_s: float | None = None,
     on_timeout: budget_pb.TimeoutAction.ValueType = budget_pb.TIMEOUT_ACTION_UNSPECIFIED,
     modes: modes_pb.Modes | None = None,
+    disks: disks_pb.DiskWishes | None = None,
 ) -> common_pb.MigrationOptions:
     """Say what is wished of a migration; direct and encrypted by default."""
     return common_pb.MigrationOptions(
@@ -71,6 +73,7 @@ def wishes(  # noqa: PLR0913 -- what a user may wish
         means=means,
         post_copy=post_copy,
         modes=modes,
+        disks=disks,
         budget=budget_pb.Budget(
             policy=policy, max_duration=None if max_duration_s is None else seconds(max_duration_s), on_timeout=on_timeout
         ),
@@ -164,6 +167,10 @@ class Move:
     async def pause(self) -> Whole:
         """Stop the guest for the rest of the transfer."""
         return (await self._coordinator.PauseMigration(pb.PauseMigrationRequest(migration_id=self.id))).migration
+
+    async def unpause(self) -> Whole:
+        """Let the guest that was stopped for the transfer go on."""
+        return (await self._coordinator.UnpauseMigration(pb.UnpauseMigrationRequest(migration_id=self.id))).migration
 
     async def start_postcopy(self) -> Whole:
         """Let the guest go now."""

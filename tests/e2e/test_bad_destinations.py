@@ -73,7 +73,7 @@ async def test_a_disk_of_the_same_name_that_is_another_file_is_refused(lab: Lab)
     for marker in lab.directory.glob(".ferry-*"):
         marker.write_text("what another host's file would hold")
 
-    with refused("DISK_NOT_SHARED", "vda", str(next(lab.directory.glob("tick-*.img"))), "host-a"):
+    with refused("FILE_EXISTS", "vda", str(next(lab.directory.glob("tick-*.img"))), "is not the file that host-a uses"):
         await by_hand.prepare()
     await by_hand.cancel()
 

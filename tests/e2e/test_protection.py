@@ -57,6 +57,7 @@ OF_THE_MIGRATION: Final = frozenset(
         "AbandonMigration",
         "CancelMigration",
         "PauseMigration",
+        "UnpauseMigration",
         "UpdateMigration",
         "StartPostcopy",
         "RecoverMigration",

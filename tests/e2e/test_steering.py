@@ -78,6 +78,45 @@ async def test_a_guest_that_is_moved_with_pause_stands_still_from_the_beginning(
     guest.assert_whole()
 
 
+@pytest.mark.parametrize("is_paused_first", [False, True], ids=["on-the-way", "from-the-beginning"])
+async def test_a_guest_that_was_paused_for_the_move_is_let_go_on_while_memory_is_sent(is_paused_first, lab: Lab):
+    guest = await lab.start_guest(plan=BUSY)
+    move = await lab.start_move(options=wishes(pause=is_paused_first, bandwidth_mib_s=0.5))
+    await move.wait_transferring()
+    if not is_paused_first:
+        with refused("NOT_PAUSED", move.id):
+            await move.unpause()
+        await move.pause()
+    await guest.wait_silent(2.0)  # longer than a switch-over might take
+
+    await move.unpause()
+    await guest.console.wait_ticks(200)
+    half = await move.at_source()
+    assert (half.phase, half.options.pause) == ("Transferring", False)
+    assert (await lab.vms("host-a"))[guest.name] == RUNNING
+    await move.update(bandwidth_mib_s=0)
+    outcome = await move.outcome()
+
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+    assert not outcome.warnings
+    assert outcome.downtime.total.ToTimedelta().total_seconds() < 1.0
+    await guest.console.wait_sweeps(1)
+    await lab.assert_only_on("host-b", guest)
+    guest.assert_whole()
+
+
+async def test_a_guest_that_its_user_had_paused_is_not_started_by_continue(lab: Lab):
+    await start_paused_guest(lab)
+    move = await lab.start_move(options=wishes(pause=True, bandwidth_mib_s=0.1))
+    await move.wait_source_phase("Transferring")
+
+    await move.unpause()
+    await move.wait_source(lambda half: not half.options.pause, "a wish that is gone")
+    assert (await lab.vms("host-a"))["web"] == PAUSED
+    await move.cancel()
+    await move.outcome()
+
+
 async def test_a_cancel_lets_a_guest_paused_for_the_move_run_again(lab: Lab):
     guest = await lab.start_guest(plan=BUSY)
     move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
@@ -126,6 +165,8 @@ async def test_pause_and_new_bounds_are_refused_while_the_guest_changes_hands(la
         await move.wait_source_phase("Sent")
         with refused("TOO_LATE", move.id, "Sent"):
             await move.pause()
+        with refused("NOT_PAUSED", move.id):
+            await move.unpause()
         with refused("TOO_LATE", move.id, "Sent"):
             await move.update(max_downtime_s=1.0)
     outcome = await move.outcome()

@@ -1,6 +1,6 @@
 """Record what a real QEMU answers, for tests that must not depend on what we believe it answers.
 
-    python -m tests.transcripts.record /usr/bin/qemu-system-x86_64
+    python -m tests.transcripts.record /usr/bin/qemu-system-x86_64 [record_blocks ..]
 
 writes `tests/transcripts/VERSION/NAME.json`, each `{"execute": .., "arguments": .., "return" or "error": ..}`. The
 guest has no kernel and little memory; every status of a migration is reached by a real one between two QEMUs.
@@ -23,6 +23,7 @@ from agent.qemu.status import MigrationStatus, RunState
 from tests.contract.real import real_qemu
 from tests.fakes.network import LOOPBACK, black_hole, closed_port
 from tests.fakes.relay import Relay
+from tests.transcripts.record_blocks import record_blocks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -259,8 +260,8 @@ async def reach(qemu: Qemu, status: MigrationStatus) -> None:
             await asyncio.sleep(POLL_S)
 
 
-async def main(binary: Path) -> None:
-    """Record everything of one QEMU."""
+async def main(binary: Path, wanted: list[str]) -> None:
+    """Record everything of one QEMU, or only what is wanted, by the names of the functions."""
     async with real_qemu(binary) as qemu:
         version = await qemu.query_version()
     directory = Path(__file__).parent / f"{version.major}.{version.minor}"
@@ -275,9 +276,11 @@ async def main(binary: Path) -> None:
         record_failed_load,
         record_postcopy,
         record_figures,
+        record_blocks,
     ):
-        await record(recorder)
+        if not wanted or record.__name__ in wanted:
+            await record(recorder)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -121,6 +121,10 @@ class FakeCoordinator(rpc.CoordinatorServiceServicer):
         self._take(request, context)
         return pb.PauseMigrationResponse(migration=self.story[0])
 
+    async def UnpauseMigration(self, request, context):  # noqa: N802
+        self._take(request, context)
+        return pb.UnpauseMigrationResponse(migration=self.story[0])
+
     async def UpdateMigration(self, request, context):  # noqa: N802
         self._take(request, context)
         return pb.UpdateMigrationResponse(migration=self.story[0])

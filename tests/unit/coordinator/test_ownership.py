@@ -25,7 +25,9 @@ source       silent none   Reserved Listening Loading Loaded Resuming Running Fi
 silent       ask    ask    ask      ask       ask     ask    finish   finish  finish   ask     ask       ask
 none         begin  begin  back     back      back    fence  finish   finish  finish   back    back      lost
 Begun        begin  begin  begin    begin     begin   begin  finish   finish  finish   back    back      back
+Mirroring    follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
 Connecting   follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
+Settling     follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
 Transferring follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
 Switching    follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
 Leaving      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow
@@ -49,7 +51,9 @@ source       Arrived Entering Filling Ending
 silent       ask     ask      ask     ask
 none         back    ask      ask     lost
 Begun        begin   begin    begin   back
+Mirroring    follow  follow   follow  follow
 Connecting   follow  follow   follow  follow
+Settling     follow  follow   follow  follow
 Transferring follow  follow   follow  follow
 Switching    follow  follow   follow  follow
 Leaving      follow  follow   follow  follow

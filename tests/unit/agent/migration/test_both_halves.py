@@ -100,7 +100,7 @@ def successors(world: World) -> Iterator[World]:
 def _qemus_move(world: World) -> Iterator[World]:
     source, destination = world.source_qemu, world.destination_qemu
     before = out.Connecting | out.Transferring | out.Leaving
-    sending = isinstance(world.source, before | out.Switching | out.Crossing | out.Cancelling)
+    sending = isinstance(world.source, before | out.Settling | out.Switching | out.Crossing | out.Cancelling)
     if source is Qemu.RUNS and isinstance(world.source, before):
         yield replace(world, source_qemu=Qemu.WAITS)
     if source is Qemu.HALVING and destination is Qemu.WAITS:
@@ -123,14 +123,21 @@ def _qemus_move(world: World) -> Iterator[World]:
 
 def _source_may_see(world: World) -> Iterator[out.Event]:
     yield from _source_may_be_told(world)
-    yield from (out.PerformRequested(), out.CancelRequested(CAUSE), out.PauseRequested(), out.PostCopyRequested())
+    yield from (out.PerformRequested(has_disks=True), out.MirrorsReady(), out.MirrorsSettled())
+    yield from (
+        out.PerformRequested(),
+        out.CancelRequested(CAUSE),
+        out.PauseRequested(),
+        out.UnpauseRequested(),
+        out.PostCopyRequested(),
+    )
     match world.source_qemu:
         case Qemu.RUNS:
             yield from (out.QemuActive(), out.GuestRestored())
             if not isinstance(world.source, out.Begun):
                 yield out.QemuGaveUp(CAUSE)
         case Qemu.WAITS:
-            yield out.QemuAtSwitchover()
+            yield from (out.QemuAtSwitchover(), out.QemuAtSwitchover(has_mirrors=True))
         case Qemu.HALVING:
             yield from (out.QemuInPostCopy(), out.StoodStillTooLong())
         case Qemu.HALF:

@@ -51,7 +51,12 @@ def test_an_idle_guest_is_switched_at_the_first_chance_with_a_short_standstill()
 
 
 def test_fast_begins_with_all_that_is_allowed():
-    assert begin(FAST).limit_s == FAST.max_downtime_s
+    assert begin(FAST).limit_s == FAST.most_s
+
+
+@pytest.mark.parametrize(("allowed_s", "most_s"), [(1.0, 0.89), (0.3, 0.26), (0.02, 0.01), (0.001, 0.0005)])
+def test_qemu_may_use_of_the_bound_what_leaves_time_for_the_hand_over(allowed_s: float, most_s: float):
+    assert Bounds(Budget(), allowed_s).most_s == pytest.approx(most_s)
 
 
 @pytest.mark.parametrize("allowed_s", [0.001, 0.01, 0.02, 0.3, 5.0])

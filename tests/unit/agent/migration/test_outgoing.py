@@ -14,8 +14,12 @@ from tests.unit.agent.migration.histories import histories
 CAUSE = Cause("the user asked for it", "CANCELLED", by_wish=True)
 EVENTS: tuple[out.Event, ...] = (
     out.PerformRequested(),
+    out.PerformRequested(has_disks=True),
+    out.MirrorsReady(),
+    out.MirrorsSettled(),
     out.QemuActive(),
     out.QemuAtSwitchover(),
+    out.QemuAtSwitchover(has_mirrors=True),
     out.PostCopyRequested(),
     out.QemuInPostCopy(),
     out.QemuLinkLost(),
@@ -27,6 +31,7 @@ EVENTS: tuple[out.Event, ...] = (
     out.QemuExited(CAUSE, was_watched=False),
     out.CancelRequested(CAUSE),
     out.PauseRequested(),
+    out.UnpauseRequested(),
     out.ResumeAnswered(),
     out.DestinationNeverRan(CAUSE),
     out.Fenced(CAUSE),
@@ -79,6 +84,41 @@ def test_the_decision_is_a_phase_of_its_own_before_migrate_continue_is_sent():
     after = out.step(out.Transferring(), out.QemuAtSwitchover())
 
     assert after == out.Step(out.Switching(), (do.ContinueMigration(),))
+
+
+WITH_DISKS = (
+    out.PerformRequested(has_disks=True),
+    out.MirrorsReady(),
+    out.QemuActive(),
+    out.QemuAtSwitchover(has_mirrors=True),
+)
+
+
+def test_disks_are_copied_before_memory_and_settled_before_the_decision():
+    phase, effects = replay(*WITH_DISKS, out.MirrorsSettled())
+
+    assert phase == out.Switching()
+    assert effects == (do.StartMirrors(), do.StartTransfer(), do.SettleMirrors(), do.ContinueMigration())
+
+
+def test_disks_are_settled_before_a_guest_goes_in_post_copy():
+    to_post_copy = (*WITH_DISKS[:-1], out.PostCopyRequested(), WITH_DISKS[-1])
+
+    assert replay(*to_post_copy, out.MirrorsSettled())[0] == out.Crossing()
+
+
+def test_no_history_gives_a_guest_away_whose_disks_are_not_settled():
+    settling: out.Phase = out.Settling()
+    for history in histories(out.step, settling, EVENTS, 4):
+        if any(isinstance(phase, out.Switching | out.Crossing | out.Sent) for phase in history.phases):
+            assert out.MirrorsSettled() in history.events or out.QemuCompleted() in history.events
+
+
+def test_a_guest_whose_disks_cannot_be_settled_stays():
+    phase, effects = replay(*WITH_DISKS, out.CancelRequested(CAUSE), out.QemuGaveUp(CAUSE), out.GuestRestored())
+
+    assert phase == out.Kept(CAUSE)
+    assert effects[-2:] == (do.FreeGuest(), do.EnsureGuestRestored())
 
 
 def test_a_source_that_dies_while_switching_still_gives_the_guest_away():
@@ -152,6 +192,14 @@ def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is
                 assert not isinstance(after, out.Retiring | out.Keeping | out.Cancelling)
 
 
+def test_a_paused_guest_is_started_again_before_the_switch_over_only():
+    for early in (out.Begun(), out.Connecting(), out.Transferring()):
+        assert out.step(early, out.UnpauseRequested()).effects == (do.StartGuest(),)
+    for late in (out.Leaving(), out.Switching(), out.Crossing(), out.Following(), out.Sent(), out.HandedOver()):
+        with pytest.raises(InvalidTransition):
+            out.step(late, out.UnpauseRequested())
+
+
 def test_a_pause_is_refused_from_the_switch_over_on():
     with pytest.raises(InvalidTransition, match="PauseRequested has no meaning in Switching"):
         out.step(out.Switching(), out.PauseRequested())
@@ -170,7 +218,7 @@ def test_no_history_restores_a_guest_that_qemu_did_not_give_back():
         count += 1
         for phase, event, after in zip(history.phases, history.events, history.phases[1:], strict=False):
             if isinstance(after, out.Keeping) and not isinstance(phase, out.Keeping):
-                assert isinstance(event, proofs) or isinstance(phase, out.Begun | out.Refused)
+                assert isinstance(event, proofs) or isinstance(phase, out.Begun | out.Mirroring | out.Refused)
 
     assert count > 1000
 

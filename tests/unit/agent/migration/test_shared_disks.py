@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.migration.order import DiskMarker, HostIdentity
-from agent.migration.shared_disks import check_caches, check_markers, find_strays, paths_of, remove_markers, write_markers
+from agent.migration.shared_disks import check_caches, check_marker, find_strays, paths_of, remove_markers, write_markers
 from agent.store import Store
 from agent.vm.definition import Definition
 from agent.vm.domain.parse import parse_domain
@@ -42,7 +42,8 @@ def images(tmp_path: Path) -> Path:
 def test_a_marker_is_found_and_removed(store: Store, images: Path):
     markers, risks = write_markers(_definition(images / "web.raw"), store, force=False)
 
-    assert check_markers(markers, HERE, ELSEWHERE, force=False) == risks == ()
+    [marker] = markers
+    assert check_marker(marker, HERE, ELSEWHERE, force=False) == risks == ()
     remove_markers(paths_of(markers), store)
     assert not list(images.iterdir())
     assert not store.markers()
@@ -80,10 +81,10 @@ def test_a_marker_that_cannot_be_removed_stays_on_record(store: Store, images: P
 def test_another_directory_is_refused_whatever_the_user_says(store: Store, images: Path, *, force: bool):
     markers, _ = write_markers(_definition(images / "web.raw"), store, force=False)
     (images / "other").mkdir()
-    moved = tuple(replace(marker, image_path=str(images / "other/web.raw")) for marker in markers)
+    moved = replace(markers[0], image_path=str(images / "other/web.raw"))
 
     with pytest.raises(WrongState, match="is not the file that host-a uses"):
-        check_markers(moved, HERE, ELSEWHERE, force=force)
+        check_marker(moved, HERE, ELSEWHERE, force=force)
 
 
 def test_a_directory_that_cannot_be_written_to_is_a_risk(store: Store):
@@ -101,10 +102,10 @@ def test_a_block_device_is_known_by_its_number_on_one_host_only():
     marker = DiskMarker("vda", "/dev/null", "", "", 1234)
 
     with pytest.raises(WrongState, match=r"/dev/null.*cannot be proved; --force"):
-        check_markers((marker,), HERE, HERE, force=False)
+        check_marker(marker, HERE, HERE, force=False)
     with pytest.raises(WrongState, match="cannot be proved"):
-        check_markers((marker,), HERE, ELSEWHERE, force=False)
-    assert "cannot be proved" in check_markers((marker,), HERE, ELSEWHERE, force=True)[0]
+        check_marker(marker, HERE, ELSEWHERE, force=False)
+    assert "cannot be proved" in check_marker(marker, HERE, ELSEWHERE, force=True)[0]
 
 
 def test_a_cache_that_is_never_flushed_is_a_risk_between_kernels(tmp_path: Path):

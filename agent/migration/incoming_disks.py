@@ -1,0 +1,285 @@
+"""The disks that come to a destination: which are copied, whether they can be, and their images."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from agent.migration.disk_facts import COPIED_FORMATS, totals
+from agent.migration.disk_making import (
+    TOOL,
+    MadeImage,
+    create,
+    create_empty,
+    identified,
+    plan_image,
+    put_in_place,
+    run_tool,
+)
+from agent.migration.disk_wishes import Mode, Which
+from agent.migration.order import DiskCopy, DiskFacts, Options, SourceFacts
+from agent.migration.shared_disks import Sight, check_marker, sight_of
+from agent.vm.disk_images import DiskImage, check_known, disk_images, placed, standing_alone
+from common.errors import InvalidRequest, WrongState
+from common.findings import Risk
+
+if TYPE_CHECKING:
+    from agent.migration.destination import DestinationSession
+    from agent.migration.surroundings import Surroundings
+    from agent.vm.definition import Definition
+    from common.findings import Findings
+
+# What a file system needs beside the images: their tables, and what the guest writes meanwhile.
+ROOM_BYTES: Final = 16 << 20
+_OPTION: Final = re.compile(r"[a-z0-9_]+=[A-Za-z0-9.]+")
+_MIB: Final = 1 << 20
+
+
+class IncomingDisks:
+    """The disks of one guest that is to come."""
+
+    def __init__(self, around: Surroundings, options: Options, source: SourceFacts) -> None:
+        self._around = around
+        self._options = options
+        self._wishes = options.disks
+        self._source = source
+        self._facts = {one.disk: one for one in source.disks}
+        self._markers = {marker.disk: marker for marker in source.disk_markers}
+        self.copied: tuple[str, ...] = ()
+
+    # which
+
+    async def check(self, definition: Definition, findings: Findings) -> tuple[str, ...]:
+        """Choose what is copied, and look whether it can be and whether the rest is shared; return what is a risk.
+
+        Raises:
+            FerryError: the disks cannot come here, unless `findings` collects that; nothing was changed.
+        """
+        images = {image.disk: image for image in disk_images(definition)}
+        for name in (*self._wishes.names, *self._wishes.place_of):
+            with findings.check():
+                check_known(definition, name)
+        chosen = await asyncio.to_thread(self._choose)
+        risks: list[str] = []
+        for disk, marker in self._markers.items():
+            if disk not in chosen:
+                with findings.check():
+                    hint = self._why_not_copied(disk)
+                    risks += await asyncio.to_thread(
+                        check_marker,
+                        marker,
+                        self._source.host,
+                        self._around.identity,
+                        force=self._options.force,
+                        hint=hint,
+                    )
+        self.copied = tuple(disk for disk in images if disk in chosen)
+        for disk in self.copied:
+            with findings.check():
+                await self._check_copy(self._facts[disk], images[disk])
+        with findings.check():
+            risks += self._check_room(images)
+        return tuple(risks)
+
+    def _choose(self) -> frozenset[str]:
+        """Choose what is copied; of disks that cannot be only those that were named, so that the refusal says why."""
+        can_be = {disk for disk, facts in self._facts.items() if not facts.obstacle}
+        match self._wishes.which:
+            case Which.NONE:
+                return frozenset()
+            case Which.NAMED:
+                return frozenset(self._wishes.names) & frozenset(self._facts)
+            case Which.ALL:
+                return frozenset(can_be)
+            case Which.NOT_SHARED:
+                return frozenset(disk for disk in can_be if self._sight(disk) is not Sight.SAME)
+
+    def _sight(self, disk: str) -> Sight:
+        marker = self._markers.get(disk)
+        return Sight.SAME if marker is None else sight_of(marker, self._source.host, self._around.identity)
+
+    def _why_not_copied(self, disk: str) -> str:
+        facts = self._facts.get(disk)
+        if facts is not None and facts.obstacle:
+            return f", since it cannot be copied: {facts.obstacle}"
+        if self._wishes.which in (Which.NONE, Which.NAMED):
+            return ", or let it be copied too (--disks)"
+        return ""
+
+    async def _check_copy(self, facts: DiskFacts, image: DiskImage) -> None:
+        disk, path = facts.disk, image.path
+        if facts.obstacle:
+            raise WrongState(f"disk {disk} cannot be copied: {facts.obstacle}", reason="DISK_NOT_COPYABLE", disk=disk)
+        _check_facts(facts)
+        if self._sight(disk) is Sight.SAME:
+            raise WrongState(
+                f"disk {disk}: {path} on this host is the very file that {self._source.host.name} uses; name another place for the "
+                f"copy (--dest-path {disk}=FILE), or do not copy it",
+                reason="DISK_SHARED",
+                disk=disk,
+                path=path,
+            )
+        for place in filter(None, (path, facts.data_path, facts.backing_path)):
+            self._around.vms.check_place(place)
+        if facts.backing_path and facts.backing_marker is not None:
+            hint = ", or copy all of the disk (--disks-mode full)"
+            await asyncio.to_thread(
+                check_marker, facts.backing_marker, self._source.host, self._around.identity, force=self._options.force, hint=hint
+            )
+        if self._is_reused(path):
+            await self._check_reused(facts, path)
+        else:
+            for place in filter(None, (path, facts.data_path)):
+                _check_absent(disk, place, self._source.host.name)
+            if shutil.which(TOOL) is None:
+                raise WrongState(f"disk {disk}: this host has no {TOOL}; install qemu-utils", reason="QEMU_IMG_MISSING")
+
+    def _is_reused(self, path: str) -> bool:
+        return self._wishes.reuse and os.path.lexists(path)
+
+    async def _check_reused(self, facts: DiskFacts, path: str) -> None:
+        words = [TOOL, "info", "--output=json", "-U", "-f", facts.format, "--", path]
+        found = json.loads(await run_tool(words, f"disk {facts.disk}"))
+        if found["virtual-size"] != facts.virtual_size_bytes:
+            raise WrongState(
+                f"disk {facts.disk}: {path} has {found['virtual-size']} bytes and the guest's disk {facts.virtual_size_bytes}; "
+                "give it the same size",
+                reason="DISK_SIZE_DIFFERS",
+                disk=facts.disk,
+            )
+
+    def _check_room(self, images: Mapping[str, DiskImage]) -> tuple[str, ...]:
+        """Require room for what is copied, and tell where the disks could outgrow it.
+
+        Raises:
+            WrongState: a file system has too little; the text has the numbers.
+        """
+        risks = []
+        for directory, disks in _by_file_system(images[disk] for disk in self.copied).items():
+            usage = shutil.disk_usage(directory)
+            needed = totals(self._facts, disks, self._wishes.mode)
+            most = sum(self._facts[disk].virtual_size_bytes for disk in disks)
+            names = ", ".join(disks)
+            if needed + ROOM_BYTES > usage.free and not self._wishes.reuse:
+                raise WrongState(
+                    f"disk {names}: {needed / _MIB:.0f} MiB are to be copied to {directory} on this host, and "
+                    f"{usage.free / _MIB:.0f} MiB are free there; make room or name another place (--dest-path)",
+                    reason="NOT_ENOUGH_SPACE",
+                    needed_bytes=needed,
+                    free_bytes=usage.free,
+                )
+            if most > usage.free and not self._wishes.reuse:
+                text = (
+                    f"disk {names}: may grow to {most / _MIB:.0f} MiB, and {usage.free / _MIB:.0f} MiB are free in {directory} "
+                    "on this host"
+                )
+                risks.append(Risk(text, "SPACE_MAY_RUN_OUT"))
+        return tuple(risks)
+
+    def paths(self, definition: Definition) -> frozenset[str]:
+        """Name the images that are going to be made."""
+        return frozenset(image.path for image in disk_images(definition) if image.disk in self.copied)
+
+    def notes(self, definition: Definition) -> tuple[str, ...]:
+        """Say what is going to be copied, a sentence each."""
+        paths = {image.disk: image.path for image in disk_images(definition)}
+        sizes = {disk: totals(self._facts, (disk,), self._wishes.mode) / _MIB for disk in self.copied}
+        return tuple(f"disk {disk} is going to be copied to {paths[disk]}, {size:.1f} MiB of it" for disk, size in sizes.items())
+
+    # making ready
+
+    def adapt(self, definition: Definition, wanted: Definition) -> Definition:
+        """Return a definition of the VM as this host builds it.
+
+        Args:
+            definition: what runs, or what the source keeps of the VM.
+            wanted: what is going to run here; it tells where the disks are.
+        """
+        paths = {image.disk: image.path for image in disk_images(wanted)}
+        known = {image.disk for image in disk_images(definition)}
+        for disk in known & {*self.copied, *self._wishes.place_of}:
+            is_block_device = Path(paths[disk]).is_block_device()
+            definition = placed(definition, disk, paths[disk], is_block_device=is_block_device)
+            if disk in self.copied and self._wishes.mode is Mode.FULL:
+                definition = standing_alone(definition, disk)
+        return definition
+
+    async def make(self, definition: Definition, session: DestinationSession) -> None:
+        """Make the images that are not there; on record before, so that they are removed again when the guest does not come.
+
+        Raises:
+            WrongState: one cannot be made.
+        """
+        copies = []
+        for image in disk_images(definition):
+            if image.disk not in self.copied:
+                continue
+            facts = self._facts[image.disk]
+            is_new = not self._is_reused(image.path)
+            if is_new:
+                if facts.data_path:
+                    await self._make(plan_image(facts.data_path), facts, session)
+                await self._make(plan_image(image.path), facts, session)
+            copies.append(DiskCopy(image.disk, image.path, facts.virtual_size_bytes, is_new))
+        session.update(copies=tuple(copies))
+        session.save()
+
+    async def _make(self, image: MadeImage, facts: DiskFacts, session: DestinationSession) -> None:
+        made = session.facts.made_images
+        session.update(made_images=(*made, image))
+        session.save()
+        if image.path == facts.data_path:
+            create_empty(image, f"disk {facts.disk}")
+        else:
+            await create(facts, image, with_backing=self._wishes.mode is Mode.TOP)
+        self._around.store.guests.own(Path(image.part))
+        session.update(made_images=(*made, identified(image)))
+        session.save()
+        put_in_place(image)
+
+
+def _check_facts(facts: DiskFacts) -> None:
+    """Refuse what no source of ours says: it becomes words of a command line."""
+    if facts.format not in COPIED_FORMATS or (facts.backing_path and facts.backing_format not in COPIED_FORMATS):
+        raise InvalidRequest(f"disk {facts.disk[:80]}: format {facts.format[:40]!r} is not copied", reason="DISK_FACTS_INVALID")
+    wrong = [option for option in facts.create_options if not _OPTION.fullmatch(option)]
+    if wrong or facts.virtual_size_bytes < 0:
+        raise InvalidRequest(f"disk {facts.disk[:80]}: {(*wrong, 'size')[0][:80]!r} is not understood", reason="DISK_FACTS_INVALID")
+
+
+def _check_absent(disk: str, path: str, source: str) -> None:
+    if os.path.lexists(path):
+        raise WrongState(
+            f"disk {disk}: {path} exists on this host already and is not the file that {source} uses; remove it, name another "
+            f"place for the copy (--dest-path {disk}=FILE), or have it written over (--reuse)",
+            reason="FILE_EXISTS",
+            disk=disk,
+            path=path,
+        )
+    if not Path(path).parent.is_dir():
+        raise WrongState(
+            f"disk {disk}: directory {Path(path).parent} does not exist on this host; make it, or name another place "
+            f"(--dest-path {disk}=FILE)",
+            reason="FILE_MISSING",
+            disk=disk,
+            path=path,
+        )
+
+
+def _by_file_system(images: Iterable[DiskImage]) -> dict[str, list[str]]:
+    """Group disks by the file system that their images come to, named by the directory of the first."""
+    directories: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    for image in images:
+        directory = str(Path(image.path).parent)
+        if not Path(directory).is_dir() or Path(image.path).is_block_device():
+            continue
+        name = directories.setdefault(Path(directory).stat().st_dev, directory)
+        found.setdefault(name, []).append(image.disk)
+    return found
