@@ -12,7 +12,10 @@ import structlog
 
 from agent.audit_log import AuditLog
 from agent.auditing import Auditing
+from agent.blockjobs import servicer as blocks
+from agent.blockjobs.block_jobs import BlockJobs
 from agent.config import AgentConfig
+from agent.doctor import servicer as doctor
 from agent.guest_user import GuestUser
 from agent.host import Host
 from agent.migration.migrations import Migrations
@@ -34,6 +37,10 @@ from common.telemetry import SpanBuffer
 from ferry.agent.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,
+    block_service_pb2,
+    block_service_pb2_grpc,
+    doctor_service_pb2,
+    doctor_service_pb2_grpc,
     plan_service_pb2,
     plan_service_pb2_grpc,
     save_service_pb2,
@@ -64,6 +71,8 @@ ALLOWED: Final = Allowed(
                 "ListMigrationStatistics",
                 "ListSpans",
                 *saving.READERS,
+                *blocks.READERS,
+                *doctor.READERS,
             ),
             _READERS,
         ),
@@ -101,6 +110,8 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         migrations.restore()
         jobs = VmJobs(vms, store, sessions)
         jobs.resume()
+        block_jobs = BlockJobs(vms, store, sessions)
+        block_jobs.resume()
         sessions.start(host.probe())
         servicer = AgentServicer(host, vms, migrations, advertised_address=config.advertised_address, spans_of=spans.spans_of)
 
@@ -119,11 +130,25 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         def add_plans(server: grpc.aio.Server) -> None:
             plan_service_pb2_grpc.add_PlanServiceServicer_to_server(PlanServicer(around), server)
 
-        audit = auditing.interceptor(frozenset({*description.methods_by_name, *saves.methods_by_name} - saving.READERS))
+        disks = block_service_pb2.DESCRIPTOR.services_by_name["BlockService"]
+
+        def add_disks(server: grpc.aio.Server) -> None:
+            block_service_pb2_grpc.add_BlockServiceServicer_to_server(blocks.BlockServicer(vms, block_jobs), server)
+
+        doctors = doctor_service_pb2.DESCRIPTOR.services_by_name["DoctorService"]
+
+        def add_doctor(server: grpc.aio.Server) -> None:
+            examiner = doctor.DoctorServicer(vms, store, block_jobs, settings.roots)
+            doctor_service_pb2_grpc.add_DoctorServiceServicer_to_server(examiner, server)
+
+        changing = {*description.methods_by_name, *saves.methods_by_name, *disks.methods_by_name}
+        audit = auditing.interceptor(frozenset(changing - saving.READERS - blocks.READERS))
         services = [
             Service(description.full_name, add, audit),
             Service(saves.full_name, add_saves),
             Service(plans.full_name, add_plans),
+            Service(disks.full_name, add_disks),
+            Service(doctors.full_name, add_doctor),
         ]
         await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
         sessions.start(start_marked(vms, store, auditing.tell_autostart))

@@ -10,6 +10,7 @@
       sessions/<migration id>.json  one half of a migration
       markers/<name>.json           a file that lies, or was about to lie, beside an image
       jobs/<job id>.json            a save, restore or dump under way
+      blockjobs/<job id>.json       a job on a disk under way
       statistics/<uuid>.json        the figures of a VM's last migrations; stays when the VM has left
       autostarted.json              the boot of the host in which marked VMs were started
       audit.jsonl                   who asked for what; see `agent.audit_log`
@@ -137,8 +138,9 @@ class Store:
         self.cache_dir = self.state_dir / "cache"
         self.keys_dir = self.state_dir / "keys"
         self._vms_dir = self.state_dir / "vms"
-        self._sessions_dir = self.state_dir / "sessions"
+        self.sessions_dir = self.state_dir / "sessions"
         self.jobs_dir = self.state_dir / "jobs"
+        self.block_jobs_dir = self.state_dir / "blockjobs"
         self._markers_dir = self.state_dir / "markers"
         self._statistics_dir = self.state_dir / "statistics"
         self.audit_path = self.state_dir / "audit.jsonl"
@@ -150,8 +152,9 @@ class Store:
             self.cache_dir,
             self.keys_dir,
             self._vms_dir,
-            self._sessions_dir,
+            self.sessions_dir,
             self.jobs_dir,
+            self.block_jobs_dir,
             self._markers_dir,
             self._statistics_dir,
         ):
@@ -160,8 +163,11 @@ class Store:
         self.keys_dir.chmod(0o700)
         guests.admit(self.state_dir, self.keys_dir, self._vms_dir)
         guests.let_make(self.run_dir)
-        for directory in (self._sessions_dir, self.jobs_dir, self._markers_dir, self._statistics_dir, *self._vms_dir.iterdir()):
+        for directory in (*self._record_dirs(), *self._vms_dir.iterdir()):
             remove_leftovers(directory)
+
+    def _record_dirs(self) -> tuple[Path, ...]:
+        return (self.sessions_dir, self.jobs_dir, self.block_jobs_dir, self._markers_dir, self._statistics_dir)
 
     def vm(self, uuid: UUID) -> VmDirectory:
         """Name the place of a VM; nothing is made or read."""
@@ -247,7 +253,7 @@ class Store:
 
     def session_ids(self) -> list[str]:
         """List the halves of migrations on record, in a stable order."""
-        return sorted(path.stem for path in self._sessions_dir.glob("*.json"))
+        return sorted(path.stem for path in self.sessions_dir.glob("*.json"))
 
     def _marker_path(self, path: Path) -> Path:
         return self._markers_dir / f"{path.name.removeprefix('.')}.json"
@@ -258,7 +264,7 @@ class Store:
                 f"migration id {session_id[:80]!r}: 1 to 64 letters, digits and dashes are wanted",
                 reason="MIGRATION_ID_INVALID",
             )
-        return self._sessions_dir / f"{session_id}.json"
+        return self.sessions_dir / f"{session_id}.json"
 
 
 def _check_socket_path(path: Path) -> None:

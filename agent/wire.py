@@ -33,7 +33,7 @@ from agent.migration.progress import Leg, Progress, Timeline
 from agent.migration.record import find_cause, tells_all
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
-from agent.vm.events import VmEvent
+from agent.vm.events import DiskJob, VmEvent
 from agent.vm.vm import VmState, VmView
 from common.errors import InvalidRequest
 from ferry.agent.v1 import adoption_pb2, host_pb2, migration_pb2, vm_pb2
@@ -447,7 +447,12 @@ def vm_event(event: VmEvent) -> vm_pb2.VmEvent:
         reason=event.reason.value,
         detail=event.detail,
         tunables=dict(event.tunables),
+        disk_job=None if event.disk_job is None else _disk_job(event.disk_job),
     )
+
+
+def _disk_job(job: DiskJob) -> vm_pb2.DiskJob:
+    return vm_pb2.DiskJob(id=job.id, path=job.path, target=job.target, type=job.type)
 
 
 def host(who: HostIdentity, found: Findings, vm_count: int) -> host_pb2.Host:

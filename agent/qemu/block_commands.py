@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from agent.qemu.block_graph import Graph, decode_graph
 from agent.qemu.block_status import (
     BlockJobReport,
     DriveReport,
@@ -19,6 +20,7 @@ from agent.qemu.block_status import (
     decode_nodes,
 )
 from agent.qemu.decoding import as_list, as_mapping, get_str
+from agent.qemu.errors import QemuRefused
 from common.errors import WrongState
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from agent.qemu.monitor import Monitor
 
 YANK_ANSWER_S: Final = 0.5
+_NO_SOCKET: Final = "ferry-none"
+# A job that has ended waits to be dismissed, so that its error can be read.
+_KEPT: Final = {"auto-finalize": True, "auto-dismiss": False}
 
 
 class Sync(Enum):
@@ -66,6 +71,10 @@ class BlockCommands:
         """Return every job on a disk that is not dismissed."""
         return decode_block_jobs(await self._execute("query-block-jobs"))
 
+    async def query_graph(self) -> Graph:
+        """Return every block node and what uses it; safe at any time."""
+        return decode_graph(await self._execute("x-debug-query-block-graph"))
+
     async def query_exports(self) -> tuple[str, ...]:
         """Return the ids of what is exported."""
         reply = as_list(await self._execute("query-block-exports"), "query-block-exports")
@@ -90,9 +99,9 @@ class BlockCommands:
         """Close a node that nothing uses."""
         await self._execute("blockdev-del", {"node-name": node})
 
-    async def reopen_node(self, options: Mapping[str, object]) -> None:
-        """Change the options of an open node; what is not given gets its default."""
-        await self._execute("blockdev-reopen", {"options": [dict(options)]})
+    async def reopen_node(self, *options: Mapping[str, object]) -> None:
+        """Change the options of open nodes, all or none; what is not given gets its default."""
+        await self._execute("blockdev-reopen", {"options": [dict(one) for one in options]})
 
     async def yank_nodes(self, nodes: Sequence[str]) -> None:
         """Break the connections of nodes, out of band: also while QEMU's main loop waits for one of them."""
@@ -101,14 +110,18 @@ class BlockCommands:
 
     # jobs
 
-    async def mirror(self, job_id: str, node: str, target: str, sync: Sync, *, bytes_per_second: int) -> None:
+    async def mirror(  # noqa: PLR0913 -- QEMU's own arguments
+        self, job_id: str, node: str, target: str, sync: Sync, *, bytes_per_second: int, replaces: str = ""
+    ) -> None:
         """Start to copy a root node; each of the guest's writes goes to both, so that it stays ready under load.
 
-        What the job needs is told by JOB_STATUS_CHANGE, and its error by query_jobs() until dismiss_job().
+        What the job needs is told by JOB_STATUS_CHANGE, and its error by query_jobs() until dismiss_job(). When it is completed the
+        target takes the place of the node, or of `replaces`, which may be below filters of that node.
         """
         await self._execute(
             "blockdev-mirror",
             {
+                **({"replaces": replaces} if replaces else {}),
                 "job-id": job_id,
                 "device": node,
                 "target": target,
@@ -121,6 +134,36 @@ class BlockCommands:
                 "on-target-error": "report",
             },
         )
+
+    async def stream(self, job_id: str, node: str, base_node: str, *, bytes_per_second: int) -> None:
+        """Start to copy what is below a node into it, down to `base_node`, which stays; without one all of it."""
+        arguments: dict[str, object] = {"job-id": job_id, "device": node, "speed": bytes_per_second, "on-error": "report", **_KEPT}
+        await self._execute("block-stream", arguments | ({"base-node": base_node} if base_node else {}))
+
+    async def commit(self, job_id: str, node: str, top_node: str, base_node: str, *, bytes_per_second: int) -> None:
+        """Start to write the images from `top_node` down into `base_node`.
+
+        Args:
+            job_id: for the job.
+            node: the disk's root node. Where `top_node` is its uppermost image the job becomes ready, and is to be completed.
+            top_node: the uppermost image whose data goes down.
+            base_node: the image that gets it.
+            bytes_per_second: 0 is without a bound.
+        """
+        nodes = {"device": node, "top-node": top_node, "base-node": base_node}
+        await self._execute("block-commit", {"job-id": job_id, **nodes, "speed": bytes_per_second, "on-error": "report", **_KEPT})
+
+    async def snapshot(self, node: str, overlay: str) -> None:
+        """Put an open overlay, which must have no backing node yet, on top of a node: the guest writes to it from now on."""
+        await self._execute("blockdev-snapshot", {"node": node, "overlay": overlay})
+
+    async def create_image(self, job_id: str, options: Mapping[str, object]) -> None:
+        """Start to write an empty image into a node that is open; a job like others, which has to be dismissed."""
+        await self._execute("blockdev-create", {"job-id": job_id, "options": dict(options)})
+
+    async def complete_job(self, job_id: str) -> None:
+        """Let a job that is ready end with its target in the disk's place. The reply proves nothing: see settle_job()."""
+        await self._execute("job-complete", {"id": job_id})
 
     async def set_job_speed(self, job_id: str, bytes_per_second: int) -> None:
         """Bound a job on a disk; 0 is without a bound."""
@@ -152,6 +195,18 @@ class BlockCommands:
         if credentials:
             arguments["tls-creds"] = credentials
         await self._execute("nbd-server-start", arguments)
+
+    async def has_nbd_server(self) -> bool:
+        """Find out whether an NBD server listens, for which there is no query.
+
+        QEMU looks for one before it looks for the socket of a name that nobody has passed.
+        Source: blockdev-nbd.c, nbd_server_start_full().
+        """
+        try:
+            await self._execute("nbd-server-start", {"addr": {"type": "fd", "data": {"str": _NO_SOCKET}}})
+        except QemuRefused as error:
+            return "already running" in error.description
+        return True
 
     async def stop_nbd_server(self) -> None:
         """Listen no more and drop every export, with a client connected or not."""

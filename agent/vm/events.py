@@ -33,6 +33,7 @@ class Happening(Enum):
     TUNABLE = "TUNABLE"
     AUTOSTART = "AUTOSTART"
     JOB = "JOB"
+    BLOCK_JOB = "BLOCK_JOB"
 
 
 class Reason(Enum):
@@ -61,6 +62,25 @@ class Reason(Enum):
     SAVED = "SAVED"
     RESTORED = "RESTORED"
     INTERRUPTED = "INTERRUPTED"
+    READY = "READY"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskJob:
+    """What a BLOCK_JOB event tells; its reason is the status.
+
+    Attributes:
+        path: the image that the guest writes to.
+        target: the name of the disk.
+        type: `copy`, `pull`, `commit`, or `active-commit`.
+    """
+
+    id: str
+    path: str
+    target: str
+    type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,7 @@ class VmEvent:
         at_s: wall clock of the host.
         detail: a sentence for people; may be empty.
         tunables: the values that a TUNABLE event tells of.
+        disk_job: what a BLOCK_JOB event tells of.
     """
 
     sequence: int
@@ -82,6 +103,7 @@ class VmEvent:
     reason: Reason
     detail: str
     tunables: Mapping[str, int] = field(default_factory=dict)
+    disk_job: DiskJob | None = None
 
 
 class VmEvents:
@@ -102,6 +124,11 @@ class VmEvents:
         said = ", ".join(f"{name} {value}" for name, value in tunables.items())
         sequence, at_s = self._last_sequence + 1, self.wall_clock()
         return self._add(VmEvent(sequence, at_s, vm_uuid, vm_name, Happening.TUNABLE, reason, said, tunables))
+
+    def emit_disk_job(self, vm_uuid: UUID, vm_name: str, reason: Reason, job: DiskJob, detail: str = "") -> VmEvent:
+        """Add an event that tells how a job on a disk stands."""
+        sequence, at_s = self._last_sequence + 1, self.wall_clock()
+        return self._add(VmEvent(sequence, at_s, vm_uuid, vm_name, Happening.BLOCK_JOB, reason, detail, disk_job=job))
 
     def _add(self, event: VmEvent) -> VmEvent:
         self._last_sequence = event.sequence

@@ -52,6 +52,12 @@ def refuse_used_images(definition: Definition, others: Iterable[Vm]) -> None:
             )
 
 
+def find_user(path: str, vms: Iterable[Vm]) -> Vm | None:
+    """Find a running VM that has an image open, or names it, in whatever way."""
+    wanted = set(_keys(path))
+    return next((vm for vm in vms if vm.running is not None and any(key in wanted for key, _ in _used(vm.running))), None)
+
+
 def _files(definition: Definition) -> Iterator[HostFile]:
     return (file for file in host_files(definition) if file.use in (Use.READ, Use.WRITE))
 

@@ -145,6 +145,11 @@ class Vms:
         """Find the lock that holds a VM."""
         return self._jobs.find(vm.uuid)
 
+    @property
+    def jobs(self) -> Jobs:
+        """Who holds which VM and which disks."""
+        return self._jobs
+
     def last_words(self, vm: Vm) -> str:
         """Read the last message of a VM's QEMU, running or ended; empty when it said nothing."""
         return self._registry.last_words(vm)

@@ -48,6 +48,8 @@ app.command(
     "coordinator.cli.migrations:app", name="migration", help="Look at migrations, past and running, and steer those that run."
 )
 app.command("coordinator.cli.vms:app", name="vm", help="Define, start, stop and list VMs; the hosts' agents are asked directly.")
+app.command("coordinator.cli.block:app", name="block", help="Copy, pull, commit and snapshot disks of running VMs.")
+app.command("coordinator.cli.doctor:doctor", help="Look for what is left over on the hosts and owned by no running work.")
 app.command("coordinator.cli.hosts:app", name="host", help="Look at the hosts of the fleet.")
 app.command("coordinator.cli.pki:app", name="pki", help="Make the certificates of a fleet.")
 

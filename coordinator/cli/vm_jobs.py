@@ -44,7 +44,7 @@ async def follow(agent: Agent, job: pb.VmJob, output: Format) -> ExitCode:
     screen, saves = Screen(), saves_of(agent)
     with _Line(screen) as line:
         async with OwnedTasks() as tasks:
-            with _interrupts(lambda: tasks.start(_cancel(agent, saves, job, line))) as leaving:
+            with interrupts(lambda: tasks.start(_cancel(agent, saves, job, line))) as leaving:
                 try:
                     async with leaving:
                         last = await _watch(agent, saves, job, line)
@@ -108,11 +108,11 @@ async def _cancel(agent: Agent, saves: rpc.SaveServiceStub, job: pb.VmJob, line:
 
 
 @contextmanager
-def _interrupts(cancel: Callable[[], None]) -> Iterator[asyncio.Timeout]:
-    """Take Ctrl-C over: the first one calls `cancel`, the second one ends the block that enters what this gives."""
+def interrupts(*cancel: Callable[[], None]) -> Iterator[asyncio.Timeout]:
+    """Take Ctrl-C over: each calls the next of `cancel`, the one after these ends the block that enters what this gives."""
     loop = asyncio.get_running_loop()
     leaving = asyncio.timeout(None)
-    actions = iter((cancel,))
+    actions = iter(cancel)
 
     def press() -> None:
         next(actions, lambda: leaving.reschedule(loop.time()))()

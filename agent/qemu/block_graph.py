@@ -1,0 +1,91 @@
+"""QEMU's block nodes and what holds them together, by their names alone.
+
+Unlike `query-named-block-nodes`, which ends QEMU while a stream job is concluded and not dismissed, `x-debug-query-block-graph`
+opens no image and refreshes nothing: it may be asked at any time. Tried on 7.2 and 10.0.
+
+Source: qapi/block-core.json, `XDbgBlockGraph`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from agent.qemu.decoding import as_list, as_mapping, get_int, get_str
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.qemu.block_status import DriveReport
+
+# Drivers that change no data on its way.
+FILTERS: Final = frozenset({"throttle", "copy-on-read", "blkdebug", "blklogwrites", "blkverify", "preallocate", "compress"})
+_DATA, _IMAGE, _COW = "file", "image", "backing"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Who uses a node: another node, a job or a device, in which role."""
+
+    parent: str
+    parent_type: str
+    role: str
+    child: str
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Every node that is open, and every use of one."""
+
+    nodes: tuple[str, ...]
+    edges: tuple[Edge, ...]
+
+    def child(self, node: str, role: str) -> str:
+        """Find the node below; empty without one."""
+        edges = (edge for edge in self.edges if edge.parent_type == _DRIVER)
+        return next((edge.child for edge in edges if (edge.parent, edge.role) == (node, role)), "")
+
+    def children(self, node: str) -> tuple[str, ...]:
+        """List the nodes right below."""
+        return tuple(edge.child for edge in self.edges if edge.parent == node and edge.parent_type == _DRIVER)
+
+    def line(self, drive: DriveReport) -> tuple[str, ...]:
+        """Name the nodes of a drive's images, one for each; empty names where a job stands in between.
+
+        QEMU tells the images of filters too, and what is below them is their `file`.
+        """
+        names: list[str] = []
+        node = drive.node
+        for image in () if drive.image is None else drive.image.chain():
+            names.append(node)
+            if not node:
+                continue
+            below = self.child(node, _DATA) or self.child(node, _IMAGE)
+            node = below if image.format in FILTERS else self.child(node, _COW)
+        return tuple(names)
+
+    def jobs_of(self, nodes: frozenset[str]) -> frozenset[str]:
+        """Name the jobs that work on any of these nodes, or on what is above them and made for a job."""
+        return frozenset(edge.parent for edge in self.edges if edge.parent_type == _JOB and edge.child in nodes)
+
+    def is_used(self, node: str) -> bool:
+        """Say whether a node, a job or a device uses this one."""
+        return any(edge.child == node for edge in self.edges)
+
+
+_DRIVER: Final = "block-driver"
+_JOB: Final = "block-job"
+
+
+def decode_graph(reply: object) -> Graph:
+    """Decode the answer to `x-debug-query-block-graph`."""
+    graph = as_mapping(reply, "block graph")
+    nodes = {get_int(node, "id"): node for node in (as_mapping(one, "graph node") for one in as_list(graph["nodes"], "nodes"))}
+    edges = (_edge(as_mapping(one, "edge"), nodes) for one in as_list(graph["edges"], "edges"))
+    drivers = (get_str(node, "name") for node in nodes.values() if get_str(node, "type") == _DRIVER)
+    return Graph(tuple(drivers), tuple(edges))
+
+
+def _edge(edge: Mapping[str, object], nodes: Mapping[int, Mapping[str, object]]) -> Edge:
+    parent, child = nodes[get_int(edge, "parent")], nodes[get_int(edge, "child")]
+    return Edge(get_str(parent, "name"), get_str(parent, "type"), get_str(edge, "name"), get_str(child, "name"))

@@ -1,0 +1,56 @@
+"""`ferry doctor`: what is left over on the hosts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from common.errors import FerryError
+from coordinator.cli.exits import ExitCode
+from coordinator.cli.link import Link
+from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings
+from coordinator.cli.plain import to_plain
+from coordinator.cli.screen import Format, Screen, columns
+from ferry.agent.v1 import doctor_service_pb2 as pb
+from ferry.agent.v1 import doctor_service_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from coordinator.cli.link import Agent
+
+TIMEOUT_S = 60.0
+
+
+async def doctor(*, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
+    """Look for what no running work of Ferry owns.
+
+    That is jobs, block nodes, exports and NBD servers in QEMUs, partial files, and broken records.
+
+    Nothing is changed; each finding says what to do. Exit code 0 when there is nothing, 1 when there is, or a host does not answer.
+    """
+    screen = Screen()
+    async with Link(settings) as link:
+        agents = [await link.agent(host)] if host else [link.agent_at(one.name, one.agent_address) for one in await link.hosts()]
+        async with asyncio.TaskGroup() as tasks:
+            asking = [tasks.create_task(_ask(agent)) for agent in agents]
+    answers = [task.result() for task in asking]
+    found = [(agent.host, finding) for agent, response, _ in answers for finding in response.findings]
+    if output is not Format.TABLE or found:
+        rows = [(name, one.vm_name or "-", one.kind.lower().replace("_", "-"), one.text, one.advice) for name, one in found]
+        table = lambda: columns(("HOST", "VM", "FOUND", "WHAT", "TO DO"), rows)  # noqa: E731 -- made only for people
+        screen.show([{"host": name, **to_plain(one)} for name, one in found], table, output)
+    silent = [(agent, error) for agent, _, error in answers if error]
+    for agent, error in silent:
+        screen.warn(f"{agent.host}: {error}")
+    if not found and not silent:
+        count = sum(response.vm_count for _, response, _ in answers)
+        hosts = "1 host" if len(answers) == 1 else f"{len(answers)} hosts"
+        screen.note(f"nothing is left over: {hosts}, {count} {'VM' if count == 1 else 'VMs'}")
+    return ExitCode.REFUSED if found or silent else ExitCode.DONE
+
+
+async def _ask(agent: Agent) -> tuple[Agent, pb.ExamineResponse, str]:
+    try:
+        stub = rpc.DoctorServiceStub(agent.peer.channel)
+        return agent, await agent.peer.read(stub.Examine, pb.ExamineRequest(), timeout_s=TIMEOUT_S), ""
+    except FerryError as error:
+        return agent, pb.ExamineResponse(), error.text
