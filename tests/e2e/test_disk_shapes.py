@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,10 @@ def write(path: Path, kind: str, command: str) -> None:
     subprocess.run(("qemu-io", "-f", kind, "-c", command, path), check=True, stdout=subprocess.DEVNULL)
 
 
-def info(path: Path, kind: str) -> dict[str, object]:
+def info(path: Path, kind: str) -> dict[str, Any]:
     words = ("qemu-img", "info", "-U", "--output=json", "-f", kind, path)
-    return json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    found: dict[str, Any] = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    return found
 
 
 def image_disk(path: Path, kind: str, inside: str = "", *, cdrom: bool = False) -> str:
