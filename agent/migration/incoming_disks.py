@@ -83,9 +83,19 @@ class IncomingDisks:
         for disk in self.copied:
             with findings.check():
                 await self._check_copy(self._facts[disk], images[disk])
+            risks += self._lost_with(self._facts[disk])
         with findings.check():
             risks += self._check_room(images)
         return tuple(risks)
+
+    @staticmethod
+    def _lost_with(facts: DiskFacts) -> tuple[str, ...]:
+        if not facts.snapshot_count:
+            return ()
+        text = (
+            f"disk {facts.disk}: {facts.snapshot_count} snapshots inside of its image do not go along; they stay with the old one"
+        )
+        return (Risk(text, "SNAPSHOTS_STAY"),)
 
     def _choose(self) -> frozenset[str]:
         """Choose what is copied; of disks that cannot be only those that were named, so that the refusal says why."""
