@@ -11,17 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from agent.blockjobs.images import MadeFile, put_in_place
 from agent.migration.disk_facts import COPIED_FORMATS, totals
-from agent.migration.disk_making import (
-    TOOL,
-    MadeImage,
-    create,
-    create_empty,
-    identified,
-    plan_image,
-    put_in_place,
-    run_tool,
-)
+from agent.migration.disk_making import TOOL, create, create_empty, identified, plan_image, run_tool
 from agent.migration.disk_wishes import Mode, Which
 from agent.migration.order import DiskCopy, DiskFacts, Options, SourceFacts
 from agent.migration.shared_disks import Sight, check_marker, sight_of
@@ -240,7 +232,7 @@ class IncomingDisks:
         session.update(copies=tuple(copies))
         session.save()
 
-    async def _make(self, image: MadeImage, facts: DiskFacts, session: DestinationSession) -> None:
+    async def _make(self, image: MadeFile, facts: DiskFacts, session: DestinationSession) -> None:
         made = session.facts.made_images
         session.update(made_images=(*made, image))
         session.save()
@@ -248,7 +240,7 @@ class IncomingDisks:
             create_empty(image, f"disk {facts.disk}")
         else:
             await create(facts, image, with_backing=self._wishes.mode is Mode.TOP)
-        self._around.store.guests.own(Path(image.part))
+        self._around.store.guests.own(Path(image.part_path))
         session.update(made_images=(*made, identified(image)))
         session.save()
         put_in_place(image)
