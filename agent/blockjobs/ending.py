@@ -6,9 +6,10 @@ disk went over is asked of QEMU.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -22,7 +23,7 @@ from agent.blockjobs.disks import find_drive
 from agent.qemu.block_status import JobStatus
 from agent.qemu.errors import QemuRefused
 from agent.vm.disk_change import save_definitions
-from common.errors import WrongState
+from common.errors import Expired, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from agent.vm.definition import Definition
     from agent.vm.vm import Vm
 
+STOP_TIMEOUT_S: Final = 60.0
+_ASK_INTERVAL_S: Final = 0.02
+_ENDING: Final = frozenset({JobStatus.WAITING, JobStatus.PENDING, JobStatus.ABORTING, JobStatus.NULL})
 _log = structlog.get_logger()
 
 
@@ -104,10 +108,19 @@ def decide(vm: Vm, record: BlockJobRecord, *, takes_new: bool) -> Ended:
 
 
 async def _dismiss(commands: BlockCommands, record: BlockJobRecord) -> None:
+    """Leave no job of ours in QEMU: one whose beginning was not answered may run, and is aborted."""
     ours = (record.qemu_id, creation_id(record))
-    for job in await commands.query_jobs():
-        if job.id in ours and job.status is JobStatus.CONCLUDED:
-            await commands.dismiss_job(job.id)
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            while left := [job for job in await commands.query_jobs() if job.id in ours]:
+                for job in left:
+                    if job.status is JobStatus.CONCLUDED:
+                        await commands.dismiss_job(job.id)
+                    elif job.id == record.qemu_id and job.status not in _ENDING:
+                        await commands.abort_job(job.id)
+                await asyncio.sleep(_ASK_INTERVAL_S)
+    except TimeoutError as error:
+        raise Expired(f"{record.named()}: QEMU has not ended the job in {STOP_TIMEOUT_S:.0f} s") from error
 
 
 async def _chain_of(commands: BlockCommands, record: BlockJobRecord) -> Chain:
