@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -95,6 +95,10 @@ class WritingGuest(Guest):
     plan: DiskPlan
     images: dict[str, Path]
     """By target: the image that each disk it writes to began with."""
+
+    def renamed(self, name: str) -> WritingGuest:
+        """Return the same guest under the name that it has on its new host."""
+        return replace(self, name=name)
 
     def assert_disk(self, target: str, path: Path | str | None = None, *, kind: str = "", is_final: bool = False) -> None:
         """Fail unless an image, its first one if not said, holds every write that was acknowledged to the guest.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from agent.qemu.threads import find_threads
 from tests.e2e.waiting import until
 from tests.guests import tick
 from tests.guests.console import Console
@@ -57,6 +58,18 @@ class Guest:
     async def wait_silent(self, for_s: float) -> None:
         """Wait until the guest has stood still for this long."""
         await until(lambda: time.monotonic() - self.console.ticks[-1].arrived_at_s > for_s, "a guest that stands still")
+
+    async def wait_stopped(self, qemu_pid: int, for_s: float) -> None:
+        """Wait until the guest has stood still for this long because QEMU has stopped it, not because the host gives it no CPU."""
+        calm_since_s = time.monotonic()
+
+        def is_stopped() -> bool:
+            nonlocal calm_since_s
+            if any(thread.state != "S" for thread in find_threads(qemu_pid)):
+                calm_since_s = time.monotonic()
+            return time.monotonic() - max(calm_since_s, self.console.ticks[-1].arrived_at_s) > for_s
+
+        await until(is_stopped, "a guest that is stopped")
 
     def assert_whole(self) -> None:
         """Fail unless there was only ever one running copy, whose memory and counter are whole."""

@@ -79,6 +79,11 @@ class Lab:
         with calls_to(f"the agent of {host}"):
             await self.agents[host].StopVm(vm_pb2.StopVmRequest(request_id=str(uuid4()), vm=vm, force=True))
 
+    async def undefine(self, host: str, vm: str) -> None:
+        """Remove the definition of a VM."""
+        with calls_to(f"the agent of {host}"):
+            await self.agents[host].UndefineVm(vm_pb2.UndefineVmRequest(request_id=str(uuid4()), vm=vm))
+
     async def start_guest(self, host: str = "host-a", plan: Plan | None = None) -> Guest:
         """Define and start a tick guest, and wait until it has ticked."""
         plan = plan or Plan()

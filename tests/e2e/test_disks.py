@@ -1,71 +1,133 @@
-"""Disks go along with a guest: between all QEMUs, by every way, and nothing of a copy is left."""
+"""Disks go along with a guest that writes to them: between all QEMUs, by every way, and together with other wishes."""
 
 from __future__ import annotations
-
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from ferry.common.v1 import disks_pb2 as disks_pb
+from ferry.common.v1 import modes_pb2 as modes_pb
 from tests.e2e.binaries import require
-from tests.e2e.guest import Plan
-from tests.e2e.lab import Lab
-from tests.e2e.move import WAYS, State
-from tests.e2e.test_moves import PAIRS
+from tests.e2e.disk_guest import Disk, DiskPlan, WritingGuest, leave, start_disk_guest
+from tests.e2e.disk_moves import allocated_bytes, copied_to, places
+from tests.e2e.lab import PAUSED, Lab
+from tests.e2e.move import WAYS, State, post_copy, wishes
+from tests.guests.disk import Area
 
 MIB = 1 << 20
+DISKS = (
+    Disk(),
+    Disk(size_mib=32, kind="raw", area=Area(first_byte=512, slot_bytes=1536, flush_ms=0)),
+)
+# The first host's QEMU, the second's, the way. Where QEMUs differ, the hosts' own are used: 7.2 on host-a and 10.0 on host-b.
+TABLE = [
+    *[
+        pytest.param(pair, way, id=f"{'-'.join(pair)}-{way}")
+        for pair, way in (
+            (("7.2", "7.2"), "psk"),
+            (("10.0", "10.0"), "tunnel"),
+            (("7.2", "10.0"), "tunnel"),
+            (("10.0", "7.2"), "plain"),
+        )
+    ],
+    *[
+        pytest.param(pair, way, id=f"{'-'.join(pair)}-{way}", marks=pytest.mark.matrix)
+        for pair, ways in {
+            ("7.2", "7.2"): ("plain", "tunnel", "multifd"),
+            ("10.0", "10.0"): ("plain", "psk", "multifd"),
+            ("7.2", "10.0"): ("plain", "psk", "multifd"),
+            ("10.0", "7.2"): ("psk", "tunnel", "multifd"),
+        }.items()
+        for way in ways
+    ],
+]
 
 
-def make_image(path: Path, kind: str, size: str, *writes: str) -> Path:
-    """Make an image and write to it with qemu-io commands."""
-    subprocess.run(("qemu-img", "create", "-q", "-f", kind, path, size), check=True)
-    if writes:
-        words = [word for write in writes for word in ("-c", write)]
-        subprocess.run(("qemu-io", "-f", kind, *words, path), check=True, stdout=subprocess.DEVNULL)
-    return path
+async def assert_arrived(lab: Lab, guest: WritingGuest, host: str = "host-b") -> None:
+    """Fail unless the guest goes on writing on this host alone, and its images there have all that it ever wrote."""
+    for target in guest.images:
+        await guest.console.wait_written(20, disk=guest.plan.index(target))
+    await lab.assert_only_on(host, guest)
+    await leave(lab, guest, host)
+    guest.assert_whole()
+    for target, path in places(guest).items():
+        guest.assert_disk(target, path, is_final=True)
 
 
-def data_disk(path: Path, kind: str, target: str = "vdb") -> str:
-    return f"""<disk type="file" device="disk"><driver name="qemu" type="{kind}"/><source file="{path}"/>
-        <target dev="{target}" bus="virtio"/></disk>"""
-
-
-def assert_equal(first: Path, second: Path, kind: str) -> None:
-    """Fail unless a guest would read the same of both."""
-    compared = subprocess.run(
-        ("qemu-img", "compare", "-f", kind, "-F", kind, first, second), check=False, capture_output=True, text=True
-    )
-    assert compared.returncode == 0, compared.stdout
-
-
-def allocated(path: Path) -> int:
-    return path.stat().st_blocks * 512
-
-
-def copied_to(**paths: Path) -> disks_pb.DiskWishes:
-    return disks_pb.DiskWishes(destination_paths={disk: str(path) for disk, path in paths.items()})
-
-
-@pytest.mark.parametrize("way", ["plain", "psk", "tunnel"])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-async def test_a_disk_that_is_not_shared_goes_along(pair, way, lab: Lab):
+@pytest.mark.parametrize(("pair", "way"), TABLE)
+async def test_disks_that_are_not_shared_go_along_with_all_that_was_written(pair, way, lab: Lab):
     first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
     emulator = require(pair[0]) if pair[0] == pair[1] else ""
-    source = make_image(lab.directory / "data.qcow2", "qcow2", "64M", "write -P 7 1M 8M", "write -P 9 40M 64k")
-    copy = lab.directory / "there.qcow2"
-    plan = Plan(emulator=emulator, inside=data_disk(source, "qcow2"))
-    guest = await lab.start_guest(first, plan)
+    guest = await start_disk_guest(lab, DiskPlan(emulator=emulator, disks=DISKS), host=first)
 
-    options = WAYS[way](disks=copied_to(vdb=copy))
-    outcome = await (await lab.start_move(guest.name, second, options, source=first)).outcome()
+    move = await lab.start_move(guest.name, second, WAYS[way](disks=copied_to(guest)), source=first)
+    outcome = await move.outcome()
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
-    [progress] = outcome.progress.disks
-    assert (progress.disk, progress.path, progress.is_ready) == ("vdb", str(copy), True)
-    await guest.console.wait_sweeps(2)
-    await lab.assert_only_on(second, guest)
-    guest.assert_whole()
-    await lab.stop_vm(second, guest.name)
-    assert_equal(source, copy, "qcow2")
-    assert allocated(copy) < allocated(source) + MIB
+    assert {disk.disk: disk.is_ready for disk in outcome.progress.disks} == {"vdb": True, "vdc": True}
+    assert "settle" in {leg.name for leg in outcome.downtime.legs}
+    await assert_arrived(lab, guest, second)
+    for target, path in places(guest).items():
+        assert allocated_bytes(path) < allocated_bytes(guest.images[target]) + MIB
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"post_copy": post_copy()}, id="post-copy"),
+        pytest.param({"post_copy": post_copy(), "tunnel": True}, id="post-copy-tunnel", marks=pytest.mark.matrix),
+        pytest.param({"pause": True}, id="paused-throughout"),
+        pytest.param({"destination_name": "other"}, id="renamed"),
+        pytest.param({"multifd": 4, "tunnel": True}, id="multifd-tunnel"),
+    ],
+)
+async def test_disks_go_along_with_other_wishes(options, lab: Lab):
+    guest = await start_disk_guest(lab)
+
+    outcome = await (await lab.start_move(options=wishes(**options, disks=copied_to(guest)))).outcome()
+
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+    name = options.get("destination_name") or guest.name
+    await assert_arrived(lab, guest.renamed(name))
+
+
+async def test_disks_of_a_guest_that_stays_paused_are_whole(lab: Lab):
+    guest = await start_disk_guest(lab)
+
+    options = wishes(disks=copied_to(guest), modes=modes_pb.Modes(suspend=True))
+    outcome = await (await lab.start_move(options=options)).outcome()
+
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+    await lab.assert_only_on("host-b", guest, PAUSED)
+    await lab.stop_vm("host-b", guest.name)
+    for target, path in places(guest).items():
+        guest.assert_disk(target, path)
+
+
+async def test_a_guest_goes_on_from_its_copied_disk_when_it_is_started_anew(lab: Lab):
+    """The stored definition names the copy, so the disk that stays behind is not started from by mistake."""
+    guest = await start_disk_guest(lab)
+    outcome = await (await lab.start_move(options=wishes(disks=copied_to(guest)))).outcome()
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+
+    await leave(lab, guest, "host-b")
+    await lab.start_vm("host-b", guest.name)
+
+    argv = (await lab.vm("host-b", guest.name)).argv
+    assert any(str(places(guest)["vdb"]) in word for word in argv)
+    assert not any(str(guest.images["vdb"]) in word for word in argv)
+
+
+async def test_a_guest_with_a_copied_disk_goes_back_into_the_image_that_it_left(lab: Lab):
+    guest = await start_disk_guest(lab)
+    outcome = await (await lab.start_move(options=wishes(disks=copied_to(guest)))).outcome()
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+
+    back = disks_pb.DiskWishes(
+        which=disks_pb.DiskWishes.WHICH_NAMED, names=["vdb"], destination_paths={"vdb": str(guest.images["vdb"])}, reuse=True
+    )
+    outcome = await (await lab.start_move(to="host-a", options=wishes(disks=back), source="host-b")).outcome()
+
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+    await guest.console.wait_written(20, disk=1)
+    await leave(lab, guest, "host-a")
+    guest.assert_disk("vdb", is_final=True)

@@ -105,7 +105,7 @@ async def test_what_is_killed_while_qemu_waits_for_the_word_to_switch_over_leave
     pids = {"source": await lab.qemu_pid("host-a"), "destination": await lab.qemu_pid("host-b")}
 
     with frozen(lab.fleet.pid("agent-a")):
-        await guest.wait_silent(0.5)  # QEMU has stopped it and waits
+        await guest.wait_stopped(pids["source"], 0.5)  # it waits for the word
         if victim in pids:
             os.kill(pids[victim], signal.SIGKILL)
         else:

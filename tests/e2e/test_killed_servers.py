@@ -118,11 +118,12 @@ async def test_a_tunnel_killed_while_the_whole_guest_awaits_its_acknowledgement_
 
 async def test_a_source_agent_killed_while_its_qemu_waits_to_switch_over_goes_on_when_it_is_back(lab: Lab):
     guest = await lab.start_guest(plan=TINY)
+    pid = await lab.qemu_pid("host-a")
     move = await lab.start_move(options=wishes(bandwidth_mib_s=1.0, max_downtime_s=PATIENT_S))
     await move.wait_source_phase("Transferring")
 
     with frozen(lab.fleet.pid("agent-a")):
-        await guest.wait_silent(0.5)  # QEMU has stopped it and waits for a word
+        await guest.wait_stopped(pid, 0.5)  # it waits for a word
         await lab.kill("agent-a")
     await lab.restart("agent-a")
 
@@ -200,6 +201,7 @@ async def test_a_server_killed_at_the_moment_of_the_switch_over_leaves_one_guest
 @pytest.mark.parametrize("server", ["agent-a", "agent-b", "coordinator"])
 async def test_a_server_killed_while_the_move_is_prepared_leaves_the_guest_or_moves_it(server, lab: Lab):
     guest = await lab.start_guest()
+    await lab.wait_reachable()
     move = await lab.start_move()
 
     await lab.kill(server)

@@ -105,12 +105,13 @@ async def test_a_move_whose_bytes_stand_still_gives_up_by_itself(lab: Lab):
 async def test_silence_after_migrate_continue_gives_the_guest_back(way, process, plan, lab: Lab):
     bandwidth_mib_s, allowed_s = (FAST_MIB_S, 1.0) if plan is LARGE else (1, ALLOWED_S)
     guest = await lab.start_guest(plan=plan)
+    pid = await lab.qemu_pid("host-a")
     move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=bandwidth_mib_s, max_downtime_s=allowed_s, policy=POLICY_FAST))
     await move.wait_source_phase("Transferring")
 
     with frozen(lab.fleet.pid("agent-a")) as let_agent_go_on:
         since_s = now_s()
-        await guest.wait_silent(0.2)  # QEMU has stopped it and waits for the agent's word
+        await guest.wait_stopped(pid, 0.2)  # it waits for the agent's word
         with frozen(await silent_pid(lab, process)):
             let_agent_go_on()
             await move.wait_source_phase("Kept")
