@@ -22,7 +22,7 @@ from agent.blockjobs.job import (
 )
 from agent.qemu.block_status import JobStatus as S
 
-EDGES = [(before, after) for before, afters in TRANSITIONS.items() for after in afters]
+EDGES = [(before, after) for before in TRANSITIONS for after in sorted(TRANSITIONS[before], key=lambda one: one.value)]
 ENDS: st.SearchStrategy[JobEvent] = st.sampled_from((Completed(), Completed("Input/output error"), Cancelled()))
 KNOWN = [status for status in S if status is not S.UNKNOWN]
 
