@@ -61,9 +61,8 @@ async def end_in_qemu(vm: Vm, record: BlockJobRecord, commands: BlockCommands) -
     """
     await _dismiss(commands, record)
     chain = await _chain_of(commands, record)
-    went_over = _is_on(chain, record.after)
-    state = State(record.outcome) if record.outcome else _guess(record, went_over=went_over)
-    after = _save(vm, record, chain.layers) if went_over else ""
+    state = State(record.outcome) if record.outcome else _guess(record, went_over=_is_on(chain, record.after))
+    after = "" if _is_on(chain, record.before) else _save(vm, record, chain.layers)
     await _remove_nodes(commands, record, chain)
     await _close_base(vm, commands, record, chain)
     after = " ".join(filter(None, (after, _settle_file(record, chain, state))))
@@ -83,13 +82,15 @@ def end_without_qemu(vm: Vm | None, record: BlockJobRecord) -> Ended:
     if record.kind is Kind.COPY and is_done:
         return Ended(State.COMPLETED, before, f"{record.file} is a copy of it")
     if record.kind.pivots and record.wish is Wish.PIVOT and not record.outcome:
-        return Ended(
-            State.UNDECIDED,
-            before,
+        text = (
             f"QEMU ended while the disk went over from {before} to {record.after[0].path} and nobody saw on which it was: "
-            f"the image that was written to last is right; ferry block pivot {record.vm_name} {record.disk} takes the new one, "
-            f"ferry block abort {record.vm_name} {record.disk} the old one",
+            "the image that was written to last is right"
         )
+        if vm is None or vm.persistent is None:
+            return Ended(State.FAILED, before, f"{text}; both were left as they are")
+        disk = f"{record.vm_name} {record.disk}"
+        text = f"{text}; ferry block pivot {disk} takes the new one, ferry block abort {disk} the old one"
+        return Ended(State.UNDECIDED, before, text)
     if record.made is not None:
         images.discard(record.made)
     removed = f"{record.file} was removed" if record.made is not None else ""
