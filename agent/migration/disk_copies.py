@@ -6,7 +6,6 @@ A copy that fails or stands still ends the attempt, never the guest: its disk is
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from opentelemetry import trace
 
-from agent.blockjobs.mirrors import MirrorFailed, Mirrors
+from agent.blockjobs.mirrors import MirrorFailed, Mirrors, copy_name
 from agent.blockjobs.nbd import greet
 from agent.migration import outgoing as out
 from agent.migration.clocks import now_s
@@ -53,11 +52,6 @@ _PIECE_BYTES: Final = 2 << 20
 _COPYING = (out.Mirroring, out.Connecting, out.Transferring, out.Leaving)
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("agent.migration")
-
-
-def copy_name(migration_id: str, index: int) -> str:
-    """Name the node and the job of the copy with this number; the same again after a restart, another one for each attempt."""
-    return f"ferry-{hashlib.sha256(migration_id.encode()).hexdigest()[:10]}-{index}"
 
 
 class DiskCopies:

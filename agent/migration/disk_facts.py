@@ -143,6 +143,7 @@ def _facts(image: DiskImage, report: ImageReport, path: str, backing: _Backing) 
         backing_path=backing.path,
         backing_format=backing.format,
         backing_marker=backing.marker,
+        snapshot_count=report.snapshot_count,
         obstacle=backing.obstacle or _obstacle_in(report),
     )
 

@@ -11,17 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from agent.blockjobs.images import MadeFile, put_in_place
 from agent.migration.disk_facts import COPIED_FORMATS, totals
-from agent.migration.disk_making import (
-    TOOL,
-    MadeImage,
-    create,
-    create_empty,
-    identified,
-    plan_image,
-    put_in_place,
-    run_tool,
-)
+from agent.migration.disk_making import TOOL, create, create_empty, identified, plan_image, run_tool
 from agent.migration.disk_wishes import Mode, Which
 from agent.migration.order import DiskCopy, DiskFacts, Options, SourceFacts
 from agent.migration.shared_disks import Sight, check_marker, sight_of
@@ -83,9 +75,19 @@ class IncomingDisks:
         for disk in self.copied:
             with findings.check():
                 await self._check_copy(self._facts[disk], images[disk])
+            risks += self._lost_with(self._facts[disk])
         with findings.check():
             risks += self._check_room(images)
         return tuple(risks)
+
+    @staticmethod
+    def _lost_with(facts: DiskFacts) -> tuple[str, ...]:
+        if not facts.snapshot_count:
+            return ()
+        text = (
+            f"disk {facts.disk}: {facts.snapshot_count} snapshots inside of its image do not go along; they stay with the old one"
+        )
+        return (Risk(text, "SNAPSHOTS_STAY"),)
 
     def _choose(self) -> frozenset[str]:
         """Choose what is copied; of disks that cannot be only those that were named, so that the refusal says why."""
@@ -230,7 +232,7 @@ class IncomingDisks:
         session.update(copies=tuple(copies))
         session.save()
 
-    async def _make(self, image: MadeImage, facts: DiskFacts, session: DestinationSession) -> None:
+    async def _make(self, image: MadeFile, facts: DiskFacts, session: DestinationSession) -> None:
         made = session.facts.made_images
         session.update(made_images=(*made, image))
         session.save()
@@ -238,7 +240,7 @@ class IncomingDisks:
             create_empty(image, f"disk {facts.disk}")
         else:
             await create(facts, image, with_backing=self._wishes.mode is Mode.TOP)
-        self._around.store.guests.own(Path(image.part))
+        self._around.store.guests.own(Path(image.part_path))
         session.update(made_images=(*made, identified(image)))
         session.save()
         put_in_place(image)

@@ -185,9 +185,9 @@ def numbers_of(migration: pb.Migration) -> Iterator[str]:
 
 def disk_numbers(progress: common.Progress) -> Iterator[str]:
     """Give the numbers of the disks that are copied, while they are not all equal on both sides."""
-    if not progress.disks or all(disk.is_ready for disk in progress.disks):
-        return
     total = sum(disk.total_bytes for disk in progress.disks)
+    if not total or all(disk.is_ready for disk in progress.disks):
+        return
     copied = sum(disk.copied_bytes for disk in progress.disks)
     yield "disks"
     yield f"{100 * copied / max(1, total):.0f} %"
