@@ -25,7 +25,7 @@ from agent.migration.migrate_uri import parse_migrate_uri
 from agent.migration.order import Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID
 from agent.migration.transfer_spans import untraced
-from agent.qemu.block_commands import Sync
+from agent.qemu.block_commands import LARGEST_PIECE_BYTES, Sync, piece_bytes
 from agent.qemu.errors import QemuSilent
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.disk_images import FILTERS, disk_images
@@ -46,8 +46,6 @@ POLL_INTERVAL_S: Final = 0.25
 STALL_LIMIT_S: Final = 10.0
 MUTE_LIMIT_S: Final = 3.0
 CLOSE_TIMEOUT_S: Final = 0.3
-# What QEMU copies at a time: under a low bound the next byte moves late. Source: block/mirror.c, MAX_IO_BYTES.
-_PIECE_BYTES: Final = 2 << 20
 
 _COPYING = (out.Mirroring, out.Connecting, out.Transferring, out.Leaving)
 _log = structlog.get_logger()
@@ -64,6 +62,7 @@ class DiskCopies:
         self._listens = asyncio.Event()
         self._are_started = False
         self._share: int | None = None
+        self._piece_bytes = LARGEST_PIECE_BYTES  # under a low bound the byte after a piece moves late
         self._moved: dict[str, tuple[int, float]] = {}
         self._spans: dict[str, trace.Span] = {}
         self._doing = asyncio.Lock()  # starting and removing exclude each other
@@ -113,6 +112,7 @@ class DiskCopies:
         credentials = CREDENTIALS_ID if options.is_psk else ""
         sync = _sync(copy, drive, options.disks.mode)
         self._share = self._share_of_each()
+        self._piece_bytes = piece_bytes(self._share)
         await self._mirrors.add(copy.disk, drive.node, server, credentials, sync, bytes_per_second=self._share)
 
     async def take_up(self) -> None:
@@ -244,7 +244,7 @@ class DiskCopies:
         if copy.copied_bytes != moved or copy.copied_bytes >= copy.total_bytes:
             self._moved[copy.disk] = (copy.copied_bytes, now_s())
             return
-        limit_s = max(STALL_LIMIT_S, 2 * _PIECE_BYTES / self._share) if self._share else STALL_LIMIT_S
+        limit_s = max(STALL_LIMIT_S, 2 * self._piece_bytes / self._share) if self._share else STALL_LIMIT_S
         if now_s() - since_s > limit_s:
             self._give_up(f"disk {copy.disk}: no byte has moved for {limit_s:.0f} s: the network or {self._peer} is silent")
 

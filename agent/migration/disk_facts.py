@@ -49,18 +49,17 @@ async def describe_disks(
         return ()
     paths = {image.disk: image.path for image in disk_images(wanted)}
     drives = await blocks.query_drives()
-    found = []
-    for image in disk_images(running):
-        obstacle = obstacle_of(image)
-        if obstacle:
-            found.append(DiskFacts(image.disk, paths.get(image.disk, ""), obstacle=obstacle))
-            continue
-        report = await _find_report(blocks, find_drive(drives, image), image)
-        if report is None:
-            found.append(DiskFacts(image.disk, paths.get(image.disk, ""), obstacle="QEMU says nothing of its image"))
-            continue
-        found.append(_facts(image, report, paths[image.disk], _Backing.of(image, report, wishes.mode, store)))
-    return tuple(found)
+    images = disk_images(running)
+    copyable = [image for image in images if not obstacle_of(image)]
+    reports = {image.disk: await _find_report(blocks, find_drive(drives, image), image) for image in copyable}
+    # Nothing is awaited from here on: markers are left by all or by none.
+    return tuple(_describe(image, reports.get(image.disk), paths.get(image.disk, ""), wishes.mode, store) for image in images)
+
+
+def _describe(image: DiskImage, report: ImageReport | None, path: str, mode: Mode, store: Store) -> DiskFacts:
+    if report is None:
+        return DiskFacts(image.disk, path, obstacle=obstacle_of(image) or "QEMU says nothing of its image")
+    return _facts(image, report, path, _Backing.of(image, report, mode, store))
 
 
 async def refuse_jobs(blocks: BlockCommands, vm_name: str) -> None:

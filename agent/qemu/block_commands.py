@@ -34,6 +34,16 @@ _NO_SOCKET: Final = "ferry-none"
 _KEPT: Final = {"auto-finalize": True, "auto-dismiss": False}
 
 
+# Source: block/mirror.c: DEFAULT_MIRROR_BUF_SIZE is 10 MiB, and as many requests of 1 MiB as fit into a turn make it 16.
+LARGEST_PIECE_BYTES: Final = 16 << 20
+_SMALLEST_PIECE_BYTES: Final = 1 << 16
+
+
+def piece_bytes(bytes_per_second: int) -> int:
+    """Choose how much a mirror has on its way at a time: what it may copy in a second, so that it sleeps no longer than that."""
+    return min(max(bytes_per_second or LARGEST_PIECE_BYTES, _SMALLEST_PIECE_BYTES), LARGEST_PIECE_BYTES)
+
+
 class Sync(Enum):
     """What a mirror copies: all that the disk shows, or its top image alone."""
 
@@ -130,12 +140,15 @@ class BlockCommands:
 
         What the job needs is told by JOB_STATUS_CHANGE, and its error by query_jobs() until dismiss_job(). When it is completed the
         target takes the place of the node, or of `replaces`, which may be below filters of that node.
+
+        A bounded job copies a piece at a time and sleeps then, deaf to errors; see `piece_bytes`. A later bound changes no piece.
         """
         await self._execute(
             "blockdev-mirror",
             {
                 **({"replaces": replaces} if replaces else {}),
                 **({"granularity": granularity_bytes} if granularity_bytes else {}),
+                **({"buf-size": piece_bytes(bytes_per_second)} if bytes_per_second else {}),
                 "job-id": job_id,
                 "device": node,
                 "target": target,

@@ -57,14 +57,17 @@ async def test_what_cannot_be_wished_of_disks_is_told(typed, words, fleet):
 
 def test_the_line_tells_disks_and_memory_apart(capsys):
     state = migration(pb.Migration.STATE_TRANSFERRING)
-    state.progress.disks.add(disk="vda", total_bytes=100 * MIB, copied_bytes=100 * MIB, is_ready=True)
-    state.progress.disks.add(disk="vdb", total_bytes=100 * MIB, copied_bytes=50 * MIB)
+    state.progress.disks.add(disk="vda", path="/srv/a", total_bytes=100 * MIB, copied_bytes=100 * MIB, is_ready=True)
+    state.progress.disks.add(disk="vdb", path="/srv/b", total_bytes=100 * MIB, copied_bytes=50 * MIB)
 
     PlainProgress(Screen()).update(state)
     state.progress.disks[1].is_ready = True
     PlainProgress(Screen()).update(state)
 
+    told = ["disk vda is copied to /srv/a", "disk vdb is copied to /srv/b"]
     assert capsys.readouterr().err.splitlines() == [
+        *told,
         "web: host-a -> host-b  transferring: disks, 75 %, 50.0 MiB of 200 MiB left, vda copied, vdb 50 %",
+        *told,
         "web: host-a -> host-b  transferring",
     ]
