@@ -168,9 +168,12 @@ class Mirrors:
             MirrorFailed: one has failed; the others are worth nothing then either.
             FerryError: QEMU does not answer.
         """
-        async with asyncio.TaskGroup() as group:
-            for job_id in self._names.values():
-                group.create_task(self._settle(job_id))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job_id in self._names.values():
+                    group.create_task(self._settle(job_id))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         while not self.are_over:
             await self.wait_change()
         if await self.ask() != frozenset(self._names):

@@ -333,8 +333,9 @@ class DiskCopies:
 def _sync(copy: DiskCopy, drive: DriveReport, mode: Mode) -> Sync:
     """Choose what the mirror copies.
 
-    A full copy clears the target first. A new image needs none of that; a mirror of the top image does without, and of a disk
-    that stands on no other it copies all. Source: blockdev.c, qmp_blockdev_mirror and blockdev_mirror_common.
+    A full copy clears the target first, without which what was in an image would show through. An empty one needs none of that; a
+    mirror of the top image does without, and of a disk that stands on no other it copies all. Source: blockdev.c,
+    qmp_blockdev_mirror and blockdev_mirror_common.
     """
     stands_alone = drive.image is not None and drive.image.backing is None and drive.image.format not in FILTERS
-    return Sync.TOP if mode is Mode.TOP or (copy.is_new and stands_alone) else Sync.FULL
+    return Sync.TOP if copy.is_new and (mode is Mode.TOP or stands_alone) else Sync.FULL

@@ -30,6 +30,7 @@ _QCOW2_OPTIONS: Final = {
     "compression-type": "compression_type",
     "data-file-raw": "data_file_raw",
 }
+CREATE_OPTIONS: Final = frozenset({*_QCOW2_OPTIONS.values(), "cluster_size"})
 _OLD_QCOW2: Final = "0.10"
 
 
@@ -156,8 +157,12 @@ def _obstacle_in(report: ImageReport) -> str:
 
 
 def _allocated(images: Iterable[ImageReport], virtual_size_bytes: int) -> int:
-    """Add up what images take; of a block device, which takes what it is, QEMU says nothing."""
-    return min(sum(image.actual_size_bytes or image.virtual_size_bytes for image in images), virtual_size_bytes)
+    """Add up what images take; of a block device, which takes what it is, QEMU says 0, as of a file that is one hole."""
+    return min(sum(image.actual_size_bytes or _device_bytes(image) for image in images), virtual_size_bytes)
+
+
+def _device_bytes(image: ImageReport) -> int:
+    return 0 if image.actual_size_bytes == 0 and Path(image.filename).is_file() else image.virtual_size_bytes
 
 
 def _create_options(report: ImageReport) -> tuple[str, ...]:

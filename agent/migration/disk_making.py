@@ -28,8 +28,8 @@ def plan_image(path: str) -> MadeFile:
     return MadeFile(path, str(place.with_name(f"{_PREFIX}{secrets.token_hex(6)}")))
 
 
-async def create(facts: DiskFacts, image: MadeFile, *, with_backing: bool) -> None:
-    """Make an image like the source's, empty, where it is made; an external data file of it is there already.
+async def create(facts: DiskFacts, path: str, *, with_backing: bool) -> None:
+    """Write an image like the source's, empty, into a file that is there, as an external data file of it is already.
 
     Raises:
         WrongState: qemu-img is missing, or refuses.
@@ -42,24 +42,20 @@ async def create(facts: DiskFacts, image: MadeFile, *, with_backing: bool) -> No
         words += ["-b", facts.backing_path, "-F", facts.backing_format]
     for option in options:
         words += ["-o", option]
-    await run_tool([*words, "--", image.part_path, str(facts.virtual_size_bytes)], f"disk {facts.disk}")
+    await run_tool([*words, "--", path, str(facts.virtual_size_bytes)], f"disk {facts.disk}")
 
 
-def create_empty(image: MadeFile, what: str) -> None:
-    """Make an empty file where it is made.
+def create_empty(image: MadeFile, what: str) -> MadeFile:
+    """Make the file, empty and nobody else's to read, where it is made; return it with what tells it from any other.
 
     Raises:
         WrongState: its directory does not take it.
     """
     try:
         Path(image.part_path).touch(mode=0o600, exist_ok=False)
+        found = Path(image.part_path).stat()
     except OSError as error:
         raise WrongState(f"{what}: {image.path} cannot be made: {error.strerror}", reason="FILE_FAILED", path=image.path) from error
-
-
-def identified(image: MadeFile) -> MadeFile:
-    """Return the image with what tells its file from any other."""
-    found = Path(image.part_path).stat()
     return MadeFile(image.path, image.part_path, found.st_dev, found.st_ino)
 
 

@@ -135,6 +135,17 @@ async def test_a_block_device_takes_what_it_is(store: Store):
     assert facts.allocated_bytes == GIB
 
 
+async def test_a_file_that_is_one_hole_takes_nothing(store: Store, tmp_path: Path):
+    path = tmp_path / "empty.raw"
+    path.touch()
+    running = definition(BLOCK)
+    image = {"filename": str(path), "format": "raw", "virtual-size": 1024 * GIB, "actual-size": 0}
+
+    [facts] = await describe_disks(FakeBlocks(drive("virtio-disk2", image)), running, running, DiskWishes(), store)
+
+    assert facts.allocated_bytes == 0
+
+
 def test_a_forecast_of_copying_knows_the_way_and_the_bound():
     way = Span(50e6, 100e6, 200e6)
 
