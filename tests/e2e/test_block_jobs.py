@@ -102,6 +102,27 @@ async def test_a_guest_that_writes_goes_through_all_kinds_of_jobs(version, lab: 
     assert not (place / "aborted.qcow2").exists()
 
 
+@pytest.mark.parametrize(("version", "count"), [("10.0", 4), pytest.param("7.2", 16, marks=pytest.mark.matrix)])
+async def test_copies_are_aborted_again_and_again_under_a_guest_that_writes(version: str, count: int, lab: Lab):
+    busy = Disk(area=Area(write_mib_s=6.0))
+    guest = await start_disk_guest(lab, DiskPlan(emulator=require(version), disks=(busy,)))
+    blocks = Blocks(lab)
+
+    for number in range(count):  # with a write-blocking copy 10.0 does not survive the first, 7.2 not the thirteenth
+        is_ready = bool(number % 2)
+        how = {} if is_ready else {"bandwidth_bytes_per_second": MIB}
+        job = await blocks.copy("vdb", lab.directory / "copy.qcow2", **how)
+        await (blocks.over(job, until_ready=True) if is_ready else written_on(guest, "vdb"))
+        await blocks.abort("vdb")
+        assert (await blocks.over(job)).state == pb.BlockJob.STATE_CANCELLED
+        await written_on(guest, "vdb")
+    assert await blocks.findings() == []
+    await leave(lab, guest, "host-a")
+
+    guest.assert_whole()
+    guest.assert_disk("vdb", is_final=True)
+
+
 async def test_a_guest_whose_disk_went_over_moves_to_another_host_and_back(lab: Lab):
     guest = await start_disk_guest(lab, DiskPlan(emulator=require("7.2"), disks=(Disk(area=Area(write_mib_s=1.0)),)))
     blocks, place = Blocks(lab), lab.directory
