@@ -1,12 +1,15 @@
-"""Ferry's own servers are killed while disks move: the move goes on, or ends with the guest where it was and nothing left."""
+"""Ferry's own servers are killed while disks move, or the move is cancelled and begun anew: it ends well, and nothing is left."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.e2e.disk_guest import Disk, DiskPlan, start_disk_guest
+from tests.e2e.disk_guest import Disk, DiskPlan, leave, start_disk_guest
 from tests.e2e.disk_moves import copied_to, places
-from tests.e2e.disk_stages import Stage, start_disk_move
+from tests.e2e.disk_stages import Stage, cold_disk, start_disk_move
+from tests.e2e.disk_stages import copied_to as copied_to_path
 from tests.e2e.lab import Lab
 from tests.e2e.move import State, wishes
 from tests.e2e.qemu_state import assert_state, state_of
@@ -14,6 +17,7 @@ from tests.e2e.test_disks import assert_arrived
 from tests.guests.disk import Area
 
 MIB = 1 << 20
+ATTEMPT_COUNT = 12
 SMALL = Area(slot_count=32, write_mib_s=0.2, verify_mib_s=0.2)
 
 
@@ -70,3 +74,27 @@ async def test_an_agent_that_is_killed_before_all_copies_have_begun_leaves_nothi
         outcome = await (await lab.start_move(options=wishes(disks=copied_to(guest)))).outcome()
         assert outcome.state == State.STATE_SUCCEEDED, outcome.error
     await assert_arrived(lab, guest)
+
+
+@pytest.mark.parametrize("source", ["host-a", "host-b"], ids=["7.2", "10.0"])
+async def test_a_move_is_cancelled_and_begun_anew_at_once_again_and_again_under_a_guest_that_writes(source, lab_watched: Lab):
+    lab, destination = lab_watched, "host-b" if source == "host-a" else "host-a"
+    disk = replace(cold_disk(lab.directory), area=Area(slot_count=1024, write_mib_s=24.0, verify_mib_s=0.1, flush_ms=0))
+    guest = await start_disk_guest(lab, DiskPlan(disks=(disk,), period_ms=5.0), host=source)
+    before = await state_of(lab, source)
+    copy = lab.directory / "there.qcow2"
+
+    for _ in range(ATTEMPT_COUNT):
+        options = wishes(disks=copied_to_path(copy, bandwidth_mib_s=1.0))
+        move = await lab.start_move(source=source, to=destination, options=options)
+        await move.wait_source(lambda half: half.progress.disks and half.progress.disks[0].copied_bytes, "a disk on its way")
+        await move.cancel()
+        outcome = await move.outcome()
+        assert outcome.state == State.STATE_CANCELLED, outcome.error
+
+    await lab.assert_only_on(source, guest)
+    await assert_state(lab, before, source)
+    assert not copy.exists()
+    await guest.console.wait_written(20, disk=1)
+    await leave(lab, guest, source)
+    guest.assert_disk("vdb", is_final=True)
