@@ -91,7 +91,7 @@ def test_a_disk_that_there_is_none_of_is_refused_with_those_that_there_are():
         placed(definition(NETWORK), "vdd", "/x")
 
 
-INNER = {
+INNER: dict[str, dict[str, object]] = {
     "json": {"driver": "raw", "node-name": "n", "file": {"driver": "file", "filename": "/srv/x"}},
     "words": {"driver": "raw", "node-name": "n", "file.driver": "file", "file.filename": "/srv/x"},
 }
@@ -101,7 +101,7 @@ INNER = {
 def test_an_image_in_the_option_of_another_node_is_found_and_placed(way: str):
     """It is one that the guest writes to, so that nothing goes on without a proof that both hosts see the same."""
     base = definition()
-    node = Option("blockdev", Syntax.JSON if way == "json" else Syntax.KEYVAL, None, dict(INNER[way]))
+    node = Option("blockdev", Syntax.JSON if way == "json" else Syntax.KEYVAL, None, INNER[way])
     before = replace(base, options=(*base.options, node), disks=(Disk("vdb", "n", "d", is_shareable=False),))
 
     after = placed(before, "vdb", "/dev/x", is_block_device=True)
