@@ -324,10 +324,10 @@ class Migrations:
                 f"cannot be abandoned: not possible any more, the guest runs on {self._around.identity.name}",
                 "GUEST_RAN_HERE",
             )
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RESTORE_TIMEOUT_S):
-                    while not session.is_over:
-                        await session.wait_change()
+        with suppress(TimeoutError):  # also where it was undone by itself: what it made may still be being removed
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                while not session.is_over:
+                    await session.wait_change()
         return session
 
     async def confirm(self, migration_id: str) -> SourceSession:
