@@ -14,9 +14,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
+from common.certificate import check_identity
 from common.errors import Bug, FerryError, WrongState
 from common.identity import Identity, Role
-from common.pki import check_identity
 from common.rpc.address import check_plain_text_allowed
 from common.rpc.channel import MAX_MESSAGE_BYTES
 from common.rpc.peer import peer
