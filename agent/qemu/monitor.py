@@ -276,9 +276,9 @@ class Monitor:
         started_s = time.monotonic()
         delay_s = _FIRST_DELAY_S
         while True:
-            left_s = self._connect_timeout_s
+            left_s = min(self._connect_timeout_s, CONNECT_TIMEOUT_S)  # a new client may be greeted where the first was forgotten
             if give_up_after_s is not None:
-                left_s = max(started_s + give_up_after_s - time.monotonic(), _FIRST_DELAY_S)
+                left_s = min(left_s, max(started_s + give_up_after_s - time.monotonic(), _FIRST_DELAY_S))
             try:
                 return await dial(self._path, self._process, self._feed.publish, timeout_s=left_s)
             except (QemuSilent, QemuInUse) as error:
