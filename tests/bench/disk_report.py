@@ -22,15 +22,15 @@ A guest with 1 GiB of memory, nearly all of it a pattern that does not compress 
 qcow2 image of 1 GiB with 256 MiB in it, 4 MiB in every 16. It writes {WRITE_MIB_S:g} MiB each second to it, 4 KiB at a time at
 random, and flushes ten times a second. The disk is copied first, over NBD, with the guest's writes on both sides from the start;
 memory follows when the copy is ready; the copy is ended once the guest stands still. QEMU alone does that by the shortest script
-that is as safe: it looks whether the copy is complete, and drops the export before the guest runs. Image, NBD server and QEMU at
-the destination are there before in both.
+that is as safe: it looks whether the copy is complete, and drops the export before the guest runs. Image, NBD server and QEMU
+at the destination are there before in both. `python -m tests.bench disks` measures this part alone.
 """
 _COLUMNS: Final = f"""\
 - **total**: from `blockdev-add` sent until the guest runs at the destination. **ratio** is the median over the rounds of the total
   divided by that of QEMU alone in the same round, with the same encryption; of the tunnel by QEMU alone, plain.
 - **copy**: the part until QEMU says that the copy is ready; **turn**: from there until `migrate` sent; **memory**: from there until
-  the guest stops; **standstill**: from there until it runs at the destination; **settle**: what of that the end of the copy
-  takes, until it is known to be complete. **gap**: the longest silence of the guest's own ticks, start and end of the move included.
+  the guest stops; **standstill**: from there until it runs at the destination; **settle**: what of that the end of the copy takes,
+  until it is known to be complete. **gap**: the longest silence of the guest's own ticks, start and end of the move included.
 - **on the wire**: bytes that went over the connection of the copy to the destination, the guest's own writes and encryption among
   them, divided by what the image takes on the source's storage after the move; by the kernel's count of the TCP connection, of the
   tunnel by its own count of what QEMU gave it. **image**: what the copy takes, divided by the same.
