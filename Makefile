@@ -59,12 +59,12 @@ type: $(PROTOS) ## Check the types.
 
 .PHONY: test
 test: setup lint type ## Check everything: lint, types, then all tests.
-	.venv/bin/pytest --numprocesses 2 --ignore tests/e2e tests
+	.venv/bin/pytest --numprocesses 2 -m "not matrix" --ignore tests/e2e tests
 	.venv/bin/pytest --numprocesses 2 -m "not matrix" tests/e2e
 
 .PHONY: matrix
 matrix: setup ## Run every end-to-end test, with the cases of large tables that `make test` leaves out.
-	.venv/bin/pytest --numprocesses 2 tests/e2e
+	.venv/bin/pytest --numprocesses 2 tests/e2e tests/qemu
 
 .PHONY: demo
 demo: $(PACKAGES) $(PROTOS) $(KERNEL) ## Move a Linux guest there and back on this machine; KEEP=1 leaves it up.

@@ -101,6 +101,7 @@ def disk_facts(message: agent_pb.DiskFacts) -> DiskFacts:
         backing_path=message.backing_path,
         backing_format=message.backing_format,
         backing_marker=marker(message.backing_marker) if message.HasField("backing_marker") else None,
+        snapshot_count=message.snapshot_count,
         obstacle=message.obstacle,
     )
 
@@ -119,6 +120,7 @@ def disk_facts_message(value: DiskFacts) -> agent_pb.DiskFacts:
         backing_path=value.backing_path,
         backing_format=value.backing_format,
         backing_marker=None if value.backing_marker is None else marker_message(value.backing_marker),
+        snapshot_count=value.snapshot_count,
         obstacle=value.obstacle,
     )
 

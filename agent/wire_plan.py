@@ -32,6 +32,8 @@ def forecast(value: Forecast) -> pb.Forecast:
         working_set_bytes=measured.working_set_bytes,
         memory_bytes=measured.memory_bytes,
         used_bytes=measured.used_bytes,
+        disk_seconds=None if value.disk_s is None else _span(value.disk_s),
+        disk_bytes=value.disk_bytes,
     )
 
 

@@ -98,6 +98,7 @@ class Arrival:
     findings: tuple[Finding, ...]
     endpoint: bytes | None
     now_s: float
+    copied_disks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Show no secret."""
@@ -129,10 +130,12 @@ class Departure:
             seen.now.ToNanoseconds() / _NS,
         )
 
-    async def measure(self, endpoint: bytes | None, agent_address: str) -> tuple[tuple[Finding, ...], bytes]:
+    async def measure(self, arrival: Arrival, agent_address: str) -> tuple[tuple[Finding, ...], bytes]:
         """Measure; return what speaks against the move and a serialised forecast, empty without one."""
-        message = None if endpoint is None else pb.Endpoint.FromString(endpoint)
-        measure = plan_pb.PlanDepartureRequest.Measure(endpoint=message, destination_agent_address=agent_address)
+        message = None if arrival.endpoint is None else pb.Endpoint.FromString(arrival.endpoint)
+        measure = plan_pb.PlanDepartureRequest.Measure(
+            endpoint=message, destination_agent_address=agent_address, copied_disks=arrival.copied_disks
+        )
         measured = (await self._ask(plan_pb.PlanDepartureRequest(measure=measure))).measured
         return _findings(measured.findings), measured.forecast.SerializeToString() if measured.HasField("forecast") else b""
 
@@ -367,7 +370,7 @@ class Agent:
             if answer.endpoint.tunnel_token and self.tunnel_address:
                 answer.endpoint.tunnel_address = self.tunnel_address
             endpoint = answer.endpoint.SerializeToString() if answer.HasField("endpoint") else None
-            yield Arrival(_findings(answer.findings), endpoint, answer.now.ToNanoseconds() / _NS)
+            yield Arrival(_findings(answer.findings), endpoint, answer.now.ToNanoseconds() / _NS, tuple(answer.copied_disks))
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:

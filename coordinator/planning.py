@@ -115,7 +115,7 @@ class Planner:
 
 async def _measure(departure: Departure, arrival: Arrival, there: Agent) -> tuple[tuple[Finding, ...], bytes]:
     try:
-        return await departure.measure(arrival.endpoint, there.address)
+        return await departure.measure(arrival, there.address)
     except FerryError as error:
         return (Finding(error.reason, Severity.BLOCKER, "source", error.text),), b""
 

@@ -273,9 +273,11 @@ class BlockJobs:
     async def _sweep(self, vm: Vm) -> None:
         monitor = await vm.wait_attached()
         if monitor is not None:
-            records = [work.record for work in self._works.values() if work.record.vm_uuid == vm.uuid]
-            owned = {name for record in records for name in (*record.nodes, creation_id(record))}
-            await sweep(vm.name, BlockCommands(monitor), frozenset(owned))
+            await sweep(vm.name, BlockCommands(monitor), self._own_names)
+
+    def _own_names(self) -> frozenset[str]:
+        records = [work.record for work in self._works.values() if not work.job.is_over]
+        return frozenset(name for record in records for name in (*record.nodes, creation_id(record)))
 
     async def _note_end(self, work: Work, job: Job) -> None:
         """Put on record what QEMU says, before it is dismissed and says it no more."""

@@ -242,7 +242,9 @@ def _split(known: Known) -> tuple[Properties, Properties]:
     if known.storage is not None:
         return _plain(known.storage.properties), upper
     inner = upper.get("file")
-    return (inner, upper) if isinstance(inner, dict) else (upper, upper)
+    if not isinstance(inner, dict):
+        return upper, upper
+    return {**{key: upper[key] for key in _OF_BOTH if key in upper}, **inner}, upper  # what is inside inherits these
 
 
 def _plain(properties: Properties) -> Properties:

@@ -6,9 +6,10 @@ disk went over is asked of QEMU.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -22,7 +23,7 @@ from agent.blockjobs.disks import find_drive
 from agent.qemu.block_status import JobStatus
 from agent.qemu.errors import QemuRefused
 from agent.vm.disk_change import save_definitions
-from common.errors import WrongState
+from common.errors import Expired, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from agent.vm.definition import Definition
     from agent.vm.vm import Vm
 
+STOP_TIMEOUT_S: Final = 60.0
+_ASK_INTERVAL_S: Final = 0.02
+_ENDING: Final = frozenset({JobStatus.WAITING, JobStatus.PENDING, JobStatus.ABORTING, JobStatus.NULL})
 _log = structlog.get_logger()
 
 
@@ -57,9 +61,8 @@ async def end_in_qemu(vm: Vm, record: BlockJobRecord, commands: BlockCommands) -
     """
     await _dismiss(commands, record)
     chain = await _chain_of(commands, record)
-    went_over = _is_on(chain, record.after)
-    state = State(record.outcome) if record.outcome else _guess(record, went_over=went_over)
-    after = _save(vm, record, chain.layers) if went_over else ""
+    state = State(record.outcome) if record.outcome else _guess(record, went_over=_is_on(chain, record.after))
+    after = "" if _is_on(chain, record.before) else _save(vm, record, chain.layers)
     await _remove_nodes(commands, record, chain)
     await _close_base(vm, commands, record, chain)
     after = " ".join(filter(None, (after, _settle_file(record, chain, state))))
@@ -79,13 +82,15 @@ def end_without_qemu(vm: Vm | None, record: BlockJobRecord) -> Ended:
     if record.kind is Kind.COPY and is_done:
         return Ended(State.COMPLETED, before, f"{record.file} is a copy of it")
     if record.kind.pivots and record.wish is Wish.PIVOT and not record.outcome:
-        return Ended(
-            State.UNDECIDED,
-            before,
+        text = (
             f"QEMU ended while the disk went over from {before} to {record.after[0].path} and nobody saw on which it was: "
-            f"the image that was written to last is right; ferry block pivot {record.vm_name} {record.disk} takes the new one, "
-            f"ferry block abort {record.vm_name} {record.disk} the old one",
+            "the image that was written to last is right"
         )
+        if vm is None or vm.persistent is None:
+            return Ended(State.FAILED, before, f"{text}; both were left as they are")
+        disk = f"{record.vm_name} {record.disk}"
+        text = f"{text}; ferry block pivot {disk} takes the new one, ferry block abort {disk} the old one"
+        return Ended(State.UNDECIDED, before, text)
     if record.made is not None:
         images.discard(record.made)
     removed = f"{record.file} was removed" if record.made is not None else ""
@@ -104,10 +109,19 @@ def decide(vm: Vm, record: BlockJobRecord, *, takes_new: bool) -> Ended:
 
 
 async def _dismiss(commands: BlockCommands, record: BlockJobRecord) -> None:
+    """Leave no job of ours in QEMU: one whose beginning was not answered may run, and is aborted."""
     ours = (record.qemu_id, creation_id(record))
-    for job in await commands.query_jobs():
-        if job.id in ours and job.status is JobStatus.CONCLUDED:
-            await commands.dismiss_job(job.id)
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            while left := [job for job in await commands.query_jobs() if job.id in ours]:
+                for job in left:
+                    if job.status is JobStatus.CONCLUDED:
+                        await commands.dismiss_job(job.id)
+                    elif job.id == record.qemu_id and job.status not in _ENDING:
+                        await commands.abort_job(job.id)
+                await asyncio.sleep(_ASK_INTERVAL_S)
+    except TimeoutError as error:
+        raise Expired(f"{record.named()}: QEMU has not ended the job in {STOP_TIMEOUT_S:.0f} s") from error
 
 
 async def _chain_of(commands: BlockCommands, record: BlockJobRecord) -> Chain:

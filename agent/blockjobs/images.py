@@ -147,6 +147,8 @@ def put_in_place(made: MadeFile) -> None:
         Path(made.path).hardlink_to(made.part_path)
     except FileExistsError as error:
         raise WrongState(f"{made.path} exists already", reason="FILE_EXISTS", path=made.path) from error
+    except OSError as error:
+        raise WrongState(f"{made.path} cannot be made: {error.strerror}", reason="FILE_FAILED", path=made.path) from error
     Path(made.part_path).unlink()
     sync_directory(Path(made.path).parent)
 

@@ -7,6 +7,8 @@ removing it before that leaves the guest's own disk as it is.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -28,6 +30,17 @@ ADD_ANSWER_S: Final = 10.0
 REMOVE_TIMEOUT_S: Final = 5.0
 _LOOK_S: Final = 0.01
 _STANDBY_S: Final = 0.001
+_COPY: Final = re.compile(r"ferry-[0-9a-f]{10}-[0-9]+")
+
+
+def copy_name(migration_id: str, index: int) -> str:
+    """Name the node and the job of the copy with this number; the same again after a restart, another one for each attempt."""
+    return f"ferry-{hashlib.sha256(migration_id.encode()).hexdigest()[:10]}-{index}"
+
+
+def is_copy(name: str) -> bool:
+    """Say whether a job or a node is the copy of a migration."""
+    return _COPY.fullmatch(name) is not None
 
 
 class MirrorFailed(WrongState):
@@ -135,11 +148,9 @@ class Mirrors:
 
     async def ask(self) -> frozenset[str]:
         """Ask QEMU how the copies are, which is the truth where events were missed; return the disks that it has a job for."""
-        for copy in await self._blocks.query_block_jobs():
-            if (disk := self._disks.get(copy.id)) is not None:
-                self.amounts[disk] = Amount(copy.len_bytes, copy.offset_bytes)
         found = {report.id: report for report in await self._blocks.query_jobs() if report.id in self._disks}
         for name, report in found.items():
+            self.amounts[self._disks[name]] = Amount(report.total, report.current)
             self._take(self._disks[name], Seen(report.status, report.error))
         return frozenset(self._disks[name] for name in found)
 
@@ -157,9 +168,12 @@ class Mirrors:
             MirrorFailed: one has failed; the others are worth nothing then either.
             FerryError: QEMU does not answer.
         """
-        async with asyncio.TaskGroup() as group:
-            for job_id in self._names.values():
-                group.create_task(self._settle(job_id))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job_id in self._names.values():
+                    group.create_task(self._settle(job_id))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         while not self.are_over:
             await self.wait_change()
         if await self.ask() != frozenset(self._names):

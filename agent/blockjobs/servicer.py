@@ -13,6 +13,7 @@ from agent.blockjobs.block_job import BlockJob, Kind, State
 from agent.blockjobs.block_jobs import BlockJobs
 from agent.blockjobs.chain import Layer
 from agent.blockjobs.disks import SeenDisk
+from agent.blockjobs.mirrors import is_copy
 from agent.blockjobs.orders import CommitOrder, CopyOrder, PullOrder
 from agent.vm.lifecycle import Vms
 from agent.vm.vm import Vm
@@ -134,6 +135,7 @@ def _bandwidth(bytes_per_second: int) -> int:
 
 def _disk(vm: Vm, seen: SeenDisk, job: BlockJob | None) -> pb.DiskChain:
     ours = set() if job is None else {job.record.qemu_id}
+    moving = {name for name in seen.jobs if is_copy(name)}
     return pb.DiskChain(
         vm_name=vm.name,
         vm_uuid=str(vm.uuid),
@@ -141,7 +143,8 @@ def _disk(vm: Vm, seen: SeenDisk, job: BlockJob | None) -> pb.DiskChain:
         images=[] if seen.chain is None else [_image(layer) for layer in seen.chain.layers],
         is_read_only=seen.chain is not None and seen.chain.is_read_only,
         job=None if job is None else _job(job),
-        foreign_jobs=sorted(seen.jobs - ours),
+        foreign_jobs=sorted(seen.jobs - ours - moving),
+        migration_jobs=sorted(moving),
     )
 
 

@@ -12,6 +12,8 @@ from agent.qemu.block_status import JobStatus
 from common.errors import FerryError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.qemu.block_commands import BlockCommands
 
 _OURS: Final = re.compile(rf"{PREFIX}[0-9a-f]{{12}}(-f|-c)?")
@@ -23,16 +25,22 @@ def is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
-async def sweep(vm_name: str, commands: BlockCommands, owned: frozenset[str]) -> None:
-    """Dismiss jobs and close nodes of ours that nothing uses; `owned` are of jobs that go on. Must not raise."""
+async def sweep(vm_name: str, commands: BlockCommands, owned: Callable[[], frozenset[str]]) -> None:
+    """Dismiss jobs and close nodes of ours that nothing uses. Must not raise.
+
+    Args:
+        vm_name: for the log.
+        commands: of its QEMU.
+        owned: names of jobs and nodes that go on, or that are about to be made; asked after each look into QEMU.
+    """
     try:
         for job in await commands.query_jobs():
-            if is_ours(job.id) and job.id not in owned and job.status is JobStatus.CONCLUDED:
+            if is_ours(job.id) and job.id not in owned() and job.status is JobStatus.CONCLUDED:
                 await commands.dismiss_job(job.id)
                 _log.warning("left-over job dismissed", vm=vm_name, job=job.id)
         while True:
             graph = await commands.query_graph()
-            left = [node for node in graph.nodes if is_ours(node) and node not in owned and not graph.is_used(node)]
+            left = [node for node in graph.nodes if is_ours(node) and node not in owned() and not graph.is_used(node)]
             if not left:
                 return
             for node in left:

@@ -21,7 +21,7 @@ from agent.migration.disk_facts import describe_disks, refuse_jobs
 from agent.migration.disk_wishes import Which
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
-from agent.migration.shared_disks import paths_of, write_markers
+from agent.migration.shared_disks import paths_of, remove_markers, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
@@ -116,14 +116,11 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         await refuse_jobs(qemu.block, vm.name)
     stored, losses = _what_is_kept(vm, wish)
     version, machine, cpu_words = await qemu.query_version(), await qemu.machine_type(), await guest_cpu(qemu)
-    markers: tuple[DiskMarker, ...] = ()
-    risks: tuple[str, ...] = ()
-    with findings.check():
-        may_copy = wish.options.disks.which is not Which.NONE
-        markers, risks = write_markers(running.definition, around.store, force=wish.options.force, may_copy=may_copy)
     disks: tuple[DiskFacts, ...] = ()
     with findings.check():
         disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)
+    backings = tuple(disk.backing_marker for disk in disks if disk.backing_marker is not None)
+    markers, risks = _leave_markers(around, running.definition, wish, findings, backings)
     facts = SourceFacts(
         host=around.identity,
         qemu_version=str(version),
@@ -136,9 +133,22 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         stored=b"" if stored is None else stored.to_bytes(),
         disks=disks,
     )
-    markers += tuple(disk.backing_marker for disk in disks if disk.backing_marker is not None)
     risks = (*memory_warnings(running.definition, running.accelerator, version), *risks, *losses)
-    return Look(definition, facts, risks, markers, state is RunState.RUNNING)
+    return Look(definition, facts, risks, (*markers, *backings), state is RunState.RUNNING)
+
+
+def _leave_markers(
+    around: Surroundings, definition: Definition, wish: Wish, findings: Findings, backings: tuple[DiskMarker, ...]
+) -> tuple[tuple[DiskMarker, ...], tuple[str, ...]]:
+    """Leave a marker beside each image; when that is refused, the ones beside images below go too."""
+    may_copy = wish.options.disks.which is not Which.NONE
+    try:
+        with findings.check():
+            return write_markers(definition, around.store, force=wish.options.force, may_copy=may_copy)
+    except BaseException:
+        remove_markers(paths_of(backings), around.store)
+        raise
+    return (), ()
 
 
 def open_session(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish, seen: Look) -> tuple[SourceSession, Begun]:

@@ -57,6 +57,7 @@ REACTION_S: Final = 0.7
 EARLY_FACTOR: Final = 2
 # Reasons of transfers that the engine gave up.
 GIVEN_UP: Final = frozenset({"TIMED_OUT", "NOT_CONVERGING"})
+# The shortest limit that QEMU knows.
 HELD_LIMIT_S: Final = 0.001
 
 
@@ -116,7 +117,8 @@ class Bounds:
     @property
     def most_s(self) -> float:
         """The longest standstill that QEMU may choose."""
-        return max(self.max_downtime_s * USABLE_PART - HANDOVER_S, self.max_downtime_s / 2)
+        least_s = max(self.max_downtime_s / 2, min(self.max_downtime_s, HELD_LIMIT_S))
+        return max(self.max_downtime_s * USABLE_PART - HANDOVER_S, least_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from typing import Final
 import structlog
 from opentelemetry import context as otel_context
 
+from agent.blockjobs.images import discard
 from agent.migration import arrival
 from agent.migration import incoming as inc
 from agent.migration.clock_sync import sync_clock
 from agent.migration.clocks import now_s
 from agent.migration.destination_link import DestinationLink
 from agent.migration.disk_exports import disks_session, stop_exports, treat_holes_as_defined
-from agent.migration.disk_making import remove_images
 from agent.migration.errors import GuestLost, GuestNeverRan
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint, Transport
@@ -382,7 +382,9 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         remove_key(self._around.key_directory(self.facts.migration_id))
         await self.link.close()
         if isinstance(self.phase, inc.Abandoned):
-            remove_images(self.facts.made_images)
+            for made in self.facts.made_images:
+                with suppress(OSError):
+                    discard(made)
         # A QEMU that is killed leaves the sockets that it listened on.
         for purpose in ("in", "nbd-in"):
             self._around.store.session_socket_path(self.facts.migration_id, purpose).unlink(missing_ok=True)

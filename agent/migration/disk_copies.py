@@ -6,7 +6,6 @@ A copy that fails or stands still ends the attempt, never the guest: its disk is
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from opentelemetry import trace
 
-from agent.blockjobs.mirrors import MirrorFailed, Mirrors
+from agent.blockjobs.mirrors import MirrorFailed, Mirrors, copy_name
 from agent.blockjobs.nbd import greet
 from agent.migration import outgoing as out
 from agent.migration.clocks import now_s
@@ -26,7 +25,7 @@ from agent.migration.migrate_uri import parse_migrate_uri
 from agent.migration.order import Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID
 from agent.migration.transfer_spans import untraced
-from agent.qemu.block_commands import Sync
+from agent.qemu.block_commands import LARGEST_PIECE_BYTES, Sync, piece_bytes
 from agent.qemu.errors import QemuSilent
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.disk_images import FILTERS, disk_images
@@ -47,17 +46,10 @@ POLL_INTERVAL_S: Final = 0.25
 STALL_LIMIT_S: Final = 10.0
 MUTE_LIMIT_S: Final = 3.0
 CLOSE_TIMEOUT_S: Final = 0.3
-# What QEMU copies at a time: under a low bound the next byte moves late. Source: block/mirror.c, MAX_IO_BYTES.
-_PIECE_BYTES: Final = 2 << 20
 
 _COPYING = (out.Mirroring, out.Connecting, out.Transferring, out.Leaving)
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("agent.migration")
-
-
-def copy_name(migration_id: str, index: int) -> str:
-    """Name the node and the job of the copy with this number; the same again after a restart, another one for each attempt."""
-    return f"ferry-{hashlib.sha256(migration_id.encode()).hexdigest()[:10]}-{index}"
 
 
 class DiskCopies:
@@ -70,6 +62,7 @@ class DiskCopies:
         self._listens = asyncio.Event()
         self._are_started = False
         self._share: int | None = None
+        self._piece_bytes = LARGEST_PIECE_BYTES  # under a low bound the byte after a piece moves late
         self._moved: dict[str, tuple[int, float]] = {}
         self._spans: dict[str, trace.Span] = {}
         self._doing = asyncio.Lock()  # starting and removing exclude each other
@@ -119,6 +112,7 @@ class DiskCopies:
         credentials = CREDENTIALS_ID if options.is_psk else ""
         sync = _sync(copy, drive, options.disks.mode)
         self._share = self._share_of_each()
+        self._piece_bytes = piece_bytes(self._share)
         await self._mirrors.add(copy.disk, drive.node, server, credentials, sync, bytes_per_second=self._share)
 
     async def take_up(self) -> None:
@@ -250,7 +244,7 @@ class DiskCopies:
         if copy.copied_bytes != moved or copy.copied_bytes >= copy.total_bytes:
             self._moved[copy.disk] = (copy.copied_bytes, now_s())
             return
-        limit_s = max(STALL_LIMIT_S, 2 * _PIECE_BYTES / self._share) if self._share else STALL_LIMIT_S
+        limit_s = max(STALL_LIMIT_S, 2 * self._piece_bytes / self._share) if self._share else STALL_LIMIT_S
         if now_s() - since_s > limit_s:
             self._give_up(f"disk {copy.disk}: no byte has moved for {limit_s:.0f} s: the network or {self._peer} is silent")
 
@@ -339,8 +333,9 @@ class DiskCopies:
 def _sync(copy: DiskCopy, drive: DriveReport, mode: Mode) -> Sync:
     """Choose what the mirror copies.
 
-    A full copy clears the target first. A new image needs none of that; a mirror of the top image does without, and of a disk
-    that stands on no other it copies all. Source: blockdev.c, qmp_blockdev_mirror and blockdev_mirror_common.
+    A full copy clears the target first, without which what was in an image would show through. An empty one needs none of that; a
+    mirror of the top image does without, and of a disk that stands on no other it copies all. Source: blockdev.c,
+    qmp_blockdev_mirror and blockdev_mirror_common.
     """
     stands_alone = drive.image is not None and drive.image.backing is None and drive.image.format not in FILTERS
-    return Sync.TOP if mode is Mode.TOP or (copy.is_new and stands_alone) else Sync.FULL
+    return Sync.TOP if copy.is_new and (mode is Mode.TOP or stands_alone) else Sync.FULL

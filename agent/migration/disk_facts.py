@@ -30,6 +30,7 @@ _QCOW2_OPTIONS: Final = {
     "compression-type": "compression_type",
     "data-file-raw": "data_file_raw",
 }
+CREATE_OPTIONS: Final = frozenset({*_QCOW2_OPTIONS.values(), "cluster_size"})
 _OLD_QCOW2: Final = "0.10"
 
 
@@ -49,18 +50,17 @@ async def describe_disks(
         return ()
     paths = {image.disk: image.path for image in disk_images(wanted)}
     drives = await blocks.query_drives()
-    found = []
-    for image in disk_images(running):
-        obstacle = obstacle_of(image)
-        if obstacle:
-            found.append(DiskFacts(image.disk, paths.get(image.disk, ""), obstacle=obstacle))
-            continue
-        report = await _find_report(blocks, find_drive(drives, image), image)
-        if report is None:
-            found.append(DiskFacts(image.disk, paths.get(image.disk, ""), obstacle="QEMU says nothing of its image"))
-            continue
-        found.append(_facts(image, report, paths[image.disk], _Backing.of(image, report, wishes.mode, store)))
-    return tuple(found)
+    images = disk_images(running)
+    copyable = [image for image in images if not obstacle_of(image)]
+    reports = {image.disk: await _find_report(blocks, find_drive(drives, image), image) for image in copyable}
+    # Nothing is awaited from here on: markers are left by all or by none.
+    return tuple(_describe(image, reports.get(image.disk), paths.get(image.disk, ""), wishes.mode, store) for image in images)
+
+
+def _describe(image: DiskImage, report: ImageReport | None, path: str, mode: Mode, store: Store) -> DiskFacts:
+    if report is None:
+        return DiskFacts(image.disk, path, obstacle=obstacle_of(image) or "QEMU says nothing of its image")
+    return _facts(image, report, path, _Backing.of(image, report, mode, store))
 
 
 async def refuse_jobs(blocks: BlockCommands, vm_name: str) -> None:
@@ -143,6 +143,7 @@ def _facts(image: DiskImage, report: ImageReport, path: str, backing: _Backing) 
         backing_path=backing.path,
         backing_format=backing.format,
         backing_marker=backing.marker,
+        snapshot_count=report.snapshot_count,
         obstacle=backing.obstacle or _obstacle_in(report),
     )
 
@@ -156,8 +157,12 @@ def _obstacle_in(report: ImageReport) -> str:
 
 
 def _allocated(images: Iterable[ImageReport], virtual_size_bytes: int) -> int:
-    """Add up what images take; of a block device, which takes what it is, QEMU says nothing."""
-    return min(sum(image.actual_size_bytes or image.virtual_size_bytes for image in images), virtual_size_bytes)
+    """Add up what images take; of a block device, which takes what it is, QEMU says 0, as of a file that is one hole."""
+    return min(sum(image.actual_size_bytes or _device_bytes(image) for image in images), virtual_size_bytes)
+
+
+def _device_bytes(image: ImageReport) -> int:
+    return 0 if image.actual_size_bytes == 0 and Path(image.filename).is_file() else image.virtual_size_bytes
 
 
 def _create_options(report: ImageReport) -> tuple[str, ...]:

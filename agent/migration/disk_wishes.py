@@ -71,6 +71,11 @@ class DiskWishes:
                 )
 
     @property
+    def copies_by_wish(self) -> bool:
+        """Whether something was said of copying, not only of where images lie."""
+        return self.which in (Which.ALL, Which.NAMED) or self.mode is Mode.TOP or self.reuse or self.bandwidth_bytes_per_second > 0
+
+    @property
     def place_of(self) -> dict[str, str]:
         """The paths that were wished, by disk."""
         return {place.disk: place.path for place in self.places}

@@ -231,6 +231,7 @@ class Forecast:
     Attributes:
         strategy: a sentence on how it is going to end.
         ends: whether it ends with the guest at the destination, in the likely case.
+        disk_s: how long disks are copied beforehand; None when none is.
     """
 
     duration_s: Span
@@ -240,6 +241,8 @@ class Forecast:
     strategy: str
     ends: bool
     measured: Measured
+    disk_s: Span | None = None
+    disk_bytes: int = 0
 
 
 def forecast(measured: Measured, options: Options) -> Forecast:

@@ -11,20 +11,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from agent.migration.disk_facts import COPIED_FORMATS, totals
-from agent.migration.disk_making import (
-    TOOL,
-    MadeImage,
-    create,
-    create_empty,
-    identified,
-    plan_image,
-    put_in_place,
-    run_tool,
-)
+from agent.blockjobs.images import MadeFile, put_in_place
+from agent.migration.disk_facts import COPIED_FORMATS, CREATE_OPTIONS, totals
+from agent.migration.disk_making import TOOL, create, create_empty, plan_image, run_tool
 from agent.migration.disk_wishes import Mode, Which
 from agent.migration.order import DiskCopy, DiskFacts, Options, SourceFacts
-from agent.migration.shared_disks import Sight, check_marker, sight_of
+from agent.migration.shared_disks import Sight, check_marker, may_be_same, sight_of
 from agent.vm.disk_images import DiskImage, check_known, disk_images, placed, standing_alone
 from common.errors import InvalidRequest, WrongState
 from common.findings import Risk
@@ -80,12 +72,24 @@ class IncomingDisks:
                         hint=hint,
                     )
         self.copied = tuple(disk for disk in images if disk in chosen)
+        with findings.check():
+            await asyncio.to_thread(self._check_apart, images)
         for disk in self.copied:
             with findings.check():
                 await self._check_copy(self._facts[disk], images[disk])
+            risks += self._lost_with(self._facts[disk])
         with findings.check():
-            risks += self._check_room(images)
+            risks += await asyncio.to_thread(self._check_room, images)
         return tuple(risks)
+
+    @staticmethod
+    def _lost_with(facts: DiskFacts) -> tuple[str, ...]:
+        if not facts.snapshot_count:
+            return ()
+        text = (
+            f"disk {facts.disk}: {facts.snapshot_count} snapshots inside of its image do not go along; they stay with the old one"
+        )
+        return (Risk(text, "SNAPSHOTS_STAY"),)
 
     def _choose(self) -> frozenset[str]:
         """Choose what is copied; of disks that cannot be only those that were named, so that the refusal says why."""
@@ -125,20 +129,59 @@ class IncomingDisks:
                 disk=disk,
                 path=path,
             )
+        await asyncio.to_thread(self._check_not_the_original, disk, path)
         for place in filter(None, (path, facts.data_path, facts.backing_path)):
-            self._around.vms.check_place(place)
+            await asyncio.to_thread(self._around.vms.check_place, place)
         if facts.backing_path and facts.backing_marker is not None:
             hint = ", or copy all of the disk (--disks-mode full)"
             await asyncio.to_thread(
                 check_marker, facts.backing_marker, self._source.host, self._around.identity, force=self._options.force, hint=hint
             )
-        if self._is_reused(path):
+        if await asyncio.to_thread(self._is_reused, path):
             await self._check_reused(facts, path)
         else:
             for place in filter(None, (path, facts.data_path)):
-                _check_absent(disk, place, self._source.host.name)
+                await asyncio.to_thread(_check_absent, disk, place, self._source.host.name)
             if shutil.which(TOOL) is None:
                 raise WrongState(f"disk {disk}: this host has no {TOOL}; install qemu-utils", reason="QEMU_IMG_MISSING")
+
+    def _check_apart(self, images: Mapping[str, DiskImage]) -> None:
+        """Refuse two disks in one place.
+
+        Raises:
+            WrongState: a copy would be made where another disk of the guest is.
+        """
+        users: dict[str, str] = {}
+        for disk, image in images.items():
+            data_path = self._facts[disk].data_path if disk in self.copied else ""
+            for place in filter(None, (image.path, data_path)):
+                other = users.setdefault(os.path.realpath(place), disk)
+                if other != disk and {disk, other} & set(self.copied):
+                    raise WrongState(
+                        f"disks {other} and {disk}: both would lie in {place} on this host; name another place for one of them "
+                        f"(--dest-path {disk}=FILE)",
+                        reason="PLACE_TAKEN_TWICE",
+                        path=place,
+                    )
+
+    def _check_not_the_original(self, disk: str, path: str) -> None:
+        """Refuse to write over, or to advise to remove, what may be the guest's own disk.
+
+        Raises:
+            WrongState: something is there that cannot be told from the source's image, and `force` does not say that it is another.
+        """
+        marker = self._markers.get(disk)
+        if marker is None or not may_be_same(marker, self._source.host, self._around.identity):
+            return
+        if not (self._options.force and self._wishes.reuse):
+            raise WrongState(
+                f"disk {disk}: that {path} on this host is another file than that of {self._source.host.name} cannot be proved, "
+                "and a copy onto itself would destroy the disk; where it is the same: --disks none --force; where it is another: "
+                f"--reuse --force writes over it; or name another place for the copy (--dest-path {disk}=FILE)",
+                reason="DISK_NOT_PROVED",
+                disk=disk,
+                path=path,
+            )
 
     def _is_reused(self, path: str) -> bool:
         return self._wishes.reuse and os.path.lexists(path)
@@ -202,8 +245,8 @@ class IncomingDisks:
             wanted: what is going to run here; it tells where the disks are.
         """
         paths = {image.disk: image.path for image in disk_images(wanted)}
-        known = {image.disk for image in disk_images(definition)}
-        for disk in known & {*self.copied, *self._wishes.place_of}:
+        known = {image.disk for image in disk_images(definition) if image.path}
+        for disk in known & paths.keys() & {*self.copied, *self._wishes.place_of}:
             is_block_device = Path(paths[disk]).is_block_device()
             definition = placed(definition, disk, paths[disk], is_block_device=is_block_device)
             if disk in self.copied and self._wishes.mode is Mode.FULL:
@@ -221,36 +264,42 @@ class IncomingDisks:
             if image.disk not in self.copied:
                 continue
             facts = self._facts[image.disk]
-            is_new = not self._is_reused(image.path)
+            is_new = not await asyncio.to_thread(self._is_reused, image.path)
             if is_new:
                 if facts.data_path:
                     await self._make(plan_image(facts.data_path), facts, session)
                 await self._make(plan_image(image.path), facts, session)
+            elif self._wishes.mode is Mode.TOP and facts.backing_path:  # what it has of its own would show through the copy
+                await create(facts, image.path, with_backing=True)
+                is_new = True
             copies.append(DiskCopy(image.disk, image.path, facts.virtual_size_bytes, is_new))
         session.update(copies=tuple(copies))
         session.save()
 
-    async def _make(self, image: MadeImage, facts: DiskFacts, session: DestinationSession) -> None:
+    async def _make(self, image: MadeFile, facts: DiskFacts, session: DestinationSession) -> None:
         made = session.facts.made_images
         session.update(made_images=(*made, image))
         session.save()
-        if image.path == facts.data_path:
-            create_empty(image, f"disk {facts.disk}")
-        else:
-            await create(facts, image, with_backing=self._wishes.mode is Mode.TOP)
-        self._around.store.guests.own(Path(image.part))
-        session.update(made_images=(*made, identified(image)))
+        there = await asyncio.to_thread(create_empty, image, f"disk {facts.disk}")
+        session.update(made_images=(*made, there))
         session.save()
-        put_in_place(image)
+        if image.path != facts.data_path:
+            await create(facts, image.part_path, with_backing=self._wishes.mode is Mode.TOP)
+        await asyncio.to_thread(self._around.store.guests.own, Path(image.part_path))
+        await asyncio.to_thread(put_in_place, image)
 
 
 def _check_facts(facts: DiskFacts) -> None:
     """Refuse what no source of ours says: it becomes words of a command line."""
     if facts.format not in COPIED_FORMATS or (facts.backing_path and facts.backing_format not in COPIED_FORMATS):
         raise InvalidRequest(f"disk {facts.disk[:80]}: format {facts.format[:40]!r} is not copied", reason="DISK_FACTS_INVALID")
-    wrong = [option for option in facts.create_options if not _OPTION.fullmatch(option)]
+    wrong = [option for option in facts.create_options if not _is_known(option)]
     if wrong or facts.virtual_size_bytes < 0:
         raise InvalidRequest(f"disk {facts.disk[:80]}: {(*wrong, 'size')[0][:80]!r} is not understood", reason="DISK_FACTS_INVALID")
+
+
+def _is_known(option: str) -> bool:
+    return _OPTION.fullmatch(option) is not None and option.partition("=")[0] in CREATE_OPTIONS
 
 
 def _check_absent(disk: str, path: str, source: str) -> None:

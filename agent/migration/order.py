@@ -120,6 +120,10 @@ class Options:
             "migrate-uri": self.migrate_uri,
         }
         named = next((name for name, is_wished in wishes.items() if is_wished), "")
+        if self.modes.offline and self.disks.copies_by_wish:
+            raise InvalidRequest(
+                "disks and offline exclude each other: disks of a stopped VM are not copied", reason="OPTIONS_CONFLICT"
+            )
         if self.modes.offline and named:
             raise InvalidRequest(f"{named} and offline exclude each other: offline sends no memory", reason="OPTIONS_CONFLICT")
 
@@ -216,6 +220,7 @@ class DiskFacts:
         data_path: of an external data file on the destination; empty without one.
         backing_path, backing_format: of the image that it stands on; empty without one.
         backing_marker: proves that the destination sees that image.
+        snapshot_count: snapshots inside of the image, which a copy has not.
         obstacle: why it cannot be copied, in a clause; empty when it can.
     """
 
@@ -230,6 +235,7 @@ class DiskFacts:
     backing_path: str = ""
     backing_format: str = ""
     backing_marker: DiskMarker | None = None
+    snapshot_count: int = 0
     obstacle: str = ""
 
 

@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from agent.blockjobs.images import MadeFile
 from agent.migration import incoming, outgoing
 from agent.migration.arrival import Arrival
 from agent.migration.convergence import GIVEN_UP, Decision
-from agent.migration.disk_making import MadeImage
 from agent.migration.machine import Cause
 from agent.migration.order import DiskCopy, Options, Role
 from agent.migration.progress import Progress, Timeline
@@ -85,7 +85,7 @@ class Facts:
     arrival: Arrival = field(default_factory=Arrival)
     stored: Stored | None = None
     copies: tuple[DiskCopy, ...] = ()
-    made_images: tuple[MadeImage, ...] = ()
+    made_images: tuple[MadeFile, ...] = ()
     opened_uri: str = ""
 
     @property

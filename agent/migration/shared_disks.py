@@ -5,6 +5,7 @@ A marker is on record before it is there, so that an agent that is started again
 
 from __future__ import annotations
 
+import os
 import secrets
 import stat
 from contextlib import suppress
@@ -108,6 +109,16 @@ def sight_of(marker: DiskMarker, source: HostIdentity, here: HostIdentity) -> Si
     # It is the same directory; is it the same file in it?
     is_same = not marker.source_path or path.name == Path(marker.source_path).name or _inode(path) == (marker.inode or None)
     return Sight.SAME if is_same else Sight.OTHER
+
+
+def may_be_same(marker: DiskMarker, source: HostIdentity, here: HostIdentity) -> bool:
+    """Say whether what this host has at an image's path, if anything, may be the source's own, though nothing proves it."""
+    path = Path(marker.image_path)
+    if not os.path.lexists(path) or sight_of(marker, source, here) is not Sight.UNKNOWN:
+        return False
+    if not marker.device_number:
+        return True
+    return source.boot_id != here.boot_id and path.is_block_device()  # one kernel tells its devices apart by their numbers
 
 
 def check_marker(marker: DiskMarker, source: HostIdentity, here: HostIdentity, *, force: bool, hint: str = "") -> tuple[str, ...]:

@@ -33,11 +33,13 @@ class Arrival:
     Attributes:
         endpoint: where a QEMU listens for the measurement; None when none could.
         now_s: the destination's wall clock.
+        copied_disks: those that would be copied.
     """
 
     findings: tuple[Finding, ...]
     endpoint: Endpoint | None
     now_s: float
+    copied_disks: tuple[str, ...] = ()
 
 
 @asynccontextmanager
@@ -63,7 +65,8 @@ async def arrival(around: Surroundings, offer: Offer) -> AsyncIterator[Arrival]:
                     ears = listening(around, startable[1], offer.source.machine, probe_options(offer.options), offer.source.host)
                     endpoint = await stack.enter_async_context(ears)
         notes = () if prepared is None else notes_of(SIDE, "DISK_COPIED", prepared.disks.notes(prepared.definition))
-        yield Arrival((*findings.of(SIDE), *warnings_of(SIDE, risks), *notes), endpoint, time.time())
+        copied = () if prepared is None else prepared.disks.copied
+        yield Arrival((*findings.of(SIDE), *warnings_of(SIDE, risks), *notes), endpoint, time.time(), copied)
 
 
 async def _check_cpu(source: SourceFacts, definition: Definition, binary: Path) -> None:

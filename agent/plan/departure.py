@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agent.migration.begin import get_running_vm, look
+from agent.migration.disk_facts import totals
 from agent.migration.forecast import Forecast, Measured, Span, forecast
 from agent.migration.offline import look_offline
 from agent.migration.shared_disks import paths_of, remove_markers
+from agent.plan.copying import copying
 from agent.plan.dirty_rate import DirtyRate, measure_dirty_rate
 from agent.plan.guest_memory import MemorySample, sample_memory
 from agent.plan.probe import measure, probe_options
@@ -86,7 +88,9 @@ class Departure:
             time.time(),
         )
 
-    async def measure(self, endpoint: Endpoint | None, agent_address: str) -> tuple[tuple[Finding, ...], Forecast | None]:
+    async def measure(
+        self, endpoint: Endpoint | None, agent_address: str, copied_disks: tuple[str, ...]
+    ) -> tuple[tuple[Finding, ...], Forecast | None]:
         """Measure the guest and the way, one after the other, so that neither disturbs the other."""
         findings = Findings(collects=True)
         vm, seen = self._vm, self._look
@@ -116,7 +120,15 @@ class Departure:
             working_set_bytes=dirty.working_set_bytes,
             sent_part=way.sent_part,
         )
-        return findings.of(SIDE), await asyncio.to_thread(forecast, measured, self._wish.options)
+        found = await asyncio.to_thread(forecast, measured, self._wish.options)
+        return findings.of(SIDE), self._with_disks(found, seen, copied_disks)
+
+    def _with_disks(self, found: Forecast, seen: Look, copied: tuple[str, ...]) -> Forecast:
+        wishes = self._wish.options.disks
+        facts = {disk.disk: disk for disk in seen.facts.disks}
+        disk_bytes = totals(facts, (disk for disk in copied if disk in facts), wishes.mode)
+        disk_s = copying(disk_bytes, found.measured.bytes_per_second, wishes.bandwidth_bytes_per_second)
+        return replace(found, disk_s=disk_s, disk_bytes=disk_bytes)
 
     def close(self) -> None:
         """Remove what was made."""

@@ -59,7 +59,8 @@ class PlanServicer(rpc.PlanServiceServicer):
             if second is None:
                 return
             endpoint = wire.endpoint(second.measure.endpoint) if second.measure.HasField("endpoint") else None
-            findings, found = await departure.measure(endpoint, second.measure.destination_agent_address)
+            copied = tuple(second.measure.copied_disks)
+            findings, found = await departure.measure(endpoint, second.measure.destination_agent_address, copied)
             yield pb.PlanDepartureResponse(
                 measured=pb.PlanDepartureResponse.Measured(
                     findings=[wire_plan.finding(one) for one in findings],
@@ -85,5 +86,6 @@ class PlanServicer(rpc.PlanServiceServicer):
                 findings=[wire_plan.finding(one) for one in found.findings],
                 endpoint=None if found.endpoint is None else wire.endpoint_message(found.endpoint),
                 now=wire.timestamp(found.now_s),
+                copied_disks=found.copied_disks,
             )
             await asyncio.Event().wait()  # until the call is cancelled

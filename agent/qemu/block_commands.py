@@ -34,6 +34,16 @@ _NO_SOCKET: Final = "ferry-none"
 _KEPT: Final = {"auto-finalize": True, "auto-dismiss": False}
 
 
+# Source: block/mirror.c: DEFAULT_MIRROR_BUF_SIZE is 10 MiB, and as many requests of 1 MiB as fit into a turn make it 16.
+LARGEST_PIECE_BYTES: Final = 16 << 20
+_SMALLEST_PIECE_BYTES: Final = 1 << 16
+
+
+def piece_bytes(bytes_per_second: int) -> int:
+    """Choose how much a mirror has on its way at a time: what it may copy in a second, so that it sleeps no longer than that."""
+    return min(max(bytes_per_second or LARGEST_PIECE_BYTES, _SMALLEST_PIECE_BYTES), LARGEST_PIECE_BYTES)
+
+
 class Sync(Enum):
     """What a mirror copies: all that the disk shows, or its top image alone."""
 
@@ -111,22 +121,39 @@ class BlockCommands:
     # jobs
 
     async def mirror(  # noqa: PLR0913 -- QEMU's own arguments
-        self, job_id: str, node: str, target: str, sync: Sync, *, bytes_per_second: int, replaces: str = ""
+        self,
+        job_id: str,
+        node: str,
+        target: str,
+        sync: Sync,
+        *,
+        bytes_per_second: int,
+        replaces: str = "",
+        is_write_blocking: bool = True,
+        granularity_bytes: int = 0,
     ) -> None:
         """Start to copy a root node; each of the guest's writes goes to both, so that it stays ready under load.
 
+        To abort such a job while the guest writes corrupts QEMU's memory, before and after it is ready, on 7.2 and 10.0. Without
+        `is_write_blocking` the target is a moment behind the guest, and the job may be aborted at any time; what the guest writes
+        is then copied in pieces of `granularity_bytes`, QEMU's default where it is 0.
+
         What the job needs is told by JOB_STATUS_CHANGE, and its error by query_jobs() until dismiss_job(). When it is completed the
         target takes the place of the node, or of `replaces`, which may be below filters of that node.
+
+        A bounded job copies a piece at a time and sleeps then, deaf to errors; see `piece_bytes`. A later bound changes no piece.
         """
         await self._execute(
             "blockdev-mirror",
             {
                 **({"replaces": replaces} if replaces else {}),
+                **({"granularity": granularity_bytes} if granularity_bytes else {}),
+                **({"buf-size": piece_bytes(bytes_per_second)} if bytes_per_second else {}),
                 "job-id": job_id,
                 "device": node,
                 "target": target,
                 "sync": sync.value,
-                "copy-mode": "write-blocking",
+                "copy-mode": "write-blocking" if is_write_blocking else "background",
                 "speed": bytes_per_second,
                 "auto-finalize": True,
                 "auto-dismiss": False,

@@ -83,6 +83,7 @@ class ImageReport:
         actual_size_bytes: what it takes on its storage; None where that is not known.
         cluster_size_bytes: None of a format without clusters.
         backing_filename: as it stands in the image; empty without one.
+        snapshot_count: snapshots inside of the image.
         specifics: of the format, such as `compat` and `data-file` of qcow2.
         backing: None at the end of the chain.
     """
@@ -94,6 +95,7 @@ class ImageReport:
     cluster_size_bytes: int | None
     backing_filename: str
     backing_format: str
+    snapshot_count: int
     specifics: _Specifics
     backing: ImageReport | None
 
@@ -212,6 +214,7 @@ def decode_image(value: object, *, depth: int = 0) -> ImageReport:
         cluster_size_bytes=find_int(image, "cluster-size"),
         backing_filename=find_str(image, "backing-filename") or "",
         backing_format=find_str(image, "backing-filename-format") or "",
+        snapshot_count=len(as_list(image.get("snapshots", []), "snapshots")),
         specifics=dict(as_mapping(specific.get("data", {}), "format-specific data")),
         backing=None if below is None or depth > _DEEPEST else decode_image(below, depth=depth + 1),
     )

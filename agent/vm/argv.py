@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from agent.vm.options import Option
 
 QMP_CHARDEV = "qmp0"
+# With these QEMU does not start under TCG. Source: target/i386/cpu.c, hw/hyperv/hyperv.c.
+_NOT_UNDER_TCG = frozenset({"enforce", "hv-synic", "hv-vpindex"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,14 @@ def cpu_model(definition: Definition, accelerator: Accelerator) -> str:
 
 
 def cpu_words(definition: Definition, accelerator: Accelerator) -> str:
-    """Write the argument of `-cpu`: the model, then its properties."""
-    return _with_properties(cpu_model(definition, accelerator), definition.cpu.properties)
+    """Write the argument of `-cpu`: the model, then its properties.
+
+    A guest that was to have KVM and has not gets what TCG has of a model, as it gets what TCG has of the host's CPU.
+    """
+    properties = definition.cpu.properties
+    if definition.prefers_kvm and accelerator is Accelerator.TCG:
+        properties = {key: value for key, value in properties.items() if key not in _NOT_UNDER_TCG}
+    return _with_properties(cpu_model(definition, accelerator), properties)
 
 
 def _options(definition: Definition, host: HostSide) -> Iterator[str]:

@@ -115,6 +115,8 @@ def _plain(text: str) -> str:
     lowered = text.lower()
     if "hostname verification" in lowered:
         return "its certificate is not for this address; issue one that names it (ferry pki issue)"
+    if "handshaker shutdown" in lowered or "endpoint closing" in lowered:  # gRPC's own time for connecting was over
+        return "no answer; is it stopped, or a firewall in the way?"
     if any(word in lowered for word in ("certificate", "ssl", "tls", "handshake", "verification")):
         return "the certificates do not fit: one side has none, or one of another authority"
     if "refused" in lowered:

@@ -61,7 +61,8 @@ def progress_words(job: pb.BlockJob) -> str:
 
 def _rows(host: str, disk: pb.DiskChain) -> Iterator[tuple[str, ...]]:
     job = f"{kind_word(disk.job)} {state_word(disk.job)} {progress_words(disk.job)}".strip() if disk.HasField("job") else ""
-    job = ", ".join(filter(None, (job, *(f"{name} (not Ferry's)" for name in disk.foreign_jobs)))) or "-"
+    moving = "copied by a migration" if disk.migration_jobs else ""
+    job = ", ".join(filter(None, (job, moving, *(f"{name} (not Ferry's)" for name in disk.foreign_jobs)))) or "-"
     if not disk.images:
         yield disk.vm_name, host, disk.disk, "(no medium)", "", "", "", job
     for index, image in enumerate(disk.images):

@@ -74,6 +74,9 @@ def comparison(migration: pb.Migration) -> Table | None:
         ("passes", forecast.pass_count, float(progress.pass_count), _count),
     )
     rows = [(name, _span(span, form), form(value), _verdict(span, value)) for name, span, value, form in actual]
+    if forecast.HasField("disk_seconds"):
+        span, copied_s = forecast.disk_seconds, sum(seconds(leg.duration) for leg in migration.phases if leg.name == "Mirroring")
+        rows.insert(0, ("disks", _span(span, format_duration), format_duration(copied_s), _verdict(span, copied_s)))
     return columns(("", "PREDICTED", "ACTUAL", ""), rows)
 
 
@@ -98,7 +101,12 @@ def _forecast(forecast: plan_pb2.Forecast) -> RenderableType:
         ("the guest writes", _writes(forecast) if dirty.high else "nothing"),
         ("the way carries", f"{format_rate(rate.likely)} ({format_rate(rate.low)} to {format_rate(rate.high)})"),
     ]
+    disks = []
+    if forecast.HasField("disk_seconds"):
+        copied = f"{format_bytes(forecast.disk_bytes)} in {_span(forecast.disk_seconds, format_duration)}, before memory is sent"
+        disks = [("disks", copied)]
     predicted = [
+        *disks,
         ("duration", _span(forecast.duration_seconds, format_duration)),
         ("downtime", _span(forecast.downtime_seconds, format_duration)),
         ("to be sent", _span(forecast.transferred_bytes, format_bytes)),

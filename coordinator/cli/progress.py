@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.cli.decisions import decision_words
+from coordinator.cli.disks_view import copies_told, disk_numbers
 from coordinator.cli.exits import FINAL_STATES
 from coordinator.cli.plain import seconds
 from coordinator.cli.screen import printable
 from coordinator.cli.units import format_bytes, format_duration, format_rate
 from coordinator.cli.words import state_word
-from ferry.common.v1 import migration_pb2 as common
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -64,6 +64,14 @@ class _Notes:
         self._screen = screen
         self._is_asking = False
         self._held: list[str] = []
+        self._has_told_disks = False
+
+    def tell_disks(self, migration: pb.Migration) -> None:
+        """Say once which disks are copied."""
+        if migration.progress.disks and not self._has_told_disks:
+            self._has_told_disks = True
+            for text in copies_told(migration.progress.disks):
+                self.note(text)
 
     def note(self, text: str) -> None:
         """Write the text as a line, now or after the question."""
@@ -96,6 +104,7 @@ class PlainProgress(_Notes):
 
     def update(self, migration: pb.Migration) -> None:
         """Write a line if there is something new to say."""
+        self.tell_disks(migration)
         key = (migration.state, migration.progress.pass_count, len(migration.progress.decisions))
         quiet_s = self._now_s() - self._shown_at_s
         is_due = (
@@ -125,6 +134,7 @@ class LiveProgress(_Notes):
 
     def update(self, migration: pb.Migration) -> None:
         """Draw the block anew."""
+        self.tell_disks(migration)
         self._latest = migration
         if self._is_asking:
             return
@@ -164,7 +174,7 @@ def numbers_of(migration: pb.Migration) -> Iterator[str]:
     """Give the numbers of a transfer that there are."""
     progress = migration.progress
     if migration.state not in _MOVING_STATES or not progress.ram_total_bytes:
-        yield from disk_numbers(progress)
+        yield from disk_numbers(progress.disks)
         return
     yield f"pass {progress.pass_count}"
     yield f"{_percent(migration):.0f} %"
@@ -181,19 +191,6 @@ def numbers_of(migration: pb.Migration) -> Iterator[str]:
         yield f"throttled {progress.throttle_percent} %"
     if progress.decisions:
         yield decision_words(progress.decisions[-1])
-
-
-def disk_numbers(progress: common.Progress) -> Iterator[str]:
-    """Give the numbers of the disks that are copied, while they are not all equal on both sides."""
-    if not progress.disks or all(disk.is_ready for disk in progress.disks):
-        return
-    total = sum(disk.total_bytes for disk in progress.disks)
-    copied = sum(disk.copied_bytes for disk in progress.disks)
-    yield "disks"
-    yield f"{100 * copied / max(1, total):.0f} %"
-    yield f"{format_bytes(total - copied)} of {format_bytes(total)} left"
-    for disk in progress.disks:
-        yield f"{disk.disk} {'copied' if disk.is_ready else f'{100 * disk.copied_bytes / max(1, disk.total_bytes):.0f} %'}"
 
 
 def block_of(migration: pb.Migration) -> Group:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from coordinator.cli.arrival import arrival_rows, modes_words
 from coordinator.cli.decisions import decisions_table
+from coordinator.cli.disks_view import disk_rows, disks_words
 from coordinator.cli.plain import enum_name, seconds
 from coordinator.cli.plan_view import comparison
 from coordinator.cli.screen import columns, pairs
@@ -176,8 +177,7 @@ def _progress_rows(progress: common.Progress) -> Iterator[tuple[str, str]]:
     yield "pages", f"{progress.normal_page_count} whole, {progress.zero_page_count} zero"
     if progress.figures.postcopy_request_count:
         yield "waited for", f"{progress.figures.postcopy_request_count} pages in post-copy"
-    for disk in progress.disks:
-        yield f"disk {disk.disk}", f"{format_bytes(disk.copied_bytes)} of {format_bytes(disk.virtual_size_bytes)} to {disk.path}"
+    yield from disk_rows(progress.disks)
     if progress.throttle_percent:
         yield "throttled", f"{progress.throttle_percent} %"
 
@@ -212,7 +212,7 @@ def _way(options: common.MigrationOptions) -> str:
         words.append(f"in at most {format_duration(seconds(options.budget.max_duration))}")
     if options.pause:
         words.append("paused")
-    words += modes_words(options.modes)
+    words += [*modes_words(options.modes), *disks_words(options.disks)]
     return ", ".join(words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
 from itertools import count, pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from agent.blockjobs.job import (
     Verb,
     fold,
 )
-from agent.qemu.block_commands import BlockCommands
+from agent.qemu.block_commands import BlockCommands, Sync
 from agent.qemu.block_status import JobStatus as S
 from agent.qemu.block_status import job_change_of
 from agent.qemu.errors import QemuRefused
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 SIZE_BYTES = 2 << 20
+SLOW_BYTES_PER_S = 1 << 18
+POLL_S = 0.02
 HELD = (S.RUNNING, S.PAUSED, S.READY, S.STANDBY, S.PENDING, S.CONCLUDED)
 """The statuses that last until something is asked."""
 
@@ -264,3 +267,21 @@ async def test_a_job_that_is_paused_and_goes_on_stays_within_the_table(binary: P
         story = running.story(job)
         assert S.STANDBY in story
         assert [(before, after) for before, after in pairwise(story) if after not in TRANSITIONS[before]] == []
+
+
+async def test_a_bounded_mirror_goes_on_each_second_and_copies_no_more_at_once_than_in_one(binary: Path, tmp_path: Path):
+    async with disks(binary, tmp_path) as running:
+        offsets, took_s = [0], time.monotonic()
+        await running.blocks.mirror(
+            "job", await running.disk(), await running.target(), Sync.FULL, bytes_per_second=SLOW_BYTES_PER_S
+        )
+        async with asyncio.timeout(TIMEOUT_S):
+            while offsets[-1] < 2 * SLOW_BYTES_PER_S:
+                [job] = await running.blocks.query_block_jobs()
+                offsets.append(job.offset_bytes)
+                await asyncio.sleep(POLL_S)
+        took_s = time.monotonic() - took_s
+        await running.blocks.abort_job("job")
+
+        assert took_s > 0.9  # the first piece moves at once
+        assert max(after - before for before, after in pairwise(offsets)) <= SLOW_BYTES_PER_S

@@ -14,8 +14,9 @@ import pytest
 from deploy.lab.fleet import Fleet
 from deploy.lab.network import TwoHosts
 from deploy.lab.places import Places
-from tests.e2e.binaries import PATHS, installed
+from tests.e2e.binaries import installed
 from tests.e2e.lab import Lab
+from tests.e2e.qemu_state import watched
 
 _FAILED = pytest.StashKey[bool]()
 
@@ -23,17 +24,19 @@ _FAILED = pytest.StashKey[bool]()
 class Fleets:
     """Gives a running fleet; the same one again until it is discarded."""
 
-    def __init__(self, places: Places | None = None) -> None:
+    def __init__(self, places: Places | None = None, *, are_watched: bool = False) -> None:
         self._places = places
+        self._are_watched = are_watched
         self._fleet: Fleet | None = None
         self._numbers = itertools.count(1)
 
     def get(self) -> Fleet:
         """Return the fleet, started if there is none. Its hosts have different QEMUs of their own: 7.2 and 10.0."""
         if self._fleet is None:
-            emulators = ", ".join(f'"{path}"' for path in installed())
-            own = {"host-a": str(PATHS["7.2"]), "host-b": installed()[-1]}
             directory = Path(tempfile.mkdtemp(prefix="ferry-", dir="/tmp"))
+            found = [watched(str(n), path, directory) for n, path in enumerate(installed())] if self._are_watched else installed()
+            emulators = ", ".join(f'"{path}"' for path in found)
+            own = {"host-a": found[0], "host-b": found[-1]}
             settings = dict.fromkeys(own, f"emulators = [{emulators}]")
             fleet = Fleet(directory, qemu=own, settings=settings, places=self._places)
             try:
@@ -102,6 +105,20 @@ def _fleets_apart(network: TwoHosts) -> Iterator[Fleets]:
     fleets.discard()
 
 
+@pytest.fixture(scope="session")
+def _fleets_watched() -> Iterator[Fleets]:
+    fleets = Fleets(are_watched=True)
+    yield fleets
+    fleets.discard()
+
+
+@pytest.fixture(scope="session")
+def _fleets_apart_watched(network: TwoHosts) -> Iterator[Fleets]:
+    fleets = Fleets(network, are_watched=True)
+    yield fleets
+    fleets.discard()
+
+
 @pytest.fixture
 async def lab(_fleets: Fleets, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
     """Give a fleet on the loopback; after the test nothing of it may be left."""
@@ -113,4 +130,18 @@ async def lab(_fleets: Fleets, request: pytest.FixtureRequest) -> AsyncIterator[
 async def lab_apart(_fleets_apart: Fleets, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
     """Give a fleet whose hosts have a network between them; after the test nothing of it may be left."""
     async for one in _fleets_apart.lab(request):
+        yield one
+
+
+@pytest.fixture
+async def lab_watched(_fleets_watched: Fleets, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
+    """Give a fleet as `lab`, whose QEMUs tell a test what they have; see `qemu_state.py`."""
+    async for one in _fleets_watched.lab(request):
+        yield one
+
+
+@pytest.fixture
+async def lab_apart_watched(_fleets_apart_watched: Fleets, request: pytest.FixtureRequest) -> AsyncIterator[Lab]:
+    """Give a fleet as `lab_apart`, whose QEMUs tell a test what they have."""
+    async for one in _fleets_apart_watched.lab(request):
         yield one

@@ -186,6 +186,7 @@ class Move:
         bandwidth_mib_s: float | None = None,
         max_downtime_s: float | None = None,
         max_duration_s: float | None = None,
+        disk_bandwidth_mib_s: float | None = None,
     ) -> Whole:
         """Change bounds while it runs."""
         request = pb.UpdateMigrationRequest(
@@ -194,6 +195,7 @@ class Move:
             bandwidth_bytes_per_second=None if bandwidth_mib_s is None else round(bandwidth_mib_s * (1 << 20)),
             max_downtime=None if max_downtime_s is None else seconds(max_downtime_s),
             max_duration=None if max_duration_s is None else seconds(max_duration_s),
+            disk_bandwidth_bytes_per_second=None if disk_bandwidth_mib_s is None else round(disk_bandwidth_mib_s * (1 << 20)),
         )
         return (await self._coordinator.UpdateMigration(request)).migration
 

@@ -158,6 +158,23 @@ async def test_a_deep_chain_becomes_one_image_or_keeps_what_is_shared(lab: Lab):
     assert allocated_bytes(top) <= allocated_bytes(images[-1]) + MIB // 2
 
 
+@pytest.mark.parametrize("stands_on", ["", "base.qcow2"], ids=["alone", "on-another"])
+async def test_what_was_in_a_reused_image_does_not_show_through_a_copy_of_the_top(stands_on, lab: Lab):
+    base = make_image(lab.directory / "base.qcow2", "qcow2", "16M")
+    write(base, "qcow2", "write -P 7 8M 1M")
+    below = ("-b", str(base), "-F", "qcow2") if stands_on else ()
+    source, copy = (make_image(lab.directory / f"{name}.qcow2", "qcow2", *below, "16M") for name in "ab")
+    write(source, "qcow2", "write -P 8 4M 1M")
+    write(copy, "qcow2", "write -P 9 12M 1M")
+    disks = wish(vdb=copy)
+    disks.mode, disks.reuse = disks_pb.DiskWishes.MODE_TOP, True
+
+    await move_data_disk(lab, image_disk(source, "qcow2"), disks)
+
+    assert_equal(source, copy, "qcow2")
+    assert info(copy, "qcow2").get("backing-filename", "") == (str(base) if stands_on else "")
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
 async def test_a_disk_on_a_block_device_is_copied_to_one_or_to_a_file(sector_bytes, lab: Lab):

@@ -13,7 +13,15 @@ import grpc
 import pytest
 
 import ferry.agent.v1 as agent_package
-from ferry.agent.v1 import adoption_pb2, control_pb2, save_service_pb2, save_service_pb2_grpc, vm_pb2
+from ferry.agent.v1 import (
+    adoption_pb2,
+    block_service_pb2,
+    block_service_pb2_grpc,
+    control_pb2,
+    save_service_pb2,
+    save_service_pb2_grpc,
+    vm_pb2,
+)
 from ferry.agent.v1 import migration_pb2 as pb
 from tests.e2e.guest import Plan, domain
 from tests.e2e.lab import Lab, refused
@@ -23,7 +31,7 @@ from tests.e2e.test_post_copy import assert_moved, plan_of, start_slow
 from tests.e2e.waiting import until_equal
 
 BUSY = Plan(dirty_mib_s=8.0)
-SAVES: Final = "SaveService"
+STUBS: Final = {"SaveService": save_service_pb2_grpc.SaveServiceStub, "BlockService": block_service_pb2_grpc.BlockServiceStub}
 
 # Calls that change nothing of a VM.
 READS: Final = frozenset(
@@ -43,6 +51,10 @@ READS: Final = frozenset(
         "PlanArrival",
         "GetVmJob",
         "WatchVmJob",
+        "ListDisks",
+        "GetBlockJob",
+        "WatchBlockJob",
+        "Examine",
     }
 )
 # Calls about a migration by its id, which its own machine answers.
@@ -74,6 +86,9 @@ OTHERWISE: Final[Mapping[str, str]] = {
     "CreateVm": "refused: name and UUID are taken",
     "UpdateVmJob": "about a save, of which there is none while a migration holds the VM",
     "CancelVmJob": "about a save, of which there is none while a migration holds the VM",
+    "UpdateBlockJob": "about a block job, of which there is none while a migration holds the VM",
+    "PivotBlockJob": "about a block job, of which there is none while a migration holds the VM",
+    "AbortBlockJob": "about a block job, of which there is none while a migration holds the VM",
 }
 Build = Callable[["Target"], Any]
 
@@ -101,6 +116,10 @@ REFUSED: Final[Mapping[str, Build]] = {
     "SaveVm": lambda target: save_service_pb2.SaveVmRequest(vm=target.vm, path=f"{target.saved}.again"),
     "RestoreVm": lambda target: save_service_pb2.RestoreVmRequest(path=str(target.saved)),
     "DumpVm": lambda target: save_service_pb2.DumpVmRequest(vm=target.vm, path=f"{target.saved}.dump"),
+    "CopyDisk": lambda target: block_service_pb2.CopyDiskRequest(vm=target.vm, disk="vda", path=f"{target.saved}.copy"),
+    "PullDisk": lambda target: block_service_pb2.PullDiskRequest(vm=target.vm, disk="vda"),
+    "CommitDisk": lambda target: block_service_pb2.CommitDiskRequest(vm=target.vm, disk="vda", base="x"),
+    "SnapshotDisk": lambda target: block_service_pb2.SnapshotDiskRequest(vm=target.vm, disk="vda", path=f"{target.saved}.new"),
     "DiscardSavedVm": lambda target: save_service_pb2.DiscardSavedVmRequest(vm=target.vm),
 }
 
@@ -114,7 +133,8 @@ def methods() -> dict[str, str]:
 
 def stub_for(lab: Lab, host: str, method: str) -> Any:
     """Give the stub of an agent that has a method."""
-    return save_service_pb2_grpc.SaveServiceStub(lab.channel(host)) if methods()[method] == SAVES else lab.agents[host]
+    stub = STUBS.get(methods()[method])
+    return lab.agents[host] if stub is None else stub(lab.channel(host))
 
 
 def test_every_call_of_the_agent_is_classified_once():

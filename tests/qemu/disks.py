@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import UUID
 
+import pytest
+
 from agent.blockjobs.block_job import BlockJob, State
 from agent.blockjobs.block_jobs import BlockJobs
 from agent.blockjobs.disks import commands_of, find_drive
@@ -25,6 +27,9 @@ from tests.qemu.vms import stop_all
 UUID_1 = UUID("61111111-0000-0000-0000-000000000001")
 MIB = 1 << 20
 TIMEOUT_S = 30.0
+both = pytest.mark.parametrize("version", BINARIES)
+mostly_old = pytest.mark.parametrize("version", ["7.2", pytest.param("10.0", marks=pytest.mark.matrix)])
+mostly_new = pytest.mark.parametrize("version", ["10.0", pytest.param("7.2", marks=pytest.mark.matrix)])
 SIZE_MIB = 8
 
 

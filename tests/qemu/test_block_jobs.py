@@ -9,11 +9,9 @@ import pytest
 from agent.blockjobs.block_job import State
 from agent.blockjobs.orders import CommitOrder, CopyOrder, PullOrder
 from agent.vm.events import Happening, Reason
-from tests.contract.real import BINARIES
-from tests.qemu.disks import Agent, disk_xml, guest, make_chain
+from tests.qemu.disks import Agent, both, disk_xml, guest, make_chain, mostly_new, mostly_old
 from tests.qemu.vms import stop_all
 
-versions = pytest.mark.parametrize("version", BINARIES)
 CHAIN = ("base.qcow2", "mid.qcow2", "top.qcow2")
 
 
@@ -31,7 +29,7 @@ async def assert_starts_again(one: Agent, images: list[str]) -> None:
     await one.assert_clean()
 
 
-@versions
+@both
 async def test_a_copy_with_pivot_takes_the_disk_to_the_new_image(place: Path, version: str) -> None:
     top = make_chain(place, *CHAIN)[-1]
     async with guest(place, version, disk_xml(top)) as one:
@@ -59,7 +57,7 @@ async def test_a_copy_with_pivot_takes_the_disk_to_the_new_image(place: Path, ve
             await one.read(index + 1, index * 256, 128)
 
 
-@versions
+@mostly_old
 async def test_a_copy_of_the_top_stands_on_the_same_images(place: Path, version: str) -> None:
     top = make_chain(place, *CHAIN)[-1]
     async with guest(place, version, disk_xml(top)) as one:
@@ -72,7 +70,7 @@ async def test_a_copy_of_the_top_stands_on_the_same_images(place: Path, version:
         await assert_starts_again(one, ["new.qcow2", "mid.qcow2", "base.qcow2"])
 
 
-@versions
+@mostly_new
 async def test_an_aborted_copy_leaves_nothing(place: Path, version: str) -> None:
     top = make_chain(place, *CHAIN)[-1]
     async with guest(place, version, disk_xml(top)) as one:
@@ -88,7 +86,7 @@ async def test_an_aborted_copy_leaves_nothing(place: Path, version: str) -> None
         await one.assert_clean()
 
 
-@versions
+@mostly_old
 @pytest.mark.parametrize(("base", "left"), [("", ["top.qcow2"]), ("base.qcow2", ["top.qcow2", "base.qcow2"])])
 async def test_a_pull_takes_what_is_below_into_the_top(place: Path, version: str, base: str, left: list[str]) -> None:
     top = make_chain(place, *CHAIN)[-1]
@@ -102,7 +100,7 @@ async def test_a_pull_takes_what_is_below_into_the_top(place: Path, version: str
         await assert_starts_again(one, left)
 
 
-@versions
+@mostly_new
 @pytest.mark.parametrize(
     ("order", "left", "kind"),
     [
@@ -128,7 +126,7 @@ async def test_a_commit_takes_images_down(place: Path, version: str, order: Comm
         await one.read(8, 2048, 64)
 
 
-@versions
+@both
 async def test_a_snapshot_is_written_to_and_can_be_taken_down_again(place: Path, version: str) -> None:
     top = make_chain(place, *CHAIN)[-1]
     async with guest(place, version, disk_xml(top)) as one:

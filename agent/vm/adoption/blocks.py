@@ -13,6 +13,7 @@ from agent.vm.options import Properties, strings_of
 _PATHS: Final = frozenset({"filename"})
 _FORMATS: Final = frozenset({"raw", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"})
 _FILES: Final = frozenset({"file", "host_device"})
+_NO_FILE: Final = "json:"  # QEMU's name for what has no name, such as a directory shown as a disk
 _BOOLEAN: Final = ("direct", "no-flush")
 # Options that are short for a drive. Source: softmmu/vl.c, drive_add().
 _SHORT: Final[Mapping[str, str]] = {
@@ -79,6 +80,8 @@ class Drives:
             if given:
                 self._draft.changed.append(f"{where}: the medium {given} was taken out, the drive is empty")
             return drive
+        if block.file.startswith(_NO_FILE):
+            self._draft.blockers.append(f"{where}: what stands behind it is no file that another QEMU could open")
         is_snapshot = self._all_are_snapshots or last(drive.get("snapshot")) == "on"  # then QEMU has a file of its own in front
         if given and (is_snapshot or block.file in (given, self._draft.found.absolute(given))):
             if not _is_protocol(given):

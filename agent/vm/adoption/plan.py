@@ -30,6 +30,7 @@ _VGA: Final = {"VGA": "std", "cirrus-vga": "cirrus", "qxl-vga": "qxl", "virtio-v
 _CPU_MODES: Final = {"host": CpuMode.HOST_PASSTHROUGH, "max": CpuMode.MAXIMUM}
 _ALL_HAVE: Final = frozenset({"sockets", "cores", "threads"})
 _SHAPES: Final = ("sockets", "dies", "modules", "clusters", "cores", "threads")
+_BOARDS: Final = ("pc-i440fx-", "pc-q35-")
 _FIRST_SHOWN_FD: Final = 3
 
 
@@ -107,6 +108,8 @@ def _add_defaults(draft: Draft, drives: Drives, *, is_nographic: bool) -> None:
 
 def _check_process(draft: Draft) -> None:
     found = draft.found
+    if not draft.facts.machine.startswith(_BOARDS):
+        draft.blockers.append(f"machine type {draft.facts.machine}: only boards of type pc and q35 are built again")
     if found.is_apart:
         draft.blockers.append(f"process {found.identity.pid} has another root or mount namespace: its paths mean other files here")
     if found.uid != os.geteuid():

@@ -50,6 +50,7 @@ class Backing:
     is_shared: bool | None = None
     huge_pages: list[HugePages] = field(default_factory=list)
     is_locked: bool = False
+    is_merged: bool = True
     preallocates: bool = False
     threads: int | None = None
     discards: bool = False
@@ -98,7 +99,7 @@ def read_backing(domain: Element) -> Backing:
             allocation.finish()
         backing.is_locked = element.has("locked")
         backing.discards = element.has("discard")
-        element.has("nosharepages")  # whether the host may merge equal pages; the guest cannot tell
+        backing.is_merged = not element.has("nosharepages")
         element.finish()
     _read_tune(domain.child("numatune"), backing)
     return backing

@@ -122,6 +122,8 @@ def _read_loader(loader: Element, nvram: Element | None, path: str, plan: Plan, 
             raise nvram.invalid("nvram needs a loader of type pflash")
         plan.head.append(text("bios", path))
         return
+    if is_read_only and nvram is None and not is_stateless:
+        raise loader.invalid("nvram is missing: name the file of the variables, or say stateless='yes' where there is none")
     _add_flash(plan, 0, path, image_format, is_read_only=bool(is_read_only or is_stateless))
     if is_secure:
         plan.head.append(text("global", "driver=cfi.pflash01,property=secure,value=on"))

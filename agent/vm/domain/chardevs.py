@@ -257,7 +257,7 @@ def _read_channel(element: Element, index: int, plan: Plan) -> None:
     target = element.get_child("target")
     kind = target.choice("type", {name: name for name in ("virtio", "guestfwd")})
     is_agent = element.peek("type") in ("spicevmc", "qemu-vdagent")
-    default_name = "com.redhat.spice.0" if is_agent else "org.libvirt.channel"
+    default_name = "com.redhat.spice.0" if is_agent else None
     name = read_alias(element, f"channel{index}")
     if kind == "guestfwd":
         host, port = target.get_attribute("address"), target.number(target.get_attribute("port"))
@@ -272,9 +272,9 @@ def _read_channel(element: Element, index: int, plan: Plan) -> None:
     port_name = target.attribute("name") or default_name
     target.accept("state")
     target.finish()
-    if not _PORT_NAME.fullmatch(port_name):
+    if port_name is not None and not _PORT_NAME.fullmatch(port_name):
         raise target.invalid(f"name {port_name[:60]!r}: letters, digits, dots, dashes and underscores are wanted")
-    _add_port(element, name, plan, {"driver": "virtserialport"}, {"name": port_name})
+    _add_port(element, name, plan, {"driver": "virtserialport"}, {} if port_name is None else {"name": port_name})
 
 
 def _read_console(element: Element, index: int, plan: Plan, serials: list[Option]) -> None:

@@ -83,6 +83,8 @@ def read_controllers(devices: Element, plan: Plan) -> None:
         plan.controllers.setdefault(("sata", 0), Device(devices, "builtin", {"driver": "ahci", "id": "ide"}))
     if not has_usb:
         _add_usb(plan, devices)
+    for number, element in enumerate(devices.children("hub")):
+        _read_hub(element, number, plan)
 
 
 def _read_controller(element: Element, kind: str, index: int, plan: Plan) -> None:
@@ -142,9 +144,6 @@ def _read_pci(element: Element, index: int, plan: Plan) -> None:
     properties["id"] = read_alias(element, f"pci.{index}")
     address = read_pci_address(element)
     device = Device(element, "pci", properties, slot, address)
-    if model == "pcie-root-port" and "port" not in properties:
-        port = index if address is None else address.slot * 8 + address.function
-        device.properties = {"driver": driver, "port": port, **properties}
     plan.pci[index] = PciController(index, model, device)
 
 
@@ -210,6 +209,13 @@ def _add_usb(plan: Plan, devices: Element) -> None:
     driver, slot = _USB["piix3-uhci" if plan.board is Board.I440FX else "qemu-xhci"]
     device = Device(devices, "controller", {"driver": driver, "id": "usb"}, slot)
     plan.controllers["usb", 0] = plan.add(device)
+
+
+def _read_hub(element: Element, number: int, plan: Plan) -> None:
+    element.choice("type", {"usb": None})
+    name = read_alias(element, f"hub{number}")
+    plan.add(Device(element, "hub", {"driver": "usb-hub", **read_usb(element), "id": name}))
+    element.finish()
 
 
 def _read_scsi(element: Element, index: int, plan: Plan) -> None:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # libvirt's policies of a feature. QEMU starts without a missing `require`d one unless `check` asks otherwise.
 _POLICIES: Final = {"force": True, "require": True, "optional": True, "disable": False, "forbid": False}
-_CHECKS: Final = {"none": False, "partial": True, "full": True}
+# `partial` compares with the host's CPU, which is no matter to a guest under TCG. Source: libvirt, formatdomain, `check`.
+_CHECKS: Final = {"none": "none", "partial": "partial", "full": "full"}
 # The only names that differ by more than dashes. Source: libvirt, virQEMUCapsCPUFeatureTranslationTable.
 _QEMU_FEATURE_NAMES: Final = {"pclmuldq": "pclmulqdq", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "tsc_adjust": "tsc-adjust"}
 
@@ -71,7 +72,7 @@ def read_cpu(element: Element | None, extra: dict[str, object], *, prefers_kvm: 
         return Cpu(CpuMode.CUSTOM, "qemu64", extra)
     mode = element.choice("mode", {mode.value: mode for mode in CpuMode}) or CpuMode.CUSTOM
     element.accept("match", "exact")
-    is_enforced = element.choice("check", _CHECKS) or False
+    check = element.choice("check", _CHECKS)
     properties: dict[str, object] = {}
     is_migratable = element.switch("migratable")
     if is_migratable is not None:
@@ -88,7 +89,7 @@ def read_cpu(element: Element | None, extra: dict[str, object], *, prefers_kvm: 
         model = None
     elif model is None and properties:
         raise element.invalid("features need a model")
-    if is_enforced and model is not None:
+    if model is not None and (check == "full" or (check == "partial" and prefers_kvm)):
         properties["enforce"] = True
     with element.located():
         return Cpu(mode, model or ("qemu64" if mode is CpuMode.CUSTOM else None), {**properties, **extra})

@@ -174,8 +174,10 @@ def _read_timer(timer: Element, rtc: dict[str, object], plan: Plan) -> list[Opti
     name = timer.choice("name", {name: name for name in ("rtc", "pit", "hpet", "kvmclock", "hypervclock", "tsc")})
     later: list[Option] = []
     if name == "rtc":
-        drift = timer.choice("tickpolicy", {"catchup": "slew", "delay": "none"})
-        timer.accept("track", "guest")
+        clock = timer.choice("track", {"guest": "vm", "wall": "host", "realtime": "rt"})
+        if clock is not None:
+            rtc["clock"] = clock
+        drift = timer.choice("tickpolicy", {"catchup": "slew", "delay": None})  # QEMU's own way is to delay
         if drift is not None:
             rtc["driftfix"] = drift
     elif name == "pit":

@@ -30,7 +30,11 @@ class Memory:
 
 def read_memory(domain: Element, cpu: Element | None, plan: Plan, backing: Backing) -> Memory:
     """Read the sizes, and make the objects and NUMA cells of the guest's memory."""
-    total_kib = read_kib(domain.get_child("memory"))
+    element = domain.get_child("memory")
+    is_dumped = element.switch("dumpCore")
+    if is_dumped is not None:
+        plan.machine_properties["dump-guest-core"] = is_dumped
+    total_kib = read_kib(element)
     current = domain.child("currentMemory")
     current_kib = total_kib if current is None else read_kib(current)
     slots = _read_slots(domain.child("maxMemory"))
@@ -43,6 +47,8 @@ def read_memory(domain: Element, cpu: Element | None, plan: Plan, backing: Backi
     elif not backing.is_plain:
         plan.head.append(make_backend("pc.ram", total_kib, backing, None))
         plan.machine_properties["memory-backend"] = "pc.ram"
+    if not backing.is_merged:
+        plan.machine_properties["mem-merge"] = False
     if backing.is_locked:
         plan.head.append(keyval("overcommit", {"mem-lock": True}))
     return Memory(boot_kib, min(current_kib, boot_kib), slots)

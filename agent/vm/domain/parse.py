@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4, uuid5
 
 from agent.vm import rules
-from agent.vm.definition import Definition
+from agent.vm.definition import MAX_SHARES, MIN_SHARES, Definition
 from agent.vm.domain.backing import read_backing
 from agent.vm.domain.boot import check_crash, ends_at_reboot, give_boot_order, read_machine, read_os
 from agent.vm.domain.chardevs import number_ports, read_lines
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 IRRELEVANT: Final = ("metadata", "title", "description", "seclabel", "resource", "idmap", "on_lockfailure")
 _MAX_THREADS: Final = 1024
 # The order of kinds on the command line: what others sit on comes first.
-_RANKS: Final = {"pci": 0, "iommu": 1, "controller": 2, "memory": 3, "disk": 4, "usb": 4}
+_RANKS: Final = {"pci": 0, "iommu": 1, "controller": 2, "hub": 3, "memory": 3, "disk": 4, "usb": 4}
 
 
 def parse_domain(xml: bytes, origin: str, *, new_uuid: Callable[[], UUID] = uuid4) -> Definition:
@@ -233,5 +233,7 @@ def _read_shares(domain: Element) -> int | None:
     if shares is not None:
         number = shares.number(shares.text())
         shares.finish()
+        with shares.located():
+            rules.check_range(number, MIN_SHARES, MAX_SHARES, "CPU shares")
     element.finish()
     return number

@@ -76,7 +76,9 @@ class _Assigning:
     def run(self) -> None:
         plan = self._plan
         pci_devices = [device for device in plan.devices if device.pci is not None]
-        controllers = [one.device for one in plan.pci.values() if one.device is not None]
+        named = [one.device for one in plan.pci.values() if one.device is not None]
+        self._fill_gaps([*named, *pci_devices])
+        controllers = [one.device for _, one in sorted(plan.pci.items()) if one.device is not None]
         for slot, functions in _TAKEN[plan.board].items():
             self._taken[0, slot] = dict.fromkeys(functions, "the board")
         for device in (*controllers, *pci_devices):
@@ -164,17 +166,17 @@ class _Assigning:
                 return index
         return self._add_port()
 
-    def _add_port(self, at: int | None = None) -> int:
-        index = self._next_index() if at is None else at
-        device = Device(
-            self._root, "pci", {"driver": "pcie-root-port", "port": 0, "chassis": index, "id": f"pci.{index}"}, Slot.ROOT
-        )
-        self._plan.pci[index] = PciController(index, "pcie-root-port", device)
-        self._place(device)
-        if device.address is not None:
-            device.properties["port"] = device.address.slot * _FUNCTIONS + device.address.function
-        self._added_ports += 1
+    def _add_port(self) -> int:
+        index = self._next_index()
+        self._place(self._make_port(index))
         return index
+
+    def _make_port(self, index: int) -> Device:
+        properties: dict[str, object] = {"driver": "pcie-root-port", "chassis": index, "id": f"pci.{index}"}
+        device = Device(self._root, "pci", properties, Slot.ROOT)
+        self._plan.pci[index] = PciController(index, "pcie-root-port", device)
+        self._added_ports += 1
+        return device
 
     def _add_bridge(self, device: Device) -> int:
         if self._is_express:
@@ -200,25 +202,23 @@ class _Assigning:
                 yield index
 
     def _take(self, device: Device, address: PciAddress) -> None:
-        if address.bus not in self._plan.pci:
-            self._need_bus(address.bus)
         functions = self._taken.setdefault((address.bus, address.slot), {})
         driver = str(device.properties.get("driver", device.kind))
         if address.function in functions:
             raise device.element.invalid(f"PCI address {address} is taken already")
         functions[address.function] = driver
 
-    def _need_bus(self, bus: int) -> None:
-        """A bus that a device names without a controller for it: bridges on the older board, ports on the other."""
-        for index in range(1, bus + 1):
+    def _fill_gaps(self, devices: list[Device]) -> None:
+        """Add the buses that a device or a higher number implies: bridges on the older board, ports on the other."""
+        last = max([*self._plan.pci, *(device.address.bus for device in devices if device.address is not None)])
+        for index in range(1, last + 1):
             if index in self._plan.pci:
                 continue
             if self._is_express:
-                self._add_port(index)
+                self._make_port(index)
                 continue
             bridge = Device(self._root, "pci", {"driver": "pci-bridge", "chassis_nr": index, "id": f"pci.{index}"}, Slot.PCI)
             self._plan.pci[index] = PciController(index, "pci-bridge", bridge)
-            self._place(bridge)
 
     def _write(self, devices: list[Device]) -> None:
         shared = {
@@ -230,6 +230,8 @@ class _Assigning:
             address = device.address
             if address is None:
                 raise device.element.invalid("no place on PCI was found")
+            if any(one.device is device and one.model in _EXPRESS_BUSES for one in self._plan.pci.values()):
+                device.properties.setdefault("port", address.slot * _FUNCTIONS + address.function)
             device.properties["bus"] = bus_name(self._plan, address.bus)
             is_first = address.function == 0 and (address.bus, address.slot) in shared
             multifunction = address.is_multifunction if device.kind != "pci" or address.is_multifunction is False else is_first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -175,13 +175,17 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
 
 
 @asynccontextmanager
-async def serve_fakes(coordinator: FakeCoordinator, agent: FakeAgent) -> AsyncIterator[str]:
-    """Serve both on one port of the loopback; yield its address."""
+async def serve_fakes(
+    coordinator: FakeCoordinator, agent: FakeAgent, *more: Callable[[grpc.aio.Server], None]
+) -> AsyncIterator[str]:
+    """Serve both, and what `more` adds, on one port of the loopback; yield its address."""
 
     def add(server: grpc.aio.Server) -> None:
         rpc.add_CoordinatorServiceServicer_to_server(coordinator, server)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(agent, server)
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(coordinator, server)
+        for one in more:
+            one(server)
 
     name = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
     services = [Service(name, add)]

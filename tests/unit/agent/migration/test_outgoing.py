@@ -193,9 +193,9 @@ def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is
 
 
 def test_a_paused_guest_is_started_again_before_the_switch_over_only():
-    for early in (out.Begun(), out.Connecting(), out.Transferring()):
+    for early in (out.Begun(), out.Mirroring(), out.Connecting(), out.Transferring()):
         assert out.step(early, out.UnpauseRequested()).effects == (do.StartGuest(),)
-    for late in (out.Leaving(), out.Switching(), out.Crossing(), out.Following(), out.Sent(), out.HandedOver()):
+    for late in (out.Leaving(), out.Settling(), out.Switching(), out.Crossing(), out.Following(), out.Sent(), out.HandedOver()):
         with pytest.raises(InvalidTransition):
             out.step(late, out.UnpauseRequested())
 

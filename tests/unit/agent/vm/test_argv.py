@@ -110,7 +110,7 @@ def test_the_full_sample_becomes_this_command_line() -> None:
         ("-mon", "chardev=qmp0,mode=control"),
         ("-machine", "pc-q35-7.2,usb=off,dump-guest-core=off,hpet=off,smm=off,vmport=off"),
         ("-accel", "tcg"),
-        ("-cpu", "Nehalem,lahf-lm=on,pclmulqdq=off,enforce=on,pmu=off"),
+        ("-cpu", "Nehalem,lahf-lm=on,pclmulqdq=off,pmu=off"),
         ("-m", "size=524288k"),
         ("-smp", "4,sockets=2,dies=1,cores=2,threads=1"),
         ("-uuid", "6f8d3a52-3f0b-4b43-9a5e-2f3c56a1b7d0"),
@@ -290,3 +290,21 @@ def test_the_port_of_a_display_is_the_hosts_choice_at_each_start() -> None:
 
     assert second > first >= FIRST_PORT
     assert f"port={second},addr=127.0.0.1,disable-ticketing=on,seamless-migration=on" in build(definition, spice_port=second)
+
+
+def test_a_model_is_enforced_where_its_check_can_hold() -> None:
+    def words(kind: str, check: str, accelerator: Accelerator) -> str:
+        xml = domain(kind=kind, inside=f"<cpu check='{check}'><model>Nehalem</model></cpu>")
+        return argv.cpu_words(pinned(xml), accelerator)
+
+    assert words("kvm", "partial", Accelerator.KVM) == words("kvm", "full", Accelerator.KVM) == "Nehalem,enforce=on"
+    assert words("kvm", "full", Accelerator.TCG) == words("qemu", "partial", Accelerator.TCG) == "Nehalem"
+    assert words("qemu", "full", Accelerator.TCG) == "Nehalem,enforce=on"
+
+
+def test_what_stops_qemu_under_tcg_is_left_out_where_kvm_was_wished_and_is_not_there() -> None:
+    hyperv = "<features><hyperv><relaxed state='on'/><vpindex state='on'/><synic state='on'/></hyperv></features>"
+    definition = pinned(domain(kind="kvm", features=hyperv))
+
+    assert argv.cpu_words(definition, Accelerator.TCG) == "qemu64,hv-relaxed=on"
+    assert argv.cpu_words(definition, Accelerator.KVM) == "qemu64,hv-relaxed=on,hv-vpindex=on,hv-synic=on"

@@ -13,7 +13,7 @@ from agent.vm.definition import DEFAULT_CPU, Cpu, CpuMode, Definition, Disk, Tap
 from agent.vm.domain.parse import parse_domain
 from agent.vm.domain.reader import MAX_XML_BYTES, NotCarried
 from common.errors import InvalidRequest
-from tests.unit.agent.vm.samples import FULL, SAMPLE_UUID, domain, parse
+from tests.unit.agent.vm.samples import FULL, NOTHING, SAMPLE_UUID, domain, parse
 
 
 def named(definition: Definition, option: str = "device") -> dict[str, dict[str, object]]:
@@ -366,6 +366,62 @@ def test_features_that_qemu_has_no_switch_for_change_nothing() -> None:
     plain, listed = (parse(domain(inside=cpu.format(one))) for one in ("", "<feature name='osxsave'/><feature name='cmt'/>"))
 
     assert plain == listed
+
+
+def test_pages_are_merged_and_dumped_as_the_xml_says() -> None:
+    asked = parse(domain(memory="<memory dumpCore='on'>16384</memory>", inside="<memoryBacking><nosharepages/></memoryBacking>"))
+    plain = parse(domain())
+
+    assert (asked.machine_properties["dump-guest-core"], asked.machine_properties["mem-merge"]) == (True, False)
+    assert (plain.machine_properties["dump-guest-core"], plain.machine_properties.get("mem-merge")) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("timer", "words"),
+    [
+        ("<timer name='rtc' track='guest' tickpolicy='catchup'/>", "base=utc,clock=vm,driftfix=slew"),
+        ("<timer name='rtc' track='wall' tickpolicy='delay'/>", "base=utc,clock=host"),
+        ("<timer name='rtc' track='realtime'/>", "base=utc,clock=rt"),
+    ],
+)
+def test_a_clock_follows_what_it_is_to_follow(timer: str, words: str) -> None:
+    definition = parse(domain(inside=f"<clock offset='utc'>{timer}</clock>"))
+
+    assert [option.write()[1] for option in definition.find("rtc")] == [words]
+
+
+def test_a_port_has_the_number_of_its_place_and_none_takes_a_place_that_is_given() -> None:
+    ports = "<controller type='pci' index='3' model='pcie-root-port'/><controller type='pci' index='1' model='pcie-root-port'/>"
+    card = "<interface type='user'><model type='e1000'/><address type='pci' bus='0' slot='1'/></interface>"
+
+    devices = named(parse(domain(devices=NOTHING + ports + card)))
+
+    assert [(devices[name]["addr"], devices[name]["port"]) for name in ("pci.1", "pci.2", "pci.3")] == [
+        ("0x2", 16), ("0x2.0x1", 17), ("0x2.0x2", 18),
+    ]  # fmt: skip
+    assert devices["net0"]["addr"] == "0x1"
+
+
+def test_a_hub_stands_before_what_is_plugged_into_it() -> None:
+    xml = "<input type='tablet' bus='usb'><address type='usb' bus='0' port='1.2'/></input><hub type='usb'/>"
+    drivers = [device.get("driver") for device in parse(domain(devices=xml)).find("device")]
+
+    assert drivers.index("usb-hub") < drivers.index("usb-tablet")
+
+
+def test_a_channel_without_a_name_has_none() -> None:
+    definition = parse(domain(devices="<channel type='pty'><target type='virtio'/></channel>"))
+
+    assert "name" not in named(definition)["channel0"]
+
+
+def test_firmware_whose_variables_libvirt_would_keep_needs_their_file() -> None:
+    os = "<os><type machine='q35'>hvm</type><loader type='pflash' readonly='yes'{}>/code</loader></os>"
+    xml = domain().replace("<os><type machine='q35'>hvm</type></os>", os)
+
+    with pytest.raises(InvalidRequest, match="nvram is missing"):
+        parse(xml.format(""))
+    assert "pflash0" in named(parse(xml.format(" stateless='yes'")), "blockdev")
 
 
 def test_usb_companions_without_a_number_belong_to_the_controller_before_them() -> None:

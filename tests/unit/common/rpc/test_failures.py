@@ -18,7 +18,7 @@ from common.identity import Role
 from common.rpc import tracing
 from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, serve
-from common.rpc.status import calls_to, code_of, status_of
+from common.rpc.status import calls_to, code_of, error_of, status_of
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1.host_pb2 import GetHostRequest
 from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
@@ -121,6 +121,23 @@ async def test_a_call_that_works_is_no_error_in_either_span(finished):
         await stub.GetHost(GetHostRequest(), timeout=TIMEOUT_S)
 
     assert {span.status.status_code for span in finished()} == {StatusCode.UNSET}
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ("Failed to connect to remote host: connect() timed out", "connect() timed out"),
+        ("tcp handshaker shutdown", "no answer"),
+        ("Handshake read failed (Endpoint closing)", "no answer"),
+        ("Ssl handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED", "certificates do not fit"),
+        ("Failed to connect to remote host: connect: Connection refused (111)", "is it running?"),
+    ],
+)
+def test_a_peer_that_cannot_be_reached_is_told_by_what_grpc_says_of_it(details: str, words: str):
+    text = f"failed to connect to all addresses; last error: UNKNOWN: ipv4:192.0.2.1:7701: {details}"
+    call = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=text)
+
+    assert words in error_of(call, "agent").text
 
 
 def test_errors_of_ours_pass_through():

@@ -271,6 +271,20 @@ def test_a_daemons_relative_images_keep_the_vm_here():
     assert "start it with the absolute path" in made.definition.blockers[0]
 
 
+def test_a_drive_that_is_no_file_keeps_the_vm_here():
+    facts = replace(FACTS, blocks=(Block("d", 'json:{"driver": "vvfat"}', "raw", is_read_only=False),))
+
+    made = plan_adoption(found("-nodefaults -drive if=none,id=d,file=fat:rw:/srv"), facts, "web")
+
+    assert made.definition.blockers == ("-drive d: what stands behind it is no file that another QEMU could open",)
+
+
+def test_a_board_of_another_kind_keeps_the_vm_here():
+    made = plan_adoption(found("-nodefaults"), replace(FACTS, machine="microvm"), "web")
+
+    assert made.definition.blockers == ("machine type microvm: only boards of type pc and q35 are built again",)
+
+
 def test_a_config_file_is_refused():
     with pytest.raises(WrongState, match=r"-readconfig x\.cfg"):
         plan("-readconfig x.cfg")

@@ -1,0 +1,188 @@
+"""Moves of a disk guest with its disk, brought to where a fault is to happen; and what must hold after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from ferry.common.v1 import disks_pb2 as disks_pb
+from ferry.common.v1.budget_pb2 import POLICY_FAST
+from tests.e2e.disk_guest import Disk, DiskPlan, WritingGuest, leave, start_disk_guest
+from tests.e2e.lab import Lab, frozen, now_s
+from tests.e2e.move import WAYS, Half, Move, State, Where, Whole
+from tests.e2e.qemu_state import QemuState, assert_state, state_of
+from tests.e2e.waiting import until
+from tests.guests.disk import Area, create_image, write_to_image
+
+MIB = 1 << 20
+SLOW_MIB_S = 1.0
+COLD_MIB = 24
+AREA = Area(slot_count=1024, write_mib_s=2.0, verify_mib_s=2.0)
+STANDS_STILL_S = 0.4
+
+
+class Stage(Enum):
+    """Where in a move a fault happens."""
+
+    COPYING = "copying"
+    """The disk is copied, and most of it is still to come."""
+    SENDING = "sending"
+    """The copy is ready, and memory is on its way for as long as nothing happens."""
+    SETTLING = "settling"
+    """The copy is ready, and the guest stands still soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slowness:
+    disk_mib_s: float
+    memory_mib_s: float
+
+
+_SLOWNESS = {
+    Stage.COPYING: _Slowness(SLOW_MIB_S, 0),
+    Stage.SENDING: _Slowness(0, 2.0),
+    Stage.SETTLING: _Slowness(0, 1.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMove:
+    """A guest, its move, and what was before it."""
+
+    lab: Lab
+    guest: WritingGuest
+    move: Move
+    stage: Stage
+    copy: Path
+    before: QemuState
+    since_s: float
+    way: str
+
+    async def reach(self) -> None:
+        """Wait until the move is where its fault is to happen; not for SETTLING."""
+        if self.stage is Stage.COPYING:
+            await self.move.wait_source(
+                lambda half: (
+                    half.phase == "Mirroring" and 0 < half.progress.disks[0].copied_bytes < half.progress.disks[0].total_bytes
+                ),
+                "a disk on its way",
+            )
+        else:
+            await self.move.wait_transferring()
+
+    async def copied_bytes(self) -> int:
+        """Ask how much of the disk is copied."""
+        [disk] = (await self.move.at_source()).progress.disks
+        return disk.copied_bytes
+
+    @asynccontextmanager
+    async def stopped_for_settling(self) -> AsyncIterator[int]:
+        """Let QEMU stop the guest for the switch-over, and keep the source's agent from its next step until the block ends.
+
+        Gives the process of the destination's QEMU.
+        """
+        await self.move.wait_source_phase("Transferring")
+        destination = await self.lab.qemu_pid("host-b")
+        with frozen(self.lab.fleet.pid("agent-a")):
+            await self.guest.wait_silent(STANDS_STILL_S)
+            yield destination
+
+    def written_bytes(self) -> int:
+        """Say how much the guest has written since it was started; a copy counts that as copied."""
+        return self.guest.console.last(1).issued * AREA.slot_bytes
+
+    async def kill_destination(self) -> None:
+        """End the destination's QEMU as a crash would."""
+        os.kill(await self.lab.qemu_pid("host-b"), signal.SIGKILL)
+
+    async def assert_kept(self, state: State.ValueType, *reasons: str, words: tuple[str, ...] = ()) -> Whole:
+        """Fail unless the move ends like this, the guest runs on where it was, and nothing of the move is left."""
+        outcome = await self.move.outcome(timeout_s=60)
+        assert outcome.state == state, outcome.error
+        assert outcome.guest_location == Where.GUEST_LOCATION_SOURCE
+        assert outcome.error_reason in reasons, f"{outcome.error_reason}: {outcome.error}"
+        for word in words:
+            assert word in outcome.error, outcome.error
+        await self.assert_as_before()
+        return outcome
+
+    async def assert_as_before(self) -> None:
+        """Fail unless the guest runs and writes on the source, and there is nothing that was not there before the move."""
+        await self.lab.assert_only_on("host-a", self.guest)
+        await assert_state(self.lab, self.before)
+        await self.guest.console.wait_written(20, disk=1)
+        await self.guest.console.wait_flushed(disk=1)
+        self.guest.assert_whole()
+        await until(lambda: not self.traces(), f"nothing left, but there is: {self.traces()}")
+
+    def traces(self) -> list[str]:
+        """Name the files of the copy that are there, and what hangs in the servers' directories beside the running guest."""
+        found = [str(path) for path in (self.copy, *self.lab.directory.glob(".ferry-*")) if path.exists()]
+        state = self.lab.fleet.directory / "host-b"
+        return found + [str(path) for directory in ("keys", "run") for path in (state / directory).iterdir()]
+
+    async def assert_moves_now(self) -> None:
+        """Fail unless the same move succeeds at once, and its copy passes the write check."""
+        options = WAYS[self.way](disks=copied_to(self.copy))
+        outcome = await (await self.lab.start_move(options=options)).outcome(timeout_s=60)
+        assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+        await self.assert_arrived()
+
+    async def assert_arrived(self) -> None:
+        """Fail unless the guest runs on the destination alone, and its copy has every acknowledged write."""
+        lab, guest = self.lab, self.guest
+        await lab.assert_only_on("host-b", guest)
+        there = await state_of(lab, "host-b")
+        assert (there.jobs, there.exports, there.connections, there.objects) == ((), (), (), self.before.objects)
+        await guest.console.wait_disk_sweeps(2, disk=1)
+        guest.assert_whole()
+        await leave(lab, guest, "host-b")
+        guest.assert_disk("vdb", self.copy, is_final=True)
+
+
+def _is_copying(half: Half) -> bool:
+    return half.phase == "Mirroring" and 0 < half.progress.disks[0].copied_bytes < half.progress.disks[0].total_bytes
+
+
+def copied_to(
+    path: Path, *, bandwidth_mib_s: float = 0, mode: disks_pb.DiskWishes.Mode.ValueType = disks_pb.DiskWishes.MODE_UNSPECIFIED
+) -> disks_pb.DiskWishes:
+    """Wish that `vdb` is copied."""
+    return disks_pb.DiskWishes(
+        which=disks_pb.DiskWishes.WHICH_NAMED,
+        names=["vdb"],
+        mode=mode,
+        destination_paths={"vdb": str(path)},
+        bandwidth_bytes_per_second=round(bandwidth_mib_s * MIB),
+    )
+
+
+def cold_disk(directory: Path, *, kind: str = "qcow2", size_mib: int = 64) -> Disk:
+    """Make a disk with an area to write to, and data that nobody touches behind it."""
+    path = create_image(directory / f"vdb.{kind}", size_mib * MIB, kind=kind)
+    write_to_image(path, {16 * MIB: b"\x07" * (COLD_MIB * MIB)}, kind=kind)
+    return Disk(size_mib=size_mib, kind=kind, area=AREA, path=path)
+
+
+async def start_disk_move(
+    lab: Lab, stage: Stage, way: str = "psk", *, plan: DiskPlan | None = None, copy: Path | None = None
+) -> DiskMove:
+    """Start a guest with a disk that is not shared, and let it be moved, so slowly that a fault can happen at a stage."""
+    slowness = _SLOWNESS[stage]
+    memory = {"memory_mib": 4, "dirty_mib_s": 0.05} if stage is Stage.SETTLING else {"memory_mib": 16, "dirty_mib_s": 8.0}
+    plan = plan or DiskPlan(disks=(cold_disk(lab.directory),))
+    plan = replace(plan, **memory)  # type: ignore[arg-type]  # replace() checks the names
+    guest = await start_disk_guest(lab, plan)
+    before = await state_of(lab)
+    copy = copy or lab.directory / "there.qcow2"
+    options = WAYS[way](
+        disks=copied_to(copy, bandwidth_mib_s=slowness.disk_mib_s), bandwidth_mib_s=slowness.memory_mib_s, policy=POLICY_FAST
+    )
+    since_s = now_s()
+    move = await lab.start_move(options=options)
+    return DiskMove(lab, guest, move, stage, copy, before, since_s, way)
