@@ -77,7 +77,7 @@ class DiskCopies:
         if self._made is None:
             facts = self._session.facts
             names = {copy.disk: copy_name(facts.migration_id, index) for index, copy in enumerate(facts.copies)}
-            self._made = Mirrors(self._session.qemu.block, names)
+            self._made = Mirrors(self._session.qemu, names)
         return self._made
 
     # start
@@ -176,12 +176,20 @@ class DiskCopies:
             match notice:
                 case Event():
                     self._mirrors.see(notice)
+                    await self._find_reason()
                 case Reconnected():
                     with suppress(FerryError):
                         await self._mirrors.ask()
                 case Gone():
                     return
             self._judge()
+
+    async def _find_reason(self) -> None:
+        """Ask why a copy stands still; its event does not tell."""
+        if self._mirrors.are_broken and isinstance(self._session.phase, _COPYING):
+            with suppress(FerryError, TimeoutError):
+                async with asyncio.timeout(MUTE_LIMIT_S):
+                    await self._mirrors.ask()
 
     def _judge(self) -> None:
         """Tell the machine what the copies have come to."""

@@ -130,13 +130,15 @@ class BlockCommands:
         bytes_per_second: int,
         replaces: str = "",
         is_write_blocking: bool = True,
+        stops_on_error: bool = False,
         granularity_bytes: int = 0,
     ) -> None:
         """Start to copy a root node; each of the guest's writes goes to both, so that it stays ready under load.
 
-        To abort such a job while the guest writes corrupts QEMU's memory, before and after it is ready, on 7.2 and 10.0. Without
-        `is_write_blocking` the target is a moment behind the guest, and the job may be aborted at any time; what the guest writes
-        is then copied in pieces of `granularity_bytes`, QEMU's default where it is 0.
+        To abort such a job while the guest writes corrupts QEMU's memory, before and after it is ready, on 7.2 and 10.0; so does an
+        error that ends it. With `stops_on_error` an error only stops it; it may then be aborted while the guest stands still.
+        Without `is_write_blocking` the target is a moment behind the guest, and the job may be aborted at any time; what the guest
+        writes is then copied in pieces of `granularity_bytes`, QEMU's default where it is 0.
 
         What the job needs is told by JOB_STATUS_CHANGE, and its error by query_jobs() until dismiss_job(). When it is completed the
         target takes the place of the node, or of `replaces`, which may be below filters of that node.
@@ -157,8 +159,8 @@ class BlockCommands:
                 "speed": bytes_per_second,
                 "auto-finalize": True,
                 "auto-dismiss": False,
-                "on-source-error": "report",
-                "on-target-error": "report",
+                "on-source-error": "stop" if stops_on_error else "report",
+                "on-target-error": "stop" if stops_on_error else "report",
             },
         )
 

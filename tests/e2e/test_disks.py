@@ -11,6 +11,7 @@ from tests.e2e.disk_guest import Disk, DiskPlan, WritingGuest, leave, start_disk
 from tests.e2e.disk_moves import allocated_bytes, copied_to, places
 from tests.e2e.lab import PAUSED, Lab
 from tests.e2e.move import WAYS, State, post_copy, wishes
+from tests.e2e.waiting import until
 from tests.guests.disk import Area
 
 MIB = 1 << 20
@@ -66,8 +67,8 @@ async def test_disks_that_are_not_shared_go_along_with_all_that_was_written(pair
     assert {disk.disk: disk.is_ready for disk in outcome.progress.disks} == {"vdb": True, "vdc": True}
     assert "settle" in {leg.name for leg in outcome.downtime.legs}
     await assert_arrived(lab, guest, second)
-    for target, path in places(guest).items():
-        assert allocated_bytes(path) < allocated_bytes(guest.images[target]) + MIB
+    for path in places(guest).values():  # of 64 and 32 MiB the guest writes to 8 and 3
+        assert allocated_bytes(path) < 12 * MIB
 
 
 @pytest.mark.parametrize(
@@ -131,3 +132,27 @@ async def test_a_guest_with_a_copied_disk_goes_back_into_the_image_that_it_left(
     await guest.console.wait_written(20, disk=1)
     await leave(lab, guest, "host-a")
     guest.assert_disk("vdb", is_final=True)
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+async def test_a_guest_that_writes_all_the_time_outlives_every_attempt_that_is_given_up(version, lab: Lab):
+    """A mirror that is aborted under a write takes QEMU with it, once in some tries."""
+    area = Area(write_mib_s=16.0, verify_mib_s=1.0)
+    guest = await start_disk_guest(lab, DiskPlan(emulator=require(version), disks=(Disk(area=area), Disk(area=area))))
+
+    for attempt in range(12):
+        disks = copied_to(guest, bandwidth_bytes_per_second=(attempt % 3) * 8 * MIB)
+        move = await lab.start_move(options=wishes(bandwidth_mib_s=1, disks=disks))
+        phase = "Mirroring" if attempt % 2 else "Transferring"
+        await move.wait_source_phase(phase)
+        await lab.try_cancel(move)
+        outcome = await move.outcome()
+        assert outcome.state == State.STATE_CANCELLED, outcome.error
+        await until(lambda: not [path for path in places(guest).values() if path.exists()], "no image that was made for it")
+
+    await guest.console.wait_written(20, disk=1)
+    await lab.assert_only_on("host-a", guest)
+    await leave(lab, guest, "host-a")
+    guest.assert_whole()
+    for target in guest.images:
+        guest.assert_disk(target, is_final=True)
