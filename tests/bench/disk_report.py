@@ -23,7 +23,7 @@ qcow2 image of 1 GiB with 256 MiB in it, 4 MiB in every 16. It writes {WRITE_MIB
 random, and flushes ten times a second. The disk is copied first, over NBD, with the guest's writes on both sides from the start;
 memory follows when the copy is ready; the copy is ended once the guest stands still. QEMU alone does that by the shortest script
 that is as safe: it looks whether the copy is complete, and drops the export before the guest runs. Image, NBD server and QEMU
-at the destination are there before in both. `python -m tests.bench disks` measures this part alone.
+at the destination are there before in both, and all images lie in memory. `python -m tests.bench disks` measures this part alone.
 """
 _COLUMNS: Final = f"""\
 - **total**: from `blockdev-add` sent until the guest runs at the destination. **ratio** is the median over the rounds of the total
