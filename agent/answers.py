@@ -14,7 +14,8 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-KEPT_COUNT: Final = 1000
+# Callers repeat within a minute, in which no host does as much. An answer may take 15 kB.
+KEPT_COUNT: Final = 250
 
 
 class Answers:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import InvalidRequest, WrongState
-from common.identity import SPIFFE_PREFIX, Identity, Role
+from common.identity import SPIFFE_PREFIX, Role
 
 AUTHORITY_LIFETIME: Final = timedelta(days=3650)
 CERTIFICATE_LIFETIME: Final = timedelta(days=825)
@@ -28,31 +28,6 @@ AUTHORITY_KEY: Final = "ca-key.pem"
 MAX_DNS_NAME_LENGTH: Final = 253
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _DNS_NAME: Final = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")
-
-
-def check_identity(identity: Identity) -> None:
-    """Find what TLS would only call a failed handshake.
-
-    Raises:
-        WrongState: a file cannot be read, or certificate and key are no pair that is valid today.
-    """
-    _, certificate_pem, key_pem = identity.read()
-    try:
-        certificate = x509.load_pem_x509_certificate(certificate_pem)
-    except ValueError as error:
-        raise WrongState(f"certificate file {identity.certificate} holds no certificate", reason="CERTIFICATE_BROKEN") from error
-    try:
-        key = serialization.load_pem_private_key(key_pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise WrongState(f"key file {identity.key} holds no key without password", reason="CERTIFICATE_BROKEN") from error
-    if key.public_key() != certificate.public_key():
-        raise WrongState(f"key file {identity.key} is not the key of {identity.certificate}", reason="CERTIFICATE_BROKEN")
-    if certificate.not_valid_after_utc < datetime.now(UTC):
-        raise WrongState(
-            f"certificate {identity.certificate} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}; "
-            "make a new one by `ferry pki issue`",
-            reason="CERTIFICATE_EXPIRED",
-        )
 
 
 def init_authority(directory: Path) -> None:

@@ -1,7 +1,8 @@
 """Spans and logs of one process. Telemetry decides nothing: what cannot be exported is dropped.
 
 Finished spans stay in a bounded buffer, from which the coordinator collects those of a migration; with an endpoint they go to an
-OTLP/gRPC collector as well. Logs are JSON lines on stderr that carry the ids of trace and span.
+OTLP/gRPC collector as well, whose exporter is loaded only then: it takes 5 MB. Logs are JSON lines on stderr that carry the ids of
+trace and span.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Final
 
@@ -18,7 +20,6 @@ import structlog
 from google.protobuf.message import DecodeError
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -27,7 +28,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from common.errors import InvalidRequest
 
 KEPT_TRACES: Final = 200
-# About 3 kB each.
+# About 3 kB each until they are asked for, 0.2 kB from then on.
 KEPT_SPANS: Final = 2000
 KEPT_SPANS_PER_TRACE: Final = 5000
 EXPORT_TIMEOUT_S: Final = 1
@@ -45,11 +46,32 @@ def decode_traces(traces_data: bytes) -> TracesData:
         raise InvalidRequest(f"spans: {len(traces_data)} bytes that are no TracesData", reason="SPANS_MALFORMED") from error
 
 
+@dataclass(slots=True)
+class _KeptTrace:
+    """The first spans of a trace: serialised those that were asked for, and the later ones as they came."""
+
+    packed: bytes = b""
+    packed_count: int = 0
+    spans: list[ReadableSpan] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return self.packed_count + len(self.spans)
+
+    def pack(self) -> bytes:
+        """Serialise what is not yet; a TracesData with another one after it is one with the spans of both."""
+        if self.spans:
+            self.packed += TracesData(resource_spans=encode_spans(self.spans).resource_spans).SerializeToString()
+            self.packed_count += len(self.spans)
+            self.spans = []
+        return self.packed
+
+
 class SpanBuffer(SpanProcessor):
     """Keeps finished spans by trace: the traces that grew last, the last one of all in any case, and of each the first spans."""
 
     def __init__(self) -> None:
-        self._spans: OrderedDict[int, list[ReadableSpan]] = OrderedDict()
+        self._traces: OrderedDict[int, _KeptTrace] = OrderedDict()
         self._count = 0
         self._lock = Lock()
 
@@ -59,14 +81,14 @@ class SpanBuffer(SpanProcessor):
         if context is None or not context.trace_flags.sampled:
             return
         with self._lock:
-            kept = self._spans.setdefault(context.trace_id, [])
-            self._spans.move_to_end(context.trace_id)
-            if len(kept) < KEPT_SPANS_PER_TRACE:
-                kept.append(span)
+            kept = self._traces.setdefault(context.trace_id, _KeptTrace())
+            self._traces.move_to_end(context.trace_id)
+            if kept.count < KEPT_SPANS_PER_TRACE:
+                kept.spans.append(span)
                 self._count += 1
-            while len(self._spans) > 1 and (len(self._spans) > KEPT_TRACES or self._count > KEPT_SPANS):
-                _, forgotten = self._spans.popitem(last=False)
-                self._count -= len(forgotten)
+            while len(self._traces) > 1 and (len(self._traces) > KEPT_TRACES or self._count > KEPT_SPANS):
+                _, forgotten = self._traces.popitem(last=False)
+                self._count -= forgotten.count
 
     def spans_of(self, trace_id: str) -> bytes:
         """Return the kept spans of a trace: an opentelemetry.proto.trace.v1.TracesData, serialised; empty when there are none."""
@@ -75,10 +97,8 @@ class SpanBuffer(SpanProcessor):
         except ValueError:
             return b""
         with self._lock:
-            spans = list(self._spans.get(wanted, ()))
-        if not spans:
-            return b""
-        return TracesData(resource_spans=encode_spans(spans).resource_spans).SerializeToString()
+            kept = self._traces.get(wanted)
+            return b"" if kept is None else kept.pack()
 
 
 @contextmanager
@@ -96,15 +116,19 @@ def telemetry(service: str, host: str, *, otlp_endpoint: str = "", log_level: st
     buffer = SpanBuffer()
     provider.add_span_processor(buffer)
     if otlp_endpoint:
-        exporter = OTLPSpanExporter(
-            endpoint=otlp_endpoint, insecure=not otlp_endpoint.startswith("https://"), timeout=EXPORT_TIMEOUT_S
-        )
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+        provider.add_span_processor(_exporting(otlp_endpoint))
     trace.set_tracer_provider(provider)
     try:
         yield buffer
     finally:
         provider.shutdown()
+
+
+def _exporting(endpoint: str) -> SpanProcessor:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - see above
+
+    exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"), timeout=EXPORT_TIMEOUT_S)
+    return BatchSpanProcessor(exporter, schedule_delay_millis=1000)
 
 
 def _configure_logs(level: str) -> None:

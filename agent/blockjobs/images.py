@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("qcow2", "raw")
 _MAGIC: Final = b"QFI\xfb"
-# Magic, version, place and length of the backing file's name, cluster bits, virtual size. Source: docs/interop/qcow2.txt.
-_HEADER: Final = struct.Struct(">4sIQIIQ")
+# Magic, version, place and length of the backing file's name, cluster bits, virtual size, encryption, entries and place of the
+# first-level table. Source: docs/interop/qcow2.txt.
+_HEADER: Final = struct.Struct(">4sIQIIQIIQ")
+_ENTRY_BYTES: Final = 8
+_MOST_OF_A_TABLE: Final = 32 << 20  # QCOW_MAX_L1_SIZE
 _LONGEST_NAME: Final = 1023
 _PERMISSIONS: Final = 0o777
 _MIB: Final = 1 << 20
@@ -36,11 +39,13 @@ class FoundImage:
     Attributes:
         format: `qcow2`, or `raw` for all else.
         backing_path: what it names as its backing file, absolute; empty without.
+        has_clusters: it has, or had, data of its own, so that not all of what it stands on is seen through it.
     """
 
     format: str
     virtual_size_bytes: int
     backing_path: str
+    has_clusters: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +72,29 @@ def find_image(path: Path) -> FoundImage:
             head = file.read(_HEADER.size)
             is_qcow2 = head.startswith(_MAGIC) and len(head) == _HEADER.size
             backing_path = _read_backing(file, head, path) if is_qcow2 else ""
+            has_clusters = not is_qcow2 or _has_clusters(file, head)
             size_bytes = file.seek(0, os.SEEK_END)
     except FileNotFoundError as error:
         raise WrongState(f"{path} does not exist on this host", reason="FILE_MISSING", path=path) from error
     except OSError as error:
         raise WrongState(f"{path} cannot be read and written: {error.strerror}", reason="FILE_NOT_ACCESSIBLE", path=path) from error
     if is_qcow2:
-        return FoundImage("qcow2", _HEADER.unpack(head)[-1], backing_path)
+        return FoundImage("qcow2", _HEADER.unpack(head)[5], backing_path, has_clusters)
     return FoundImage("raw", size_bytes, "")
 
 
 def _read_backing(file: BinaryIO, head: bytes, path: Path) -> str:
-    _, _, offset, length, _, _ = _HEADER.unpack(head)
+    _, _, offset, length, *_ = _HEADER.unpack(head)
     file.seek(offset)
     name = file.read(min(length, _LONGEST_NAME)).decode(errors="replace") if offset else ""
     return os.path.join(path.parent, name) if name else ""  # noqa: PTH118 -- what the image says, absolute or not
+
+
+def _has_clusters(file: BinaryIO, head: bytes) -> bool:
+    """Say whether any part of the first-level table leads to clusters."""
+    *_, entries, offset = _HEADER.unpack(head)
+    file.seek(offset)
+    return any(file.read(min(entries * _ENTRY_BYTES, _MOST_OF_A_TABLE)))
 
 
 def is_device(path: str) -> bool:

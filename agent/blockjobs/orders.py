@@ -197,6 +197,12 @@ def _check_reused(ground: Ground, order: CopyOrder, image_format: str) -> None:
             reason="BACKING_DIFFERS",
             path=path,
         )
+    if order.is_top_only and found.has_clusters:
+        raise WrongState(
+            f"{path} has data of its own, which would show where the top of {ground.named} has none: make it anew, or copy in full",
+            reason="IMAGE_NOT_EMPTY",
+            path=path,
+        )
 
 
 def _check_unused(ground: Ground, path: str, harm: str) -> None:

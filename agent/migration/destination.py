@@ -369,7 +369,16 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, RETRY_LAST_S)
             else:
+                if isinstance(self.phase, inc.Undoing):  # whoever hears that it is undone may try again at once
+                    await asyncio.to_thread(self._discard_images)
                 self.observe(inc.Undone())
+
+    def _discard_images(self) -> None:
+        for made in self.facts.made_images:
+            try:
+                discard(made)
+            except OSError as error:
+                _log.warning("image not removed", migration=self.facts.migration_id, path=made.path, error=error.strerror)
 
     async def _drop_credentials(self) -> None:
         if self.facts.options.is_psk:
@@ -382,9 +391,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         remove_key(self._around.key_directory(self.facts.migration_id))
         await self.link.close()
         if isinstance(self.phase, inc.Abandoned):
-            for made in self.facts.made_images:
-                with suppress(OSError):
-                    discard(made)
+            self._discard_images()
         # A QEMU that is killed leaves the sockets that it listened on.
         for purpose in ("in", "nbd-in"):
             self._around.store.session_socket_path(self.facts.migration_id, purpose).unlink(missing_ok=True)

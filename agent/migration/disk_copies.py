@@ -26,7 +26,7 @@ from agent.migration.order import Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID
 from agent.migration.transfer_spans import untraced
 from agent.qemu.block_commands import LARGEST_PIECE_BYTES, Sync, piece_bytes
-from agent.qemu.errors import QemuSilent
+from agent.qemu.errors import QemuRefused, QemuSilent
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.qemu.threads import find_threads, is_working
 from agent.vm.disk_images import FILTERS, disk_images
@@ -118,7 +118,11 @@ class DiskCopies:
         sync = _sync(copy, drive, options.disks.mode)
         self._share = self._share_of_each()
         self._piece_bytes = piece_bytes(self._share)
-        await self._mirrors.add(copy.disk, drive.node, server, credentials, sync, bytes_per_second=self._share)
+        try:
+            await self._mirrors.add(copy.disk, drive.node, server, credentials, sync, bytes_per_second=self._share)
+        except QemuRefused as error:
+            text = f"disk {copy.disk} cannot be copied to {self._peer}: {error.text}"
+            raise WrongState(text, reason=MirrorFailed.default_reason, disk=copy.disk) from error
 
     async def take_up(self) -> None:
         """Go on with the copies that an agent before this one started.

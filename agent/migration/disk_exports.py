@@ -14,6 +14,7 @@ from agent.migration.order import DiskCopy, DiskEndpoint, Options, Transport
 from agent.migration.qemu_setup import CREDENTIALS_ID
 from agent.qemu.errors import QemuRefused
 from agent.vm.disk_images import disk_images, node_options
+from agent.vm.inner_nodes import inner_file
 from common.errors import FerryError, WrongState
 
 if TYPE_CHECKING:
@@ -111,8 +112,13 @@ async def treat_holes_as_defined(qemu: Qemu, definition: Definition, copy: DiskC
 
 
 def _stubborn(definition: Definition, copy: DiskCopy) -> list[Option]:
-    """List the nodes of a raw image that keep holes from it, the top one first."""
+    """List the nodes of a raw image that keep holes from it, the top one first.
+
+    None where one is written inside of another: of a person's own words QEMU would not take them as they are.
+    """
     options = node_options(definition, copy.disk)
+    if any(inner_file(option) for option in options):
+        return []
     is_raw = any(option.get("driver") == "raw" for option in options)
     return [option for option in options if is_raw and option.get("discard") != "unmap"]
 

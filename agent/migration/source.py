@@ -615,3 +615,4 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             with suppress(FerryError, TimeoutError):
                 await self.transfer.close_tunnel()
         await self._connections.aclose()
+        self._destination = self._endpoint = None  # this half is kept for long, the channel and its calls need not be

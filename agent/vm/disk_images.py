@@ -5,10 +5,11 @@ A disk is known by the name that people use, its target, or by the id of a `-dri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from agent.vm.inner_nodes import inner_file, with_inner_file
 from agent.vm.options import Option
 from common.errors import InvalidRequest
 
@@ -64,9 +65,13 @@ def placed(definition: Definition, disk: str, path: str, *, is_block_device: boo
     for one in definition.disks:
         if one.target == disk:
             leaf = nodes[_down(nodes, one.node)[-1]]
-            if leaf.get("driver") not in _OF_FILES:
+            inner = inner_file(leaf)
+            was = str((inner or leaf.properties).get("driver", ""))
+            if was not in _OF_FILES:
                 raise InvalidRequest(f"disk {disk} is no file of the host, so it has no path", reason="DISK_NOT_A_FILE", disk=disk)
-            driver = leaf.get("driver") if is_block_device is None else "host_device" if is_block_device else "file"
+            driver = was if is_block_device is None else "host_device" if is_block_device else "file"
+            if inner:
+                return _with(definition, leaf, with_inner_file(leaf, filename=path, driver=driver).properties)
             return _with(definition, leaf, {**leaf.properties, "filename": path, "driver": driver})
     for drive in definition.find("drive"):
         if drive.get("id") == disk:
@@ -120,6 +125,7 @@ def _of_nodes(definition: Definition) -> Iterator[DiskImage]:
         if disk.node not in nodes:
             continue
         leaf = nodes[_down(nodes, disk.node)[-1]]
+        storage = inner_file(leaf) or leaf.properties
         format_node = _format_node(nodes, disk.node)
         top = nodes[format_node]
         yield DiskImage(
@@ -127,9 +133,9 @@ def _of_nodes(definition: Definition) -> Iterator[DiskImage]:
             disk.device,
             disk.node,
             format_node,
-            leaf.get("filename") if leaf.get("driver") in _OF_FILES else "",
+            str(storage.get("filename", "")) if storage.get("driver") in _OF_FILES else "",
             top.get("driver"),
-            top.properties.get("read-only") in _TRUE or leaf.properties.get("read-only") in _TRUE,
+            any(properties.get("read-only") in _TRUE for properties in (top.properties, leaf.properties, storage)),
             disk.is_shareable,
         )
 
@@ -169,6 +175,6 @@ def _below(nodes: dict[str, Option], backing: object) -> Iterator[str]:
             yield from _below(nodes, nodes[name].properties.get("backing"))
 
 
-def _with(definition: Definition, option: Option, properties: dict[str, object]) -> Definition:
-    changed = replace(option, properties=properties)
+def _with(definition: Definition, option: Option, properties: Mapping[str, object]) -> Definition:
+    changed = replace(option, properties=dict(properties))
     return replace(definition, options=tuple(changed if one is option else one for one in definition.options))

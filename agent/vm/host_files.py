@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from agent.vm.inner_nodes import inner_file
 from agent.vm.options import RUN_DIR
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def lines(definition: Definition, run_dir: Path) -> dict[str, str]:
     return found
 
 
-def _files(definition: Definition) -> Iterator[HostFile]:
+def _files(definition: Definition) -> Iterator[HostFile]:  # noqa: C901 - one line an option
     disks = _nodes_of_disks(definition)
     for option in definition.options:
         match option.name:
@@ -109,6 +110,8 @@ def _files(definition: Definition) -> Iterator[HostFile]:
                 what = f"disk {target}" if target else f"block node {option.get('node-name')}"
                 use = Use.READ if option.properties.get("read-only") in (True, "on") else Use.WRITE
                 yield HostFile(what, option.get("filename"), use, is_shareable, _is_never_flushed(option))
+            case "blockdev" if inner_file(option).get("driver") in _FILE_DRIVERS:
+                yield from _of_inner_file(option, *disks.get(option.get("node-name"), ("", False)))
             case "drive":
                 use = Use.READ if option.get("readonly") == "on" or option.get("media") == "cdrom" else Use.WRITE
                 if option.get("file").startswith("/"):
@@ -118,6 +121,15 @@ def _files(definition: Definition) -> Iterator[HostFile]:
                 yield from _of_chardev(option)
             case name:
                 yield from _of_others(option, name)
+
+
+def _of_inner_file(option: Option, target: str, is_shareable: bool) -> Iterator[HostFile]:  # noqa: FBT001 - as it is kept
+    inner = inner_file(option)
+    path = str(inner.get("filename", ""))
+    is_read_only = any(one.get("read-only") in (True, "on") for one in (inner, option.properties))
+    what = f"disk {target}" if target else f"block node {option.get('node-name')}"
+    yield HostFile(what, path, Use.READ if is_read_only else Use.WRITE, is_shareable, _is_never_flushed(option))
+    yield from (file for file in _of_others(option, "blockdev") if file.path != path)
 
 
 def _is_never_flushed(option: Option) -> bool:

@@ -14,9 +14,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
+from common.certificate import check_identity
 from common.errors import Bug, FerryError, WrongState
 from common.identity import Identity, Role
-from common.pki import check_identity
 from common.rpc.address import check_plain_text_allowed
 from common.rpc.channel import MAX_MESSAGE_BYTES
 from common.rpc.peer import peer
@@ -29,7 +29,7 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 _KINDS: Final = ("unary_unary", "stream_unary", "stream_stream", "unary_stream")
 _log = structlog.get_logger()

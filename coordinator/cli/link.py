@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from common.certificate import check_identity
 from common.errors import Expired, FerryError, InvalidRequest, NotFound, Unreachable
 from common.identity import Identity
 from common.rpc.channel import open_channel
@@ -169,8 +170,6 @@ class Link:
         """
         await self._stack.aclose()
         if isinstance(error, Unreachable) and self._identity is not None:
-            from common.pki import check_identity  # noqa: PLC0415 -- takes a tenth of what `ferry vm ls` does
-
             check_identity(self._identity)
 
     @property

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -35,6 +36,8 @@ class Stage(Enum):
     """The copy is ready, and memory is on its way for as long as nothing happens."""
     SETTLING = "settling"
     """The copy is ready, and the guest stands still soon."""
+    ALL = "all"
+    """The move is as fast as it can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ _SLOWNESS = {
     Stage.COPYING: _Slowness(SLOW_MIB_S, 0),
     Stage.SENDING: _Slowness(0, 2.0),
     Stage.SETTLING: _Slowness(0, 1.0),
+    Stage.ALL: _Slowness(0, 0),
 }
 
 
@@ -62,6 +66,7 @@ class DiskMove:
     before: QemuState
     since_s: float
     way: str
+    reuses: bool
 
     async def reach(self) -> None:
         """Wait until the move is where its fault is to happen; not for SETTLING."""
@@ -122,13 +127,14 @@ class DiskMove:
 
     def traces(self) -> list[str]:
         """Name the files of the copy that are there, and what hangs in the servers' directories beside the running guest."""
-        found = [str(path) for path in (self.copy, *self.lab.directory.glob(".ferry-*")) if path.exists()]
+        made = () if self.reuses else (self.copy,)
+        found = [str(path) for path in (*made, *self.lab.directory.glob(".ferry-*")) if path.exists()]
         state = self.lab.fleet.directory / "host-b"
         return found + [str(path) for directory in ("keys", "run") for path in (state / directory).iterdir()]
 
     async def assert_moves_now(self) -> None:
         """Fail unless the same move succeeds at once, and its copy passes the write check."""
-        options = WAYS[self.way](disks=copied_to(self.copy))
+        options = WAYS[self.way](disks=copied_to(self.copy, reuse=self.reuses))
         outcome = await (await self.lab.start_move(options=options)).outcome(timeout_s=60)
         assert outcome.state == State.STATE_SUCCEEDED, outcome.error
         await self.assert_arrived()
@@ -149,16 +155,14 @@ def _is_copying(half: Half) -> bool:
     return half.phase == "Mirroring" and 0 < half.progress.disks[0].copied_bytes < half.progress.disks[0].total_bytes
 
 
-def copied_to(
-    path: Path, *, bandwidth_mib_s: float = 0, mode: disks_pb.DiskWishes.Mode.ValueType = disks_pb.DiskWishes.MODE_UNSPECIFIED
-) -> disks_pb.DiskWishes:
+def copied_to(path: Path, *, bandwidth_mib_s: float = 0, reuse: bool = False) -> disks_pb.DiskWishes:
     """Wish that `vdb` is copied."""
     return disks_pb.DiskWishes(
         which=disks_pb.DiskWishes.WHICH_NAMED,
         names=["vdb"],
-        mode=mode,
         destination_paths={"vdb": str(path)},
         bandwidth_bytes_per_second=round(bandwidth_mib_s * MIB),
+        reuse=reuse,
     )
 
 
@@ -169,8 +173,20 @@ def cold_disk(directory: Path, *, kind: str = "qcow2", size_mib: int = 64) -> Di
     return Disk(size_mib=size_mib, kind=kind, area=AREA, path=path)
 
 
-async def start_disk_move(
-    lab: Lab, stage: Stage, way: str = "psk", *, plan: DiskPlan | None = None, copy: Path | None = None
+@contextmanager
+def file_system(directory: Path, size_mib: int) -> Iterator[Path]:
+    """Mount a file system of this size; needs root."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+        directory.rmdir()
+
+
+async def start_disk_move(  # noqa: PLR0913 -- what tests vary
+    lab: Lab, stage: Stage, way: str = "psk", *, plan: DiskPlan | None = None, copy: Path | None = None, reuse: bool = False
 ) -> DiskMove:
     """Start a guest with a disk that is not shared, and let it be moved, so slowly that a fault can happen at a stage."""
     slowness = _SLOWNESS[stage]
@@ -180,9 +196,7 @@ async def start_disk_move(
     guest = await start_disk_guest(lab, plan)
     before = await state_of(lab)
     copy = copy or lab.directory / "there.qcow2"
-    options = WAYS[way](
-        disks=copied_to(copy, bandwidth_mib_s=slowness.disk_mib_s), bandwidth_mib_s=slowness.memory_mib_s, policy=POLICY_FAST
-    )
+    disks = copied_to(copy, bandwidth_mib_s=slowness.disk_mib_s, reuse=reuse)
     since_s = now_s()
-    move = await lab.start_move(options=options)
-    return DiskMove(lab, guest, move, stage, copy, before, since_s, way)
+    move = await lab.start_move(options=WAYS[way](disks=disks, bandwidth_mib_s=slowness.memory_mib_s, policy=POLICY_FAST))
+    return DiskMove(lab, guest, move, stage, copy, before, since_s, way, reuse)

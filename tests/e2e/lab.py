@@ -198,13 +198,13 @@ class Lab:
 
         await until_equal(are_reachable, wanted=True)
 
-    async def update_until_accepted(self, move: Move, *, bandwidth_mib_s: float) -> None:
+    async def update_until_accepted(self, move: Move, *, bandwidth_mib_s: float, disk_bandwidth_mib_s: float | None = None) -> None:
         """Change the bandwidth of a move, again when a server that is being started could not be asked."""
 
         async def update() -> bool:
             try:
                 with calls_to("the coordinator"):
-                    await move.update(bandwidth_mib_s=bandwidth_mib_s)
+                    await move.update(bandwidth_mib_s=bandwidth_mib_s, disk_bandwidth_mib_s=disk_bandwidth_mib_s)
             except Unreachable:
                 return False
             return True

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import stat
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
-from common import pki
 from common.errors import InvalidRequest, WrongState
 from common.identity import Identity, Role
-from common.pki import check_identity, init_authority, issue
+from common.pki import init_authority, issue
 
 
 def mode(path: Path) -> int:
@@ -96,28 +94,3 @@ def test_a_broken_authority_is_told_as_such(tmp_path: Path):
 
     with pytest.raises(WrongState, match="cannot be read"):
         issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [])
-
-
-@pytest.mark.parametrize(("name", "told"), [("cert.pem", "holds no certificate"), ("key.pem", "holds no key")])
-def test_a_file_that_holds_something_else_is_named(host_a: Path, name: str, told: str):
-    (host_a / name).write_text("nonsense")
-
-    with pytest.raises(WrongState, match=f"{name} {told}"):
-        check_identity(Identity.in_directory(host_a))
-
-
-def test_a_key_of_another_certificate_is_refused(host_a: Path, tmp_path: Path):
-    issue(tmp_path / "ca", tmp_path / "b", "host-b", Role.AGENT, [])
-    (host_a / "key.pem").write_bytes((tmp_path / "b" / "key.pem").read_bytes())
-
-    with pytest.raises(WrongState, match=r"key\.pem is not the key of .*cert\.pem"):
-        check_identity(Identity.in_directory(host_a))
-
-
-def test_an_expired_certificate_is_named_with_its_day(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(pki, "CERTIFICATE_LIFETIME", timedelta(minutes=-1))
-    init_authority(tmp_path / "ca")
-    issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [])
-
-    with pytest.raises(WrongState, match=r"cert\.pem has expired on 20.*ferry pki issue"):
-        check_identity(Identity.in_directory(tmp_path / "a"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 from opentelemetry import trace
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
 from common import telemetry
 from common.telemetry import SpanBuffer
@@ -47,6 +48,27 @@ def test_finished_spans_are_kept_by_trace(buffer, tracer):
         pass
 
     assert names(buffer.spans_of(trace_id(outer))) == ["inner", "outer"]
+
+
+def span_objects():
+    gc.collect()
+    return sum(type(one) is ReadableSpan for one in gc.get_objects())
+
+
+def test_spans_that_were_asked_for_are_kept_as_bytes(buffer, tracer):
+    before = span_objects()
+    with tracer.start_as_current_span("outer") as outer:
+        with tracer.start_as_current_span("first"):
+            pass
+        early = buffer.spans_of(trace_id(outer))
+        with tracer.start_as_current_span("second"):
+            pass
+    between = span_objects()
+    later = buffer.spans_of(trace_id(outer))
+
+    assert names(early) == ["first"]
+    assert names(later) == names(buffer.spans_of(trace_id(outer))) == ["first", "second", "outer"]
+    assert (between - before, span_objects() - before) == (2, 0)
 
 
 def test_a_trace_that_still_grows_is_not_an_old_one(buffer, tracer, monkeypatch):

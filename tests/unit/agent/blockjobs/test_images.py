@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -158,3 +159,18 @@ def test_a_disk_has_one_job_and_keeps_the_vm_from_leaving():
     jobs.take(UUID(int=1), "web", Job.MIGRATION_OUT, "m")
     with pytest.raises(Busy, match="migration-out m"):
         jobs.take_disk("web", lock("vda", "4"))
+
+
+def test_an_overlay_is_empty_until_it_was_written_to(tmp_path: Path):
+    base, overlay = tmp_path / "base.qcow2", tmp_path / "overlay.qcow2"
+    create = ("qemu-img", "create", "-q", "-f", "qcow2")
+    subprocess.run([*create, str(base), "1M"], check=True)
+    subprocess.run([*create, "-b", str(base), "-F", "qcow2", str(overlay)], check=True)
+
+    before = images.find_image(overlay)
+    subprocess.run(["qemu-io", "-c", "write 0 64k", str(overlay)], check=True, stdout=subprocess.DEVNULL)
+    after = images.find_image(overlay)
+
+    assert (before.has_clusters, after.has_clusters) == (False, True)
+    assert after.backing_path == str(base)
+    assert after.virtual_size_bytes == 1 << 20

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from agent.vm.definition import Definition
+from agent.vm.definition import Definition, Disk
 from agent.vm.disk_images import check_known, disk_images, node_options, placed, standing_alone
 from agent.vm.domain.parse import parse_domain
 from agent.vm.guest_view import differences
+from agent.vm.host_files import written_images
+from agent.vm.inner_nodes import inner_file
+from agent.vm.options import Option, Syntax
 from common.errors import InvalidRequest
 
 
@@ -84,3 +89,24 @@ def test_a_disk_that_there_is_none_of_is_refused_with_those_that_there_are():
             refuse()
     with pytest.raises(InvalidRequest, match="vdd is no file"):
         placed(definition(NETWORK), "vdd", "/x")
+
+
+INNER: dict[str, dict[str, object]] = {
+    "json": {"driver": "raw", "node-name": "n", "file": {"driver": "file", "filename": "/srv/x"}},
+    "words": {"driver": "raw", "node-name": "n", "file.driver": "file", "file.filename": "/srv/x"},
+}
+
+
+@pytest.mark.parametrize("way", INNER)
+def test_an_image_in_the_option_of_another_node_is_found_and_placed(way: str):
+    """It is one that the guest writes to, so that nothing goes on without a proof that both hosts see the same."""
+    base = definition()
+    node = Option("blockdev", Syntax.JSON if way == "json" else Syntax.KEYVAL, None, INNER[way])
+    before = replace(base, options=(*base.options, node), disks=(Disk("vdb", "n", "d", is_shareable=False),))
+
+    after = placed(before, "vdb", "/dev/x", is_block_device=True)
+
+    assert [(file.what, file.path) for file in written_images(before)] == [("disk vdb", "/srv/x")]
+    assert [image.path for image in disk_images(before)] == ["/srv/x"]
+    assert [image.path for image in disk_images(after)] == ["/dev/x"]
+    assert inner_file(next(after.find("blockdev")))["driver"] == "host_device"
