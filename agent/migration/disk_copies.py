@@ -28,6 +28,7 @@ from agent.migration.transfer_spans import untraced
 from agent.qemu.block_commands import LARGEST_PIECE_BYTES, Sync, piece_bytes
 from agent.qemu.errors import QemuRefused, QemuSilent
 from agent.qemu.subscription import Event, Gone, Reconnected
+from agent.qemu.threads import find_threads, is_working
 from agent.vm.disk_images import FILTERS, disk_images
 from common.errors import FerryError, WrongState
 
@@ -45,6 +46,10 @@ POLL_INTERVAL_S: Final = 0.25
 # No byte of a disk has moved: writes of the guest may hang for as long, and SCSI drivers give up after 30 s.
 STALL_LIMIT_S: Final = 10.0
 MUTE_LIMIT_S: Final = 3.0
+# The same of a QEMU that an overloaded host holds up, which a cut would not help.
+OVERLOAD_LIMIT_S: Final = 15.0
+LOOK_INTERVAL_S: Final = 0.05
+_LOOKS: Final = 5
 CLOSE_TIMEOUT_S: Final = 0.3
 
 _COPYING = (out.Mirroring, out.Connecting, out.Transferring, out.Leaving)
@@ -214,10 +219,11 @@ class DiskCopies:
         return f"; the connection to {self._peer}, or storage there, failed" if "(writing" in failure else ""
 
     async def _poll(self) -> None:
-        session = self._session
+        session, answered_s = self._session, now_s()
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
             if not isinstance(session.phase, _COPYING) or not self._are_started:
+                answered_s = now_s()
                 continue
             try:
                 with untraced():
@@ -225,12 +231,23 @@ class DiskCopies:
                         await self._mirrors.ask()
                         await self._bound()
             except (TimeoutError, QemuSilent):
-                self._give_up(f"QEMU has not answered for {MUTE_LIMIT_S:g} s while it copies disks to {self._peer}")
+                silent_s = now_s() - answered_s
+                if silent_s > OVERLOAD_LIMIT_S or not await self._has_work():
+                    self._give_up(f"QEMU has not answered for {silent_s:.0f} s while it copies disks to {self._peer}")
             except FerryError as error:
                 _log.debug("copies not asked", migration=session.facts.migration_id, error=error.text)
             else:
+                answered_s = now_s()
                 self._see_amounts()
                 self._judge()
+
+    async def _has_work(self) -> bool:
+        """Say whether QEMU has work of its own, so that it is the host that keeps it from answering and not a silent peer."""
+        for _ in range(_LOOKS):
+            if is_working(find_threads(self._session.process.pid)):
+                return True
+            await asyncio.sleep(LOOK_INTERVAL_S)
+        return False
 
     def _see_amounts(self) -> None:
         session, amounts = self._session, self._mirrors.amounts

@@ -13,7 +13,7 @@ from tests.guests import linux, tick
 MACHINE = "pc-q35-7.2"
 NAME = "bench"
 
-_DOMAIN = """\
+DOMAIN = """\
 <domain type="qemu">
   <name>{name}</name>
   <memory unit="KiB">{memory_kib}</memory>
@@ -59,7 +59,7 @@ def tick_guest(megabytes: int, dirty_mib_s: float = 0.5) -> Make:
         image = tick.build(megabytes, dirty_mib_s=dirty_mib_s, period_ms=2.0, verify_mib_s=0.5, directory=directory)
         serial = directory / "serial.log"
         memory_kib = tick.memory_kib(megabytes)
-        domain = _DOMAIN.format(
+        domain = DOMAIN.format(
             name=NAME, memory_kib=memory_kib, machine=MACHINE, boot="", devices=_DISK.format(image=image), serial=serial
         )
         return Guest(raw.tick_guest(image, memory_kib, serial, machine=MACHINE), domain.encode(), serial)
@@ -72,6 +72,6 @@ def linux_guest(directory: Path) -> Guest:
     initrd, words = linux.build(), linux.command_line(64, 4.0, 10.0, verify_mib_s=4.0)
     serial = directory / "serial.log"
     boot = f"<kernel>{linux.KERNEL}</kernel><initrd>{initrd}</initrd><cmdline>{escape(words)}</cmdline>"
-    domain = _DOMAIN.format(name=NAME, memory_kib=linux.MEMORY_KIB, machine=MACHINE, boot=boot, devices="", serial=serial)
+    domain = DOMAIN.format(name=NAME, memory_kib=linux.MEMORY_KIB, machine=MACHINE, boot=boot, devices="", serial=serial)
     bare = raw.linux_guest(linux.KERNEL, initrd, words, linux.MEMORY_KIB, serial, machine=MACHINE)
     return Guest(bare, domain.encode(), serial)

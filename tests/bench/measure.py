@@ -81,9 +81,7 @@ class Bench:
             began_s = time.monotonic()
             migration, cpu_s = await self.migrate(*options)
             command_s = time.monotonic() - began_s - SETTLE_S
-            with calls_to("the coordinator"):
-                spans = (await self._coordinator.GetTrace(pb.GetTraceRequest(migration_id=migration.id))).traces_data
-            moments = _Moments(spans)
+            moments = await self.moments(migration.id)
             started_s, resumed_s = (
                 at_s - wall_offset_s for at_s in (moments.began_s("qmp migrate"), moments.ended_s("migration.downtime"))
             )
@@ -96,7 +94,7 @@ class Bench:
                 legs_s={leg.name: leg.duration.ToNanoseconds() / _NS for leg in migration.downtime.legs},
                 command_s=command_s,
                 cpu_s=cpu_s,
-                agent_resident_bytes=max(self._process(name).memory_info().rss for name in ("agent-a", "agent-b")),
+                agent_resident_bytes=self.agent_resident_bytes(),
             )
 
     async def migrate(self, *options: str) -> tuple[pb.Migration, Mapping[str, float]]:
@@ -112,6 +110,16 @@ class Bench:
         migration_id = json.loads(done.stdout)["id"]
         with calls_to("the coordinator"):
             return (await self._coordinator.GetMigration(pb.GetMigrationRequest(migration_id=migration_id))).migration, cpu_s
+
+    async def moments(self, migration_id: str) -> Moments:
+        """Read when things happened in a migration."""
+        with calls_to("the coordinator"):
+            answer = await self._coordinator.GetTrace(pb.GetTraceRequest(migration_id=migration_id))
+        return Moments(answer.traces_data)
+
+    def agent_resident_bytes(self) -> int:
+        """Give the memory that the larger of the two agents has resident."""
+        return int(max(self._process(name).memory_info().rss for name in ("agent-a", "agent-b")))
 
     @asynccontextmanager
     async def guest(self, guest: Guest, console: Console) -> AsyncIterator[None]:
@@ -139,7 +147,7 @@ class Bench:
         return {name: spent.user + spent.system for name, spent in times.items()}
 
 
-class _Moments:
+class Moments:
     """When things happened, by the spans of a migration: all on the source's wall clock."""
 
     def __init__(self, traces: bytes) -> None:
@@ -151,16 +159,20 @@ class _Moments:
                         self._spans.setdefault(span.name, span)
 
     def began_s(self, name: str) -> float:
+        """Say when the first span of that name began; `time.time()`."""
         return self._spans[name].start_time_unix_nano / _NS
 
     def ended_s(self, name: str) -> float:
+        """Say when the first span of that name ended; `time.time()`."""
         return self._spans[name].end_time_unix_nano / _NS
 
     def elapsed_s(self) -> float:
+        """Give the time from `migrate` sent until the guest runs at the destination, with all of its memory."""
         ended_s = self.ended_s("migration.postcopy" if "migration.postcopy" in self._spans else "migration.downtime")
         return ended_s - self.began_s("qmp migrate")
 
     def own_downtime_s(self) -> float:
+        """Give what of the downtime is not QEMU's."""
         stop_s = self.ended_s("migration.downtime.stop") - self.began_s("migration.downtime.stop")
         return stop_s + self.ended_s("AgentService/ResumeMigration") - self.began_s("migration.downtime.resume")
 

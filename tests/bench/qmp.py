@@ -53,7 +53,7 @@ class Qmp(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Send a command and return its reply.
 
         Raises:
@@ -67,8 +67,7 @@ class Qmp(asyncio.Protocol):
         message = {"execute": command, "arguments": dict(arguments or {})}
         self._transport.write(json.dumps(message).encode())
         async with asyncio.timeout(_REPLY_TIMEOUT_S):
-            result = await reply
-        return result if isinstance(result, dict) else {}
+            return await reply
 
     async def wait_event(self, name: str, *, status: str | None = None, after: int = 0, timeout_s: float = 60.0) -> Event:
         """Return the first event of that name (and migration status) from index `after` on.

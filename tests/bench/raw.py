@@ -26,6 +26,7 @@ _CAPABILITIES = ("events", "return-path", "pause-before-switchover", "late-block
 _POST_COPY_CAPABILITIES = ("events", "return-path", "postcopy-ram")
 _UNLIMITED_BYTES_S = 1 << 40
 AES_128_FIRST = "NORMAL:-CIPHER-ALL:+AES-128-GCM:+CHACHA20-POLY1305"
+KEY_ID = "raw-key"
 _START_TIMEOUT_S = 10.0
 _EXIT_TIMEOUT_S = 5.0
 
@@ -51,6 +52,20 @@ def tick_guest(
     options = (
         *_common_options(memory_kib, serial_log, machine),
         "-blockdev", f"driver=raw,node-name=disk,file.driver=file,file.filename={image}",
+        "-device", "virtio-blk-pci,drive=disk,addr=0x5",
+    )
+    # fmt: on
+    return Guest(options, binary)
+
+
+def disk_guest(
+    image: Path, memory_kib: int, serial_log: Path, *, machine: str = "pc-q35-7.2", binary: str = DEFAULT_BINARY
+) -> Guest:
+    """Describe a VM that boots from a qcow2 image of its own; its top node is `disk`."""
+    # fmt: off
+    options = (
+        *_common_options(memory_kib, serial_log, machine),
+        "-blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={image}",
         "-device", "virtio-blk-pci,drive=disk,addr=0x5",
     )
     # fmt: on
@@ -223,7 +238,7 @@ async def move(source: RawQemu, destination: RawQemu, options: Options | None = 
     """
     wanted = options or Options()
     async with asyncio.timeout(wanted.timeout_s):
-        uri = await _listen(source, destination, wanted)
+        uri = await listen(source, destination, wanted)
         send = _send_post_copy if wanted.is_post_copy else _send
         return await send(source.qmp, destination.qmp, uri, wanted)
 
@@ -239,7 +254,7 @@ async def _open(path: Path, process: subprocess.Popen[bytes]) -> Qmp:
     raise QmpError(f"{path}: QEMU exited with {process.returncode} before it listened")
 
 
-async def _listen(source: RawQemu, destination: RawQemu, options: Options) -> str:
+async def listen(source: RawQemu, destination: RawQemu, options: Options) -> str:
     """Set both sides up alike and return the address that the destination listens on."""
     capabilities = [*_POST_COPY_CAPABILITIES] if options.is_post_copy else [*_CAPABILITIES]
     if options.channel_count > 1:
@@ -252,7 +267,7 @@ async def _listen(source: RawQemu, destination: RawQemu, options: Options) -> st
         parameters["multifd-channels"] = options.channel_count
     if options.is_encrypted:
         await _share_key(source, destination, options.priority)
-        parameters["tls-creds"] = "raw-key"
+        parameters["tls-creds"] = KEY_ID
     for side in (source.qmp, destination.qmp):
         states = [{"capability": name, "state": True} for name in capabilities]
         await side.execute("migrate-set-capabilities", {"capabilities": states})
@@ -272,7 +287,7 @@ async def _share_key(source: RawQemu, destination: RawQemu, priority: str) -> No
     key.write_text(f"raw:{secrets.token_hex(32)}\n")
     common: Mapping[str, object] = {
         "qom-type": "tls-creds-psk",
-        "id": "raw-key",
+        "id": KEY_ID,
         "dir": str(destination.directory),
     }
     await destination.qmp.execute("object-add", {**common, "endpoint": "server"})

@@ -152,7 +152,13 @@ def tables(run: Run) -> str:
         times.append((name, *_times(run, name)))
         if isinstance(way, FerryWay):
             costs.append((name, *_costs(run, name, way)))
-    return f"{_table(times)}\n{_table(costs)}"
+    return f"{table(times)}\n{table(costs)}"
+
+
+def targets_table(all_of_them: Sequence[Target]) -> str:
+    """Write what was promised and what it came to."""
+    rows = [(one.name, one.wanted, one.measured, "reached" if one.is_met else "**missed**") for one in all_of_them]
+    return table([("", "wanted", "measured", ""), *rows])
 
 
 def stubborn_table(endings: Endings) -> str:
@@ -162,7 +168,7 @@ def stubborn_table(endings: Endings) -> str:
         moves = endings.of(policy)
         moved = sum(move.has_moved for move in moves)
         rows.append((policy, f"{moved} of {len(moves)}", *_ending(moves)))
-    return _table(rows)
+    return table(rows)
 
 
 def plans_table(plans: Sequence[Foresight]) -> str:
@@ -172,13 +178,13 @@ def plans_table(plans: Sequence[Foresight]) -> str:
         verdict = "inside" if one.is_inside else "**outside**"
         seconds = (f"{value:.2f} s" for value in (one.likely_s, one.low_s, one.high_s, one.actual_s))
         rows.append((one.workload, *seconds, verdict, f"{one.planning_s:.1f} s"))
-    return _table(rows)
+    return table(rows)
 
 
 def _ending(moves: Sequence[Ending]) -> Iterator[str]:
     yield f"{median(move.transfer_s for move in moves):.1f} s"
-    yield _ms(median(move.standstill_s for move in moves))
-    yield _ms(median(move.gap_s for move in moves))
+    yield ms(median(move.standstill_s for move in moves))
+    yield ms(median(move.gap_s for move in moves))
     yield f"{median(move.servers_cpu_share for move in moves):.1%} of a core"
 
 
@@ -190,12 +196,9 @@ def document(
     parts = [
         _INTRODUCTION,
         "## Machine\n",
-        _table([("", ""), *machine.items(), ("measured", f"{measured_on:%Y-%m-%d}")]),
+        table([("", ""), *machine.items(), ("measured", f"{measured_on:%Y-%m-%d}")]),
         "## Targets\n",
-        _table(
-            [("", "wanted", "measured", "")]
-            + [(t.name, t.wanted, t.measured, "reached" if t.is_met else "**missed**") for t in targets(first, endings, plans)]
-        ),
+        targets_table(targets(first, endings, plans)),
         "## Figures\n",
         _COLUMNS,
     ]
@@ -225,15 +228,15 @@ def values(
 
 
 def _times(run: Run, name: str) -> Iterator[str]:
-    yield _ms(run.median(name, _elapsed_s))
+    yield ms(run.median(name, _elapsed_s))
     yield f"{run.ratio(name, way.against, _elapsed_s):.2f}" if isinstance(way := WAYS[name], FerryWay) else "-"
     yield f"{run.median(name, _bytes_s) / _MEGA:.0f} MB/s"
     yield f"{run.ratio(name, RAW, _bytes_s):.2f}"
-    yield _ms(run.median(name, lambda sample: sample.qemu_downtime_s))
-    yield _ms(run.median(name, lambda sample: sample.gap_s))
-    yield _ms(run.median(name, _own_s), digits=1)
+    yield ms(run.median(name, lambda sample: sample.qemu_downtime_s))
+    yield ms(run.median(name, lambda sample: sample.gap_s))
+    yield ms(run.median(name, _own_s), digits=1)
     for leg in ("stop", "device", "resume"):
-        yield _ms(run.median(name, _leg(leg)), digits=1)
+        yield ms(run.median(name, _leg(leg)), digits=1)
 
 
 def _costs(run: Run, name: str, way: FerryWay) -> Iterator[str]:
@@ -264,11 +267,13 @@ def _leg(name: str) -> Callable[[Sample], float]:
     return lambda sample: sample.legs_s[name]
 
 
-def _ms(value_s: float, *, digits: int = 0) -> str:
+def ms(value_s: float, *, digits: int = 0) -> str:
+    """Write seconds as milliseconds."""
     return f"{value_s * _MILLI:.{digits}f} ms"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Write rows, the first of them the heading, as a Markdown table."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

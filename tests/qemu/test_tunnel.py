@@ -12,7 +12,7 @@ from agent.tunnel.client import TunnelClient
 from common.identity import Identity, Role
 from common.pki import init_authority, issue
 from tests.bench.qmp import QmpError
-from tests.bench.raw import Guest, Options, RawQemu, _listen, start
+from tests.bench.raw import Guest, Options, RawQemu, listen, start
 from tests.contract.real import BINARIES, MACHINE
 from tests.unit.agent.tunnel.fakes import LOOPBACK, SESSION, Pair, pair
 
@@ -83,7 +83,7 @@ async def test_memory_arrives_as_it_was(place, binary, identity, channel_count):
         start(guest_with_content(binary, place), place / "a") as source,
         start(guest(binary), place / "b", incoming=True) as destination,
     ):
-        uri = await _listen(source, destination, Options(channel_count=channel_count, is_unix=True))
+        uri = await listen(source, destination, Options(channel_count=channel_count, is_unix=True))
         await send(source, destination, await open_way(tunnels, uri, connection_count))
         (entrance,) = await tunnels.source.list_sessions()
 
@@ -103,7 +103,7 @@ async def test_a_session_that_is_closed_in_the_middle_leaves_the_guest_on_the_so
         start(guest_with_content(binary, place), place / "a") as source,
         start(guest(binary), place / "b", incoming=True) as destination,
     ):
-        uri = await _listen(source, destination, Options(is_unix=True, bandwidth_bytes_s=MIB))
+        uri = await listen(source, destination, Options(is_unix=True, bandwidth_bytes_s=MIB))
         await source.qmp.execute("migrate", {"uri": await open_way(tunnels, uri, 1)})
         await source.qmp.wait_event("MIGRATION", status="active")
 
