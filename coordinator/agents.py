@@ -194,8 +194,8 @@ class Agent:
         except NotFound:
             return None
         state = answer.vm.state
-        if state == vm_pb2.Vm.STATE_INCOMING:
-            return None
+        if state == vm_pb2.Vm.STATE_INCOMING or (answer.vm.job == _COMING and state not in _WITH_GUEST):
+            return None  # its QEMU may have ended already while what it leaves behind is removed
         if state not in _NOT_RUNNING:
             return Presence.RUNS
         return Presence.LEFT if answer.vm.moved_to else Presence.STOPPED
@@ -393,6 +393,8 @@ class Agent:
             call.cancel()
 
 
+_COMING: Final = "migration-in"
+_WITH_GUEST: Final = (vm_pb2.Vm.STATE_RUNNING, vm_pb2.Vm.STATE_PAUSED)
 _NOT_RUNNING: Final = (vm_pb2.Vm.STATE_STOPPED, vm_pb2.Vm.STATE_CRASHED)
 _KNOWN_STATES: Final = frozenset(state.value for state in HalfState)
 _KNOWN_LOCATIONS: Final = frozenset(location.value for location in Location)

@@ -80,9 +80,9 @@ class Drives:
             if given:
                 self._draft.changed.append(f"{where}: the medium {given} was taken out, the drive is empty")
             return drive
-        if block.file.startswith(_NO_FILE):
-            self._draft.blockers.append(f"{where}: what stands behind it is no file that another QEMU could open")
         is_snapshot = self._all_are_snapshots or last(drive.get("snapshot")) == "on"  # then QEMU has a file of its own in front
+        if block.file.startswith(_NO_FILE) and not is_snapshot:
+            self._draft.blockers.append(f"{where}: what stands behind it is no file that another QEMU could open")
         if given and (is_snapshot or block.file in (given, self._draft.found.absolute(given))):
             if not _is_protocol(given):
                 self._check_reopening(drive, given, where)
