@@ -134,7 +134,7 @@ async def test_a_guest_with_a_copied_disk_goes_back_into_the_image_that_it_left(
     guest.assert_disk("vdb", is_final=True)
 
 
-@pytest.mark.parametrize("version", ["7.2", "10.0"])
+@pytest.mark.parametrize("version", [pytest.param("7.2", marks=pytest.mark.matrix), "10.0"])
 async def test_a_guest_that_writes_all_the_time_outlives_every_attempt_that_is_given_up(version, lab: Lab):
     """A mirror that is aborted under a write takes QEMU with it, once in some tries."""
     area = Area(write_mib_s=16.0, verify_mib_s=1.0)
