@@ -189,10 +189,11 @@ def _wrap(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[None
     if handler.response_streaming and inspect.isasyncgenfunction(handler.stream_stream or handler.unary_stream):
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Any) -> None:
+            # Not a generator: grpc.aio leaves one whose caller is gone to the garbage collector, and so to another context.
             async with around(context), aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
-                    yield response
+                    await context.write(response)
 
         kind = "stream_stream" if handler.request_streaming else "unary_stream"
         return handler._replace(**{kind: stream})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,8 +16,8 @@ from common.rpc.status import calls_to
 from common.rpc.tracing import is_traced, short_name
 from common.telemetry import KEPT_TRACES, SpanBuffer
 from ferry.agent.v1.host_pb2 import GetHostRequest
-from ferry.agent.v1.migration_pb2 import PerformMigrationRequest
-from tests.unit.common.rpc.echo import echo
+from ferry.agent.v1.migration_pb2 import Migration, PerformMigrationRequest, PerformMigrationResponse
+from tests.unit.common.rpc.echo import Echo, echo
 
 _BUFFER = SpanBuffer()
 _PROVIDER = TracerProvider()
@@ -63,6 +65,27 @@ async def test_a_stream_that_is_left_ends_its_spans():
                 pass
 
     assert "AgentService/PerformMigration/3" in names(outside.get_span_context().trace_id)
+
+
+async def test_a_stream_that_is_left_while_it_sends_leaves_its_context_where_it_entered_it(monkeypatch, caplog):
+    ended = asyncio.Event()
+
+    async def flood(_self: Echo, _request: Any, _context: Any) -> AsyncIterator[PerformMigrationResponse]:
+        try:
+            while True:
+                yield PerformMigrationResponse(migration=Migration(vm_name="x" * 1_000_000))
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Echo, "PerformMigration", flood)
+    async with echo() as stub:
+        call = stub.PerformMigration(PerformMigrationRequest())
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await ended.wait()
+
+    assert [record.message for record in caplog.records] == []
 
 
 def test_endless_streams_and_checks_have_no_spans():
