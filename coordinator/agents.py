@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, TypeVar
@@ -16,10 +15,10 @@ import grpc
 from google.protobuf.message import Message
 
 from common.errors import Expired, FerryError, NotFound, Unreachable
-from common.findings import Finding, Severity
 from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
+from coordinator.agent_plans import Arrival, Departure, Seen
 from coordinator.halves import Bounds, Half, HalfState, Location, Move
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2
@@ -27,14 +26,12 @@ from ferry.agent.v1 import migration_pb2 as pb
 from ferry.agent.v1 import plan_service_pb2 as plan_pb
 from ferry.agent.v1 import plan_service_pb2_grpc as plan_rpc
 from ferry.common.v1 import migration_pb2 as common_pb2
-from ferry.common.v1 import plan_pb2 as plan_common_pb2
 
 LOOK_TIMEOUT_S: Final = 2.0
 BEGIN_TIMEOUT_S: Final = 15.0
 PREPARE_TIMEOUT_S: Final = 60.0
 RESUME_TIMEOUT_S: Final = 8.0
 FINISH_TIMEOUT_S: Final = 15.0
-PLAN_TIMEOUT_S: Final = 60.0
 _NS: Final = 1_000_000_000
 R = TypeVar("R")
 
@@ -72,81 +69,6 @@ class HostView:
     vm_count: int
     agent_version: str
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the source is like before a move.
-
-    Attributes:
-        definition, source: for the destination; empty when the guest cannot be described.
-        now_s: the source's wall clock.
-    """
-
-    findings: tuple[Finding, ...]
-    vm_name: str
-    vm_uuid: str
-    definition: bytes
-    source: bytes
-    now_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What the destination is like before a move; the endpoint of a measurement holds secrets."""
-
-    findings: tuple[Finding, ...]
-    endpoint: bytes | None
-    now_s: float
-    copied_disks: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        """Show no secret."""
-        return f"Arrival({len(self.findings)} findings)"
-
-
-class Departure:
-    """The source's part of a plan, on an open call."""
-
-    def __init__(
-        self,
-        call: grpc.aio.StreamStreamCall[plan_pb.PlanDepartureRequest, plan_pb.PlanDepartureResponse],
-        refusals: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self._call = call
-        self._refusals = refusals
-
-    async def look(self, plan_id: str, vm: str, options: bytes) -> Seen:
-        """Look at the guest."""
-        wished = common_pb2.MigrationOptions.FromString(options)
-        look = plan_pb.PlanDepartureRequest.Look(vm=vm, options=wished, plan_id=plan_id)
-        seen = (await self._ask(plan_pb.PlanDepartureRequest(look=look))).seen
-        return Seen(
-            _findings(seen.findings),
-            seen.vm_name,
-            seen.vm_uuid,
-            seen.definition,
-            seen.source.SerializeToString() if seen.HasField("source") else b"",
-            seen.now.ToNanoseconds() / _NS,
-        )
-
-    async def measure(self, arrival: Arrival, agent_address: str) -> tuple[tuple[Finding, ...], bytes]:
-        """Measure; return what speaks against the move and a serialised forecast, empty without one."""
-        message = None if arrival.endpoint is None else pb.Endpoint.FromString(arrival.endpoint)
-        measure = plan_pb.PlanDepartureRequest.Measure(
-            endpoint=message, destination_agent_address=agent_address, copied_disks=arrival.copied_disks
-        )
-        measured = (await self._ask(plan_pb.PlanDepartureRequest(measure=measure))).measured
-        return _findings(measured.findings), measured.forecast.SerializeToString() if measured.HasField("forecast") else b""
-
-    async def _ask(self, request: plan_pb.PlanDepartureRequest) -> plan_pb.PlanDepartureResponse:
-        with self._refusals():
-            async with asyncio.timeout(PLAN_TIMEOUT_S):
-                await self._call.write(request)
-                answer = await self._call.read()
-        if not isinstance(answer, plan_pb.PlanDepartureResponse):
-            raise Unreachable("the source's agent ended the plan", reason="PEER_UNREACHABLE")
-        return answer
 
 
 class Presence(Enum):
@@ -369,8 +291,7 @@ class Agent:
             answer = await anext(aiter(responses))
             if answer.endpoint.tunnel_token and self.tunnel_address:
                 answer.endpoint.tunnel_address = self.tunnel_address
-            endpoint = answer.endpoint.SerializeToString() if answer.HasField("endpoint") else None
-            yield Arrival(_findings(answer.findings), endpoint, answer.now.ToNanoseconds() / _NS, tuple(answer.copied_disks))
+            yield Arrival.of(answer)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -398,16 +319,7 @@ _WITH_GUEST: Final = (vm_pb2.Vm.STATE_RUNNING, vm_pb2.Vm.STATE_PAUSED)
 _NOT_RUNNING: Final = (vm_pb2.Vm.STATE_STOPPED, vm_pb2.Vm.STATE_CRASHED)
 _KNOWN_STATES: Final = frozenset(state.value for state in HalfState)
 _KNOWN_LOCATIONS: Final = frozenset(location.value for location in Location)
-_SEVERITIES: Final = {
-    plan_common_pb2.Finding.SEVERITY_BLOCKER: Severity.BLOCKER,
-    plan_common_pb2.Finding.SEVERITY_WARNING: Severity.WARNING,
-    plan_common_pb2.Finding.SEVERITY_NOTE: Severity.NOTE,
-}
 MAY_HAVE_HAPPENED: Final = (Unreachable, Expired)
-
-
-def _findings(messages: Iterable[plan_common_pb2.Finding]) -> tuple[Finding, ...]:
-    return tuple(Finding(one.code, _SEVERITIES.get(one.severity, Severity.WARNING), one.side, one.text) for one in messages)
 
 
 def _half(message: pb.Migration) -> Half:
