@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -33,7 +33,18 @@ PREPARE_TIMEOUT_S: Final = 60.0
 RESUME_TIMEOUT_S: Final = 8.0
 FINISH_TIMEOUT_S: Final = 15.0
 _NS: Final = 1_000_000_000
+Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+class _WithHalf(Protocol):
+    """An answer that tells what a half is now."""
+
+    @property
+    def migration(self) -> pb.Migration: ...
+
+
+A = TypeVar("A", bound=_WithHalf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,24 +210,21 @@ class Agent:
         request = pb.FinishMigrationRequest(
             request_id=f"{move.migration_id}-finish", epoch=move.epoch, migration_id=move.migration_id
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.FinishMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.FinishMigration, request)
 
     async def confirm(self, move: Move) -> Half:
         """Source: end its QEMU."""
         request = pb.ConfirmMigrationRequest(
             request_id=f"{move.migration_id}-confirm", epoch=move.epoch, migration_id=move.migration_id
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.ConfirmMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.ConfirmMigration, request)
 
     async def cancel(self, move: Move, cause: str) -> Half:
         """Source: keep the guest."""
         request = pb.CancelMigrationRequest(
             request_id=f"{move.migration_id}-cancel", epoch=move.epoch, migration_id=move.migration_id, cause=cause
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.CancelMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.CancelMigration, request)
 
     async def abandon(self, move: Move, cause: str, *, source_has_ended: bool = False) -> Half:
         """Destination: undo Prepare."""
@@ -227,32 +235,27 @@ class Agent:
             cause=cause,
             source_has_ended=source_has_ended,
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.AbandonMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.AbandonMigration, request)
 
     async def pause(self, move: Move) -> Half:
         """Source: stop the guest for the rest of the transfer."""
         request = pb.PauseMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.PauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.PauseMigration, request)
 
     async def unpause(self, move: Move) -> Half:
         """Source: let a guest that was stopped for the transfer go on."""
         request = pb.UnpauseMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.UnpauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.UnpauseMigration, request)
 
     async def start_postcopy(self, move: Move) -> Half:
         """Source: let the guest go now, and the rest of its memory after it."""
         request = pb.StartPostcopyRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.StartPostcopy(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.StartPostcopy, request)
 
     async def recover(self, move: Move) -> Half:
         """Source: make a connection that was lost in post-copy anew."""
         request = pb.RecoverMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.RecoverMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.RecoverMigration, request)
 
     async def update(self, move: Move, bounds: Bounds) -> Half:
         """Source: change bounds."""
@@ -266,8 +269,7 @@ class Agent:
             request.max_downtime.FromNanoseconds(round(bounds.max_downtime_s * _NS))
         if bounds.max_duration_s is not None:
             request.max_duration.FromNanoseconds(round(bounds.max_duration_s * _NS))
-        with calls_to(self._peer):
-            return _half((await self._stub.UpdateMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.UpdateMigration, request)
 
     @asynccontextmanager
     async def plan_departure(self) -> AsyncIterator[Departure]:
@@ -292,6 +294,11 @@ class Agent:
             if answer.endpoint.tunnel_token and self.tunnel_address:
                 answer.endpoint.tunnel_address = self.tunnel_address
             yield Arrival.of(answer)
+
+    async def _change(self, call: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q) -> Half:
+        """Change a half, and return what it is then."""
+        with calls_to(self._peer):
+            return _half((await call(request, timeout=FINISH_TIMEOUT_S)).migration)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
