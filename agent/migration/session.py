@@ -30,9 +30,9 @@ V = TypeVar("V")
 F = TypeVar("F")
 
 SAVE_DELAY_S: Final = 0.02
+AFTER_DECISION_S: Final = 0.1  # for what can wait until the guest runs again
 TELL_DELAY_S: Final = 0.025
 ANNOUNCE_DELAY_S: Final = 0.005
-SYNC_DELAY_S: Final = 0.01
 
 _log = structlog.get_logger()
 
@@ -179,9 +179,9 @@ class Session(ABC, Generic[P, V, F]):
             self._unsaved = None
         self._store.save_session(self.facts.migration_id, self.record.to_json())
 
-    def _save_soon(self) -> None:
+    def _save_soon(self, delay_s: float = SAVE_DELAY_S) -> None:
         if self._unsaved is None:
-            self._unsaved = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self._save_and_prepare)
+            self._unsaved = asyncio.get_running_loop().call_later(delay_s, self._save_and_prepare)
 
     def _save_and_prepare(self) -> None:
         """Save, and write down the decision that is likely to come."""
@@ -202,8 +202,8 @@ class Session(ABC, Generic[P, V, F]):
         written = self._decision[1]
         self._decision = None
         written.commit()
-        asyncio.get_running_loop().call_later(SYNC_DELAY_S, written.sync)
-        self._save_soon()
+        asyncio.get_running_loop().run_in_executor(None, written.sync)  # a disk may take longer than the guest stands still
+        self._save_soon(AFTER_DECISION_S)
         return True
 
     def _drop_decision(self) -> None:
