@@ -12,6 +12,7 @@ from opentelemetry import context as otel_context
 
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
+from agent.migration import outgoing_steps
 from agent.migration.clocks import now_s
 from agent.migration.disk_copies import DiskCopies
 from agent.migration.disk_wishes import check_disk_bandwidth
@@ -52,8 +53,8 @@ _log = structlog.get_logger()
 
 
 _MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
-    out.step,
-    out.effects_after_restart,
+    outgoing_steps.step,
+    outgoing_steps.effects_after_restart,
     out.FINAL,
     remembered_by_qemu=(out.Transferring, out.Settling, out.Following, out.Broken, out.Sent, out.HandedOver),
     decision_after={out.Transferring: out.Switching(), out.Leaving: out.Crossing(), out.Settling: out.Switching()},

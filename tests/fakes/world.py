@@ -14,6 +14,7 @@ from typing import TypeAlias
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
+from agent.migration import outgoing_steps
 from agent.migration.machine import Cause, InvalidTransition
 from agent.migration.record import find_cause
 from agent.wire_phases import MAY_TELL_TOKEN, STATES
@@ -129,7 +130,7 @@ class World:
         """Let a half answer an event, and do what it wants."""
         phase = self.get(host)
         if isinstance(phase, out.Phase.__args__):
-            sent = out.step(phase, event)  # type: ignore[arg-type]  # an event of the other half means nothing
+            sent = outgoing_steps.step(phase, event)  # type: ignore[arg-type]  # an event of the other half means nothing
             self._put(host, sent.phase)
             for effect in sent.effects:
                 self._do_at_source(host, effect)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.migration import incoming, outgoing
+from agent.migration import incoming, outgoing, outgoing_steps
 from agent.migration.machine import Cause, InvalidTransition, Step
 
 TARGET = Path(__file__).parents[2] / "docs" / "states.md"
@@ -22,9 +22,9 @@ def text() -> str:
     parts = [
         "# States of a migration",
         "",
-        "Generated from agent/migration/outgoing.py and incoming.py by `make docs`; do not edit.",
+        "Generated from agent/migration/outgoing_steps.py and incoming.py by `make docs`; do not edit.",
         "",
-        _machine("Source", outgoing.step, outgoing.Begun(), outgoing.Phase.__args__, outgoing.Event.__args__),
+        _machine("Source", outgoing_steps.step, outgoing.Begun(), outgoing.Phase.__args__, outgoing.Event.__args__),
         _machine("Destination", incoming.step, incoming.Reserved(), incoming.Phase.__args__, incoming.Event.__args__),
     ]
     return "\n".join(parts)

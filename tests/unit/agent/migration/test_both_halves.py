@@ -14,6 +14,7 @@ from functools import cache
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
+from agent.migration import outgoing_steps
 from agent.migration.machine import Cause, InvalidTransition
 
 CAUSE = Cause("x", "X")
@@ -50,7 +51,7 @@ START = World(out.Begun(), inc.Reserved(), Qemu.RUNS, Qemu.WAITS)
 
 def _outgoing(world: World, event: out.Event) -> Iterator[World]:
     try:
-        after = out.step(world.source, event)
+        after = outgoing_steps.step(world.source, event)
     except InvalidTransition:
         return
     changed = replace(world, source=after.phase)

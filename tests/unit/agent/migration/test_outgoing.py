@@ -8,6 +8,7 @@ import pytest
 
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
+from agent.migration import outgoing_steps
 from agent.migration.machine import Cause, InvalidTransition
 from tests.unit.agent.migration.histories import histories
 
@@ -47,7 +48,7 @@ def replay(*events: out.Event) -> tuple[out.Phase, tuple[do.Effect, ...]]:
     phase: out.Phase = out.Begun()
     effects: tuple[do.Effect, ...] = ()
     for event in events:
-        after = out.step(phase, event)
+        after = outgoing_steps.step(phase, event)
         phase, effects = after.phase, (*effects, *after.effects)
     return phase, effects
 
@@ -81,7 +82,7 @@ def test_a_cancel_that_loses_the_race_leaves_the_guest_on_the_destination():
 
 
 def test_the_decision_is_a_phase_of_its_own_before_migrate_continue_is_sent():
-    after = out.step(out.Transferring(), out.QemuAtSwitchover())
+    after = outgoing_steps.step(out.Transferring(), out.QemuAtSwitchover())
 
     assert after == out.Step(out.Switching(), (do.ContinueMigration(),))
 
@@ -109,7 +110,7 @@ def test_disks_are_settled_before_a_guest_goes_in_post_copy():
 
 def test_no_history_gives_a_guest_away_whose_disks_are_not_settled():
     settling: out.Phase = out.Settling()
-    for history in histories(out.step, settling, EVENTS, 4):
+    for history in histories(outgoing_steps.step, settling, EVENTS, 4):
         if any(isinstance(phase, out.Switching | out.Crossing | out.Sent) for phase in history.phases):
             assert out.MirrorsSettled() in history.events or out.QemuCompleted() in history.events
 
@@ -129,7 +130,7 @@ def test_a_source_that_dies_while_switching_still_gives_the_guest_away():
 
 
 def test_a_source_that_died_unwatched_while_switching_gives_nothing_away():
-    after = out.step(out.Switching(), out.QemuExited(CAUSE, was_watched=False))
+    after = outgoing_steps.step(out.Switching(), out.QemuExited(CAUSE, was_watched=False))
 
     assert after == out.Step(out.Lost(CAUSE))
 
@@ -171,7 +172,7 @@ def test_from_the_decision_for_post_copy_on_nothing_is_cancelled():
     for phase in (out.Crossing(), out.Following(), out.Following(is_resumed=True), out.Broken(), out.Broken(is_resumed=True)):
         for event in (out.CancelRequested(CAUSE), out.PauseRequested(), out.ConfirmRequested(), out.Fenced(CAUSE)):
             with pytest.raises(InvalidTransition):
-                out.step(phase, event)
+                outgoing_steps.step(phase, event)
 
 
 def test_a_post_copy_that_qemu_gives_up_before_the_destination_ran_comes_back_on_the_destinations_proof():
@@ -183,7 +184,7 @@ def test_a_post_copy_that_qemu_gives_up_before_the_destination_ran_comes_back_on
 
 
 def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is_proved_to_have_lost_the_guest():
-    for history in histories(out.step, START, EVENTS, LENGTH):
+    for history in histories(outgoing_steps.step, START, EVENTS, LENGTH):
         for index, (before, after) in enumerate(pairwise(history.phases)):
             if isinstance(after, out.Losing) and not isinstance(before, out.Losing):
                 proofs = (out.DestinationLost, out.DestinationNeverRan)
@@ -194,27 +195,27 @@ def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is
 
 def test_a_paused_guest_is_started_again_before_the_switch_over_only():
     for early in (out.Begun(), out.Mirroring(), out.Connecting(), out.Transferring()):
-        assert out.step(early, out.UnpauseRequested()).effects == (do.StartGuest(),)
+        assert outgoing_steps.step(early, out.UnpauseRequested()).effects == (do.StartGuest(),)
     for late in (out.Leaving(), out.Settling(), out.Switching(), out.Crossing(), out.Following(), out.Sent(), out.HandedOver()):
         with pytest.raises(InvalidTransition):
-            out.step(late, out.UnpauseRequested())
+            outgoing_steps.step(late, out.UnpauseRequested())
 
 
 def test_a_pause_is_refused_from_the_switch_over_on():
     with pytest.raises(InvalidTransition, match="PauseRequested has no meaning in Switching"):
-        out.step(out.Switching(), out.PauseRequested())
+        outgoing_steps.step(out.Switching(), out.PauseRequested())
 
 
 def test_a_cancel_is_refused_once_the_guest_was_sent():
     for phase in (out.Sent(), out.HandedOver(), out.Retiring(), out.Retired()):
         with pytest.raises(InvalidTransition):
-            out.step(phase, out.CancelRequested(CAUSE))
+            outgoing_steps.step(phase, out.CancelRequested(CAUSE))
 
 
 def test_no_history_restores_a_guest_that_qemu_did_not_give_back():
     proofs = (out.QemuGaveUp, out.DestinationNeverRan, out.Fenced)
     count = 0
-    for history in histories(out.step, START, EVENTS, LENGTH):
+    for history in histories(outgoing_steps.step, START, EVENTS, LENGTH):
         count += 1
         for phase, event, after in zip(history.phases, history.events, history.phases[1:], strict=False):
             if isinstance(after, out.Keeping) and not isinstance(phase, out.Keeping):
@@ -224,7 +225,7 @@ def test_no_history_restores_a_guest_that_qemu_did_not_give_back():
 
 
 def test_no_history_gives_the_guest_away_and_keeps_it_unless_the_destination_is_proved_not_to_have_it():
-    for history in histories(out.step, START, EVENTS, LENGTH):
+    for history in histories(outgoing_steps.step, START, EVENTS, LENGTH):
         for index, (before, after) in enumerate(pairwise(history.phases)):
             if isinstance(before, out.Sent) and isinstance(after, out.Keeping):
                 assert isinstance(history.events[index], out.DestinationNeverRan | out.Fenced)
@@ -236,12 +237,12 @@ def test_no_history_leaves_a_final_phase():
     for final in (out.Retired(), out.Kept(CAUSE), out.Lost(CAUSE)):
         for event in EVENTS:
             with pytest.raises(InvalidTransition):
-                out.step(final, event)
+                outgoing_steps.step(final, event)
 
 
 def test_every_unfinished_phase_has_a_way_to_an_end():
-    reached = {type(h.phase) for h in histories(out.step, START, EVENTS, LENGTH)}
+    reached = {type(h.phase) for h in histories(outgoing_steps.step, START, EVENTS, LENGTH)}
 
     assert reached == set(out.Phase.__args__)
-    for start in {h.phase for h in histories(out.step, START, EVENTS, 5)}:
-        assert any(isinstance(h.phase, out.FINAL) for h in histories(out.step, start, EVENTS, 4))
+    for start in {h.phase for h in histories(outgoing_steps.step, START, EVENTS, 5)}:
+        assert any(isinstance(h.phase, out.FINAL) for h in histories(outgoing_steps.step, start, EVENTS, 4))

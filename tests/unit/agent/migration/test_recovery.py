@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from agent.migration import outgoing as out
-from agent.migration import recovery
+from agent.migration import outgoing_steps, recovery
 from agent.migration.errors import GuestLost, GuestNeverRan, GuestWhole
 from agent.migration.machine import InvalidTransition
 from agent.migration.order import Endpoint, Options, Role, Transport
@@ -87,7 +87,7 @@ class FakeSource:
 
     def observe(self, event: out.Event) -> None:
         try:
-            self.phase = out.step(self.phase, event).phase
+            self.phase = outgoing_steps.step(self.phase, event).phase
         except InvalidTransition:
             return
         self.update()

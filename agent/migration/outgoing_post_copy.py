@@ -1,0 +1,84 @@
+"""Steps of the source's half in post-copy, from the written decision on: nothing is cancelled, no QEMU is ended. Pure."""
+
+from __future__ import annotations
+
+from agent.migration import outgoing as out
+from agent.migration import outgoing_effects as do
+from agent.migration.machine import Cause, InvalidTransition
+
+
+def crossing(phase: out.Crossing, event: out.Event) -> out.Step:
+    """The decision for post-copy is written: QEMU says where the guest goes on."""
+    match event:
+        case out.QemuInPostCopy():
+            return out.Step(out.Following(), (do.RequestResume(),))
+        case out.QemuLinkLost():
+            return out.Step(out.Broken(), (do.RequestResume(), do.EnsureRecovered()))
+        case out.QemuCompleted():  # the last pass was quicker
+            return out.Step(out.Sent(), (do.RequestResume(),))
+        case out.QemuGaveUp(cause):
+            return out.Step(out.Keeping(cause), (do.EnsureGuestRestored(),))
+        case out.QemuExited(cause):
+            return out.Step(out.Lost(cause))
+        case out.StoodStillTooLong():
+            return out.Step(phase, (do.CutConnection(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def in_post_copy(phase: out.Following | out.Broken, event: out.Event) -> out.Step:  # noqa: C901, PLR0911 - one line an event
+    """The guest is the destination's, and the rest of its memory follows or is waited for."""
+    match event:
+        case out.ResumeAnswered():
+            return out.Step(type(phase)(is_resumed=True))
+        case out.QemuInPostCopy():
+            return out.Step(out.Following(phase.is_resumed))
+        case out.QemuLinkLost():
+            return out.Step(out.Broken(phase.is_resumed), (do.EnsureRecovered(),) if isinstance(phase, out.Following) else ())
+        case out.QemuCompleted() if phase.is_resumed:
+            return out.Step(out.HandedOver(), (do.RecordPostCopy(),))
+        case out.QemuCompleted():  # Resume is still being asked for
+            return out.Step(out.Sent())
+        case out.QemuGaveUp():  # QEMU runs by itself what may be the destination's: it must not
+            return out.Step(phase if phase.is_resumed else out.Sent(), (do.StopGuest(),))
+        case out.StoodStillTooLong() if isinstance(phase, out.Following) and not phase.is_resumed:
+            return out.Step(phase, (do.CutConnection(),))
+        case out.DestinationNeverRan(cause) if not phase.is_resumed:
+            return _never_ran(phase, cause)
+        case out.DestinationLost(cause):
+            return out.Step(out.Losing(cause), (do.EnsureLostEnded(),))
+        case out.QemuExited(cause):
+            return out.Step(out.Lost(cause))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _never_ran(phase: out.Following | out.Broken, cause: Cause) -> out.Step:
+    """QEMU 7.2 reports `postcopy-active` before it sends the devices, and takes the guest back when that fails."""
+    if isinstance(phase, out.Following):
+        return out.Step(out.Refused(cause))
+    return out.Step(out.Losing(cause), (do.EnsureLostEnded(),))
+
+
+def refused(phase: out.Refused, event: out.Event) -> out.Step:
+    """The destination never ran the guest: QEMU says whether it is here."""
+    match event:
+        case out.QemuGaveUp() | out.QemuCompleted():
+            return out.Step(out.Keeping(phase.cause), (do.EnsureGuestRestored(),))
+        case out.QemuLinkLost():
+            return out.Step(out.Losing(phase.cause), (do.EnsureLostEnded(),))
+        case out.QemuExited():
+            return out.Step(out.Lost(phase.cause))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def losing(phase: out.Losing, event: out.Event) -> out.Step:
+    """What is left here of a guest that its destination has lost is ended."""
+    match event:
+        case out.HuskEnded():
+            return out.Step(out.Lost(phase.cause))
+        case out.QemuExited():
+            return out.Step(phase)
+        case _:
+            raise InvalidTransition(phase, event)
