@@ -25,6 +25,7 @@ from agent.migration.shared_disks import paths_of, remove_markers, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
+from agent.qemu.endings import refusal_of
 from agent.qemu.status import RunState
 from agent.vm.definition import Definition
 from agent.vm.disk_images import placed
@@ -103,7 +104,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     state = await qemu.query_status()
     with findings.check():
         if state not in _MOVABLE:
-            raise WrongState(f"VM {vm.name} is {state.value}: it cannot be moved", reason="VM_NOT_MOVABLE", vm=vm.name)
+            raise WrongState(refusal_of(state, vm.name), reason="VM_NOT_MOVABLE", vm=vm.name)
     with findings.check():
         await _check_blockers(vm, qemu)
     ability = await source_ability(qemu, around.identity.name, running, wish.options, findings)
