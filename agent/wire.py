@@ -9,92 +9,30 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agent import wire_budget, wire_disks, wire_means, wire_modes
+from agent import wire_budget, wire_disks, wire_facts, wire_means, wire_modes, wire_post_copy
 from agent.host import Findings
 from agent.migration import incoming as inc
-from agent.migration import outgoing as out
 from agent.migration.convergence import Decision
 from agent.migration.migrations import AnySession
-from agent.migration.order import (
-    DEFAULT_DOWNTIME_S,
-    Begun,
-    CpuWord,
-    Endpoint,
-    HostIdentity,
-    Offer,
-    Options,
-    Role,
-    SourceFacts,
-    Transport,
-    Wish,
-)
-from agent.migration.post_copy import PostCopy, When
+from agent.migration.order import DEFAULT_DOWNTIME_S, Begun, Endpoint, HostIdentity, Offer, Options, Role, Transport, Wish
 from agent.migration.progress import Leg, Progress, Timeline
 from agent.migration.record import find_cause, tells_all
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import DiskJob, VmEvent
 from agent.vm.vm import VmState, VmView
-from common.errors import InvalidRequest
+from agent.wire_phases import MAY_TELL_TOKEN, state_and_place
 from ferry.agent.v1 import adoption_pb2, host_pb2, migration_pb2, vm_pb2
 from ferry.common.v1 import migration_pb2 as common_pb2
-from ferry.common.v1 import post_copy_pb2
 
 RESUME_METHOD: Final = "/ferry.agent.v1.AgentService/ResumeMigration"
 _NS: Final = 1_000_000_000
 _KIB: Final = 1024
-_State = migration_pb2.Migration.State
-_Where = migration_pb2.Migration.GuestLocation
-
 _TRANSPORTS: Final = {
     common_pb2.TRANSPORT_UNSPECIFIED: Transport.DIRECT,
     common_pb2.TRANSPORT_DIRECT: Transport.DIRECT,
     common_pb2.TRANSPORT_TUNNEL: Transport.TUNNEL,
 }
-_STATES: Final[dict[type, tuple[_State.ValueType, _Where.ValueType]]] = {
-    out.Begun: (_State.STATE_PREPARING, _Where.GUEST_LOCATION_SOURCE),
-    out.Mirroring: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
-    out.Connecting: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
-    out.Transferring: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
-    out.Settling: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SOURCE),
-    out.Switching: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
-    out.Leaving: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
-    out.Crossing: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
-    out.Following: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
-    out.Broken: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
-    out.Refused: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
-    out.Losing: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
-    out.Sent: (_State.STATE_HANDING_OVER, _Where.GUEST_LOCATION_SWITCHING),
-    out.HandedOver: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_DESTINATION),
-    out.Retiring: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_DESTINATION),
-    out.Retired: (_State.STATE_SUCCEEDED, _Where.GUEST_LOCATION_DESTINATION),
-    out.Cancelling: (_State.STATE_CANCELLING, _Where.GUEST_LOCATION_SOURCE),
-    out.Keeping: (_State.STATE_CANCELLING, _Where.GUEST_LOCATION_SOURCE),
-    out.Kept: (_State.STATE_FAILED, _Where.GUEST_LOCATION_SOURCE),
-    out.Lost: (_State.STATE_FAILED, _Where.GUEST_LOCATION_NOWHERE),
-    inc.Reserved: (_State.STATE_PREPARING, _Where.GUEST_LOCATION_SOURCE),
-    inc.Listening: (_State.STATE_PREPARING, _Where.GUEST_LOCATION_SOURCE),
-    inc.Loading: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SOURCE),
-    inc.Loaded: (_State.STATE_SWITCHING, _Where.GUEST_LOCATION_SWITCHING),
-    inc.Arrived: (_State.STATE_TRANSFERRING, _Where.GUEST_LOCATION_SWITCHING),
-    inc.Entering: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
-    inc.Filling: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_DESTINATION),
-    inc.Ending: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_NOWHERE),
-    inc.Resuming: (_State.STATE_HANDING_OVER, _Where.GUEST_LOCATION_DESTINATION),
-    inc.Running: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_DESTINATION),
-    inc.Finished: (_State.STATE_SUCCEEDED, _Where.GUEST_LOCATION_DESTINATION),
-    inc.Undoing: (_State.STATE_CANCELLING, _Where.GUEST_LOCATION_SOURCE),
-    inc.Abandoned: (_State.STATE_FAILED, _Where.GUEST_LOCATION_SOURCE),
-    inc.Lost: (_State.STATE_FAILED, _Where.GUEST_LOCATION_NOWHERE),
-}
-_WHENS: Final = {
-    post_copy_pb2.PostCopy.WHEN_UNSPECIFIED: When.NEVER,
-    post_copy_pb2.PostCopy.WHEN_NEVER: When.NEVER,
-    post_copy_pb2.PostCopy.WHEN_ALLOWED: When.ALLOWED,
-    post_copy_pb2.PostCopy.WHEN_IMMEDIATELY: When.IMMEDIATELY,
-    post_copy_pb2.PostCopy.WHEN_AFTER_FIRST_PASS: When.AFTER_FIRST_PASS,
-}
-_MAY_TELL_TOKEN: Final = (out.Following, out.Broken, out.Sent, out.HandedOver, out.Retiring, out.Retired)
 _VM_STATES: Final = {state: vm_pb2.Vm.State.Value(f"STATE_{state.name}") for state in VmState}
 
 
@@ -118,22 +56,11 @@ def options(message: common_pb2.MigrationOptions) -> Options:
         migrate_uri=message.migrate_uri,
         force=message.force,
         means=wire_means.means(message.means),
-        post_copy=post_copy(message.post_copy),
+        post_copy=wire_post_copy.post_copy(message.post_copy),
         budget=wire_budget.budget(message.budget),
         modes=wire_modes.modes(message.modes),
         disks=wire_disks.disk_wishes(message.disks),
     )
-
-
-def post_copy(message: post_copy_pb2.PostCopy) -> PostCopy:
-    """Decode what the user wishes of post-copy.
-
-    Raises:
-        InvalidRequest: a value is unknown or out of range.
-    """
-    if message.when not in _WHENS:
-        raise InvalidRequest(f"post_copy.when {message.when} is unknown; 0 to {max(_WHENS)} are known", reason="POSTCOPY_UNKNOWN")
-    return PostCopy(_WHENS[message.when], message.bandwidth_bytes_per_second, message.preempt)
 
 
 def wish(request: migration_pb2.BeginMigrationRequest) -> Wish:
@@ -155,31 +82,10 @@ def offer(request: migration_pb2.PrepareMigrationRequest) -> Offer:
     return Offer(
         migration_id=request.migration_id,
         options=options(request.options),
-        source=source_facts(request.source),
+        source=wire_facts.source_facts(request.source),
         definition=request.definition,
         token_sha256=request.resume_token_sha256,
         epoch=request.epoch,
-    )
-
-
-def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
-    """Decode what the source tells of itself."""
-    return SourceFacts(
-        host=HostIdentity(
-            name=message.host.name,
-            boot_id=message.host.boot_id,
-            network_namespace_inode=message.host.network_namespace_inode,
-            cpu_has_aes=message.host.cpu_has_aes,
-        ),
-        qemu_version=message.qemu_version,
-        machine=message.machine,
-        cpu_words=tuple(CpuWord(word.eax, word.ecx, word.register, word.features) for word in message.cpu_feature_words),
-        disk_markers=tuple(wire_disks.marker(marker) for marker in message.disk_markers),
-        cpu_shares=message.cpu_shares if message.HasField("cpu_shares") else None,
-        cgroup_version=message.cgroup_version,
-        known=frozenset(message.known),
-        stored=message.stored,
-        disks=tuple(wire_disks.disk_facts(disk) for disk in message.disks),
     )
 
 
@@ -223,16 +129,6 @@ def timestamp(at_s: float) -> Timestamp:
     return message
 
 
-def identity(host: HostIdentity) -> common_pb2.HostIdentity:
-    """Encode what a host is."""
-    return common_pb2.HostIdentity(
-        name=host.name,
-        boot_id=host.boot_id,
-        network_namespace_inode=host.network_namespace_inode,
-        cpu_has_aes=host.cpu_has_aes,
-    )
-
-
 def begun(session: SourceSession, answer: Begun) -> migration_pb2.BeginMigrationResponse:
     """Encode the answer to Begin."""
     facts = answer.source
@@ -240,26 +136,7 @@ def begun(session: SourceSession, answer: Begun) -> migration_pb2.BeginMigration
         migration=migration(session),
         definition=answer.definition,
         resume_token_sha256=answer.resume_token_sha256,
-        source=source_facts_message(facts),
-    )
-
-
-def source_facts_message(facts: SourceFacts) -> migration_pb2.SourceFacts:
-    """Encode what the source tells of itself."""
-    return migration_pb2.SourceFacts(
-        host=identity(facts.host),
-        qemu_version=facts.qemu_version,
-        machine=facts.machine,
-        cpu_feature_words=[
-            migration_pb2.CpuFeatureWord(eax=word.eax, ecx=word.ecx, register=word.register, features=word.features)
-            for word in facts.cpu_words
-        ],
-        disk_markers=[wire_disks.marker_message(marker) for marker in facts.disk_markers],
-        cpu_shares=facts.cpu_shares,
-        cgroup_version=facts.cgroup_version,
-        known=sorted(facts.known),
-        stored=facts.stored,
-        disks=[wire_disks.disk_facts_message(disk) for disk in facts.disks],
+        source=wire_facts.source_facts_message(facts),
     )
 
 
@@ -280,10 +157,8 @@ def endpoint_message(value: Endpoint) -> migration_pb2.Endpoint:
 def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2.Migration:
     """Encode one half of a migration; with the resume token only for whom it concerns."""
     facts, phase = session.facts, session.phase
-    state, where = _STATES[type(phase)]
+    state, where = state_and_place(phase)
     cause = find_cause(phase)
-    if isinstance(phase, out.Kept | inc.Abandoned) and cause is not None and cause.by_wish:
-        state = _State.STATE_CANCELLED
     message = migration_pb2.Migration(
         id=facts.migration_id,
         vm_name=facts.vm_name,
@@ -317,7 +192,7 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         message.progress.arrival.network_gap.CopyFrom(wire_modes.network_gap_message(facts.arrival.network_gap))
     if facts.timeline.downtime_legs():
         message.downtime.CopyFrom(downtime(facts.timeline))
-    if with_token and isinstance(phase, _MAY_TELL_TOKEN):
+    if with_token and isinstance(phase, MAY_TELL_TOKEN):
         message.resume_token = bytes.fromhex(facts.token)
     return message
 
@@ -346,16 +221,11 @@ def options_message(value: Options) -> common_pb2.MigrationOptions:
         migrate_uri=value.migrate_uri,
         force=value.force,
         means=wire_means.means_message(value.means),
-        post_copy=None if not value.post_copy.is_allowed else _post_copy_message(value.post_copy),
+        post_copy=None if not value.post_copy.is_allowed else wire_post_copy.post_copy_message(value.post_copy),
         budget=wire_budget.budget_message(value.budget),
         modes=wire_modes.modes_message(value.modes),
         disks=wire_disks.disk_wishes_message(value.disks),
     )
-
-
-def _post_copy_message(value: PostCopy) -> post_copy_pb2.PostCopy:
-    when = next(number for number, known in _WHENS.items() if known is value.when and number)
-    return post_copy_pb2.PostCopy(when=when, bandwidth_bytes_per_second=value.bandwidth_bytes_per_second, preempt=value.preempt)
 
 
 def leg(value: Leg) -> common_pb2.Leg:
@@ -458,7 +328,7 @@ def _disk_job(job: DiskJob) -> vm_pb2.DiskJob:
 def host(who: HostIdentity, found: Findings, vm_count: int) -> host_pb2.Host:
     """Encode the agent's host."""
     return host_pb2.Host(
-        identity=identity(who),
+        identity=wire_facts.identity(who),
         agent_version=found.agent_version,
         qemu_version=found.qemu_version,
         accelerator=found.accelerator,

@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from common.errors import Expired, FerryError, NotFound, Unreachable
-from common.findings import Finding, Severity
 from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
+from coordinator.agent_plans import Arrival, Departure, Seen
 from coordinator.halves import Bounds, Half, HalfState, Location, Move
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2
@@ -27,16 +26,25 @@ from ferry.agent.v1 import migration_pb2 as pb
 from ferry.agent.v1 import plan_service_pb2 as plan_pb
 from ferry.agent.v1 import plan_service_pb2_grpc as plan_rpc
 from ferry.common.v1 import migration_pb2 as common_pb2
-from ferry.common.v1 import plan_pb2 as plan_common_pb2
 
 LOOK_TIMEOUT_S: Final = 2.0
 BEGIN_TIMEOUT_S: Final = 15.0
 PREPARE_TIMEOUT_S: Final = 60.0
 RESUME_TIMEOUT_S: Final = 8.0
 FINISH_TIMEOUT_S: Final = 15.0
-PLAN_TIMEOUT_S: Final = 60.0
 _NS: Final = 1_000_000_000
+Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+class _WithHalf(Protocol):
+    """An answer that tells what a half is now."""
+
+    @property
+    def migration(self) -> pb.Migration: ...
+
+
+A = TypeVar("A", bound=_WithHalf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,81 +80,6 @@ class HostView:
     vm_count: int
     agent_version: str
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the source is like before a move.
-
-    Attributes:
-        definition, source: for the destination; empty when the guest cannot be described.
-        now_s: the source's wall clock.
-    """
-
-    findings: tuple[Finding, ...]
-    vm_name: str
-    vm_uuid: str
-    definition: bytes
-    source: bytes
-    now_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What the destination is like before a move; the endpoint of a measurement holds secrets."""
-
-    findings: tuple[Finding, ...]
-    endpoint: bytes | None
-    now_s: float
-    copied_disks: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        """Show no secret."""
-        return f"Arrival({len(self.findings)} findings)"
-
-
-class Departure:
-    """The source's part of a plan, on an open call."""
-
-    def __init__(
-        self,
-        call: grpc.aio.StreamStreamCall[plan_pb.PlanDepartureRequest, plan_pb.PlanDepartureResponse],
-        refusals: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self._call = call
-        self._refusals = refusals
-
-    async def look(self, plan_id: str, vm: str, options: bytes) -> Seen:
-        """Look at the guest."""
-        wished = common_pb2.MigrationOptions.FromString(options)
-        look = plan_pb.PlanDepartureRequest.Look(vm=vm, options=wished, plan_id=plan_id)
-        seen = (await self._ask(plan_pb.PlanDepartureRequest(look=look))).seen
-        return Seen(
-            _findings(seen.findings),
-            seen.vm_name,
-            seen.vm_uuid,
-            seen.definition,
-            seen.source.SerializeToString() if seen.HasField("source") else b"",
-            seen.now.ToNanoseconds() / _NS,
-        )
-
-    async def measure(self, arrival: Arrival, agent_address: str) -> tuple[tuple[Finding, ...], bytes]:
-        """Measure; return what speaks against the move and a serialised forecast, empty without one."""
-        message = None if arrival.endpoint is None else pb.Endpoint.FromString(arrival.endpoint)
-        measure = plan_pb.PlanDepartureRequest.Measure(
-            endpoint=message, destination_agent_address=agent_address, copied_disks=arrival.copied_disks
-        )
-        measured = (await self._ask(plan_pb.PlanDepartureRequest(measure=measure))).measured
-        return _findings(measured.findings), measured.forecast.SerializeToString() if measured.HasField("forecast") else b""
-
-    async def _ask(self, request: plan_pb.PlanDepartureRequest) -> plan_pb.PlanDepartureResponse:
-        with self._refusals():
-            async with asyncio.timeout(PLAN_TIMEOUT_S):
-                await self._call.write(request)
-                answer = await self._call.read()
-        if not isinstance(answer, plan_pb.PlanDepartureResponse):
-            raise Unreachable("the source's agent ended the plan", reason="PEER_UNREACHABLE")
-        return answer
 
 
 class Presence(Enum):
@@ -277,24 +210,21 @@ class Agent:
         request = pb.FinishMigrationRequest(
             request_id=f"{move.migration_id}-finish", epoch=move.epoch, migration_id=move.migration_id
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.FinishMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.FinishMigration, request)
 
     async def confirm(self, move: Move) -> Half:
         """Source: end its QEMU."""
         request = pb.ConfirmMigrationRequest(
             request_id=f"{move.migration_id}-confirm", epoch=move.epoch, migration_id=move.migration_id
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.ConfirmMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.ConfirmMigration, request)
 
     async def cancel(self, move: Move, cause: str) -> Half:
         """Source: keep the guest."""
         request = pb.CancelMigrationRequest(
             request_id=f"{move.migration_id}-cancel", epoch=move.epoch, migration_id=move.migration_id, cause=cause
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.CancelMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.CancelMigration, request)
 
     async def abandon(self, move: Move, cause: str, *, source_has_ended: bool = False) -> Half:
         """Destination: undo Prepare."""
@@ -305,32 +235,27 @@ class Agent:
             cause=cause,
             source_has_ended=source_has_ended,
         )
-        with calls_to(self._peer):
-            return _half((await self._stub.AbandonMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.AbandonMigration, request)
 
     async def pause(self, move: Move) -> Half:
         """Source: stop the guest for the rest of the transfer."""
         request = pb.PauseMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.PauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.PauseMigration, request)
 
     async def unpause(self, move: Move) -> Half:
         """Source: let a guest that was stopped for the transfer go on."""
         request = pb.UnpauseMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.UnpauseMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.UnpauseMigration, request)
 
     async def start_postcopy(self, move: Move) -> Half:
         """Source: let the guest go now, and the rest of its memory after it."""
         request = pb.StartPostcopyRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.StartPostcopy(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.StartPostcopy, request)
 
     async def recover(self, move: Move) -> Half:
         """Source: make a connection that was lost in post-copy anew."""
         request = pb.RecoverMigrationRequest(epoch=move.epoch, migration_id=move.migration_id)
-        with calls_to(self._peer):
-            return _half((await self._stub.RecoverMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.RecoverMigration, request)
 
     async def update(self, move: Move, bounds: Bounds) -> Half:
         """Source: change bounds."""
@@ -344,8 +269,7 @@ class Agent:
             request.max_downtime.FromNanoseconds(round(bounds.max_downtime_s * _NS))
         if bounds.max_duration_s is not None:
             request.max_duration.FromNanoseconds(round(bounds.max_duration_s * _NS))
-        with calls_to(self._peer):
-            return _half((await self._stub.UpdateMigration(request, timeout=FINISH_TIMEOUT_S)).migration)
+        return await self._change(self._stub.UpdateMigration, request)
 
     @asynccontextmanager
     async def plan_departure(self) -> AsyncIterator[Departure]:
@@ -369,8 +293,12 @@ class Agent:
             answer = await anext(aiter(responses))
             if answer.endpoint.tunnel_token and self.tunnel_address:
                 answer.endpoint.tunnel_address = self.tunnel_address
-            endpoint = answer.endpoint.SerializeToString() if answer.HasField("endpoint") else None
-            yield Arrival(_findings(answer.findings), endpoint, answer.now.ToNanoseconds() / _NS, tuple(answer.copied_disks))
+            yield Arrival.of(answer)
+
+    async def _change(self, call: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q) -> Half:
+        """Change a half, and return what it is then."""
+        with calls_to(self._peer):
+            return _half((await call(request, timeout=FINISH_TIMEOUT_S)).migration)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -398,16 +326,7 @@ _WITH_GUEST: Final = (vm_pb2.Vm.STATE_RUNNING, vm_pb2.Vm.STATE_PAUSED)
 _NOT_RUNNING: Final = (vm_pb2.Vm.STATE_STOPPED, vm_pb2.Vm.STATE_CRASHED)
 _KNOWN_STATES: Final = frozenset(state.value for state in HalfState)
 _KNOWN_LOCATIONS: Final = frozenset(location.value for location in Location)
-_SEVERITIES: Final = {
-    plan_common_pb2.Finding.SEVERITY_BLOCKER: Severity.BLOCKER,
-    plan_common_pb2.Finding.SEVERITY_WARNING: Severity.WARNING,
-    plan_common_pb2.Finding.SEVERITY_NOTE: Severity.NOTE,
-}
 MAY_HAVE_HAPPENED: Final = (Unreachable, Expired)
-
-
-def _findings(messages: Iterable[plan_common_pb2.Finding]) -> tuple[Finding, ...]:
-    return tuple(Finding(one.code, _SEVERITIES.get(one.severity, Severity.WARNING), one.side, one.text) for one in messages)
 
 
 def _half(message: pb.Migration) -> Half:

@@ -12,7 +12,8 @@ from typing import Final
 from common.clock import Clock
 from common.errors import FerryError, InvalidRequest
 from common.findings import Finding, Severity
-from coordinator.agents import Agent, Arrival, Departure
+from coordinator.agent_plans import Arrival, Departure
+from coordinator.agents import Agent
 from coordinator.fleet import Fleet
 
 # A guest and a way change; after this long a plan is not laid beside a move any more.

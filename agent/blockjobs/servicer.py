@@ -55,7 +55,7 @@ class BlockServicer(rpc.BlockServiceServicer):
 
         async def work() -> pb.CopyDiskResponse:
             order = CopyOrder(
-                self._vms.check_place(request.path),
+                self._vms.premises.check_place(request.path),
                 request.format,
                 is_top_only=request.top_only,
                 reuses=request.reuse,
@@ -89,7 +89,7 @@ class BlockServicer(rpc.BlockServiceServicer):
         """Put a new image on top."""
 
         async def work() -> pb.SnapshotDiskResponse:
-            path = self._vms.check_place(request.path)
+            path = self._vms.premises.check_place(request.path)
             return pb.SnapshotDiskResponse(job=_job(await self._jobs.snapshot(self._vms.get(request.vm), request.disk, path)))
 
         return await self._answers.once("SnapshotDisk", request.request_id, work)

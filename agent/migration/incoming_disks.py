@@ -131,7 +131,7 @@ class IncomingDisks:
             )
         await asyncio.to_thread(self._check_not_the_original, disk, path)
         for place in filter(None, (path, facts.data_path, facts.backing_path)):
-            await asyncio.to_thread(self._around.vms.check_place, place)
+            await asyncio.to_thread(self._around.vms.premises.check_place, place)
         if facts.backing_path and facts.backing_marker is not None:
             hint = ", or copy all of the disk (--disks-mode full)"
             await asyncio.to_thread(

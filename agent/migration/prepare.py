@@ -96,7 +96,7 @@ class Preparation:
             await self._check_abilities(findings)
         with findings.check():
             if self._stored is not None:
-                self._around.vms.check_storable(self._stored)
+                self._around.vms.premises.check_storable(self._stored)
         source, here, force = self._source.host, self._around.identity, self._options.force
         risks = await self.disks.check(self.definition, findings)
         self.session.update(warnings=(*self.session.facts.warnings, *risks))
@@ -116,7 +116,7 @@ class Preparation:
     async def _check_abilities(self, findings: Findings) -> None:
         """Refuse what one side lacks, and find what both have."""
         around, source = self._around, self._source
-        facts = await around.vms.qemu_facts(self.definition)
+        facts = await around.vms.premises.qemu_facts(self.definition)
         here = destination_ability(facts, around.identity.name, around.store.guests)
         there = Ability(Role.SOURCE, source.host.name, source.qemu_version, source.known)
         for name in needs(self._options):

@@ -30,9 +30,10 @@ V = TypeVar("V")
 F = TypeVar("F")
 
 SAVE_DELAY_S: Final = 0.02
+SYNC_DELAY_S: Final = 0.01
+AFTER_DECISION_S: Final = 0.1  # for what can wait until the guest runs again
 TELL_DELAY_S: Final = 0.025
 ANNOUNCE_DELAY_S: Final = 0.005
-SYNC_DELAY_S: Final = 0.01
 
 _log = structlog.get_logger()
 
@@ -112,8 +113,12 @@ class Session(ABC, Generic[P, V, F]):
         """Say that a half read from its record had ended before."""
         self._ended.set()
 
-    def apply(self, event: V) -> None:
+    def apply(self, event: V, **changes: object) -> None:
         """Let the machine answer an event.
+
+        Args:
+            event: what happened.
+            changes: facts that came with it.
 
         Raises:
             InvalidTransition: the event has no meaning now; nothing was changed.
@@ -122,8 +127,10 @@ class Session(ABC, Generic[P, V, F]):
         before, phase = self.phase, after.phase
         if phase == before:
             self._start(after.effects)
+            if changes:
+                self.update(**changes)
             return
-        self.record = Record(self.facts, phase)
+        self.record = Record(_changed(self.facts, changes), phase)
         if isinstance(phase, self._machine.remembered_by_qemu):
             self._save_soon()
         elif not self._commit_decision():
@@ -143,12 +150,17 @@ class Session(ABC, Generic[P, V, F]):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    def observe(self, event: V) -> None:
-        """Let the machine answer what was seen; what has no meaning now is kept in the log."""
+    def observe(self, event: V, **changes: object) -> None:
+        """Let the machine answer what was seen, and keep the facts that came with it; what has no meaning now is kept in the log.
+
+        What the machine wants done begins before the watchers learn of either.
+        """
         try:
-            self.apply(event)
+            self.apply(event, **changes)
         except InvalidTransition as error:
             _log.debug("event without meaning", migration=self.facts.migration_id, error=str(error))
+            if changes:
+                self.update(**changes)
 
     def request(self, event: V, refusal: str, reason: str) -> None:
         """Let the machine answer a wish.
@@ -168,8 +180,7 @@ class Session(ABC, Generic[P, V, F]):
 
     def update(self, **changes: object) -> None:
         """Change facts and wake the watchers; written with the next phase or `save`."""
-        facts = replace(self.facts, **changes)  # type: ignore[arg-type]  # replace() checks the names
-        self.record = Record(facts, self.phase)
+        self.record = Record(_changed(self.facts, changes), self.phase)
         self._wake()
 
     def save(self) -> None:
@@ -179,9 +190,9 @@ class Session(ABC, Generic[P, V, F]):
             self._unsaved = None
         self._store.save_session(self.facts.migration_id, self.record.to_json())
 
-    def _save_soon(self) -> None:
+    def _save_soon(self, delay_s: float = SAVE_DELAY_S) -> None:
         if self._unsaved is None:
-            self._unsaved = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self._save_and_prepare)
+            self._unsaved = asyncio.get_running_loop().call_later(delay_s, self._save_and_prepare)
 
     def _save_and_prepare(self) -> None:
         """Save, and write down the decision that is likely to come."""
@@ -202,8 +213,9 @@ class Session(ABC, Generic[P, V, F]):
         written = self._decision[1]
         self._decision = None
         written.commit()
-        asyncio.get_running_loop().call_later(SYNC_DELAY_S, written.sync)
-        self._save_soon()
+        loop = asyncio.get_running_loop()
+        loop.call_later(SYNC_DELAY_S, loop.run_in_executor, None, written.sync)  # the disk may take its time
+        self._save_soon(AFTER_DECISION_S)
         return True
 
     def _drop_decision(self) -> None:
@@ -310,3 +322,7 @@ class Session(ABC, Generic[P, V, F]):
     def _wake(self) -> None:
         seen, self._changed = self._changed, asyncio.Event()
         seen.set()
+
+
+def _changed(facts: Facts, changes: Mapping[str, object]) -> Facts:
+    return replace(facts, **changes)  # type: ignore[arg-type]  # replace() checks the names

@@ -154,8 +154,7 @@ class SourceWatch:
                     session.update(timeline=replace(session.facts.timeline, stopped_at_s=at_s))
                 session.observe(out.QemuAtSwitchover(has_mirrors=session.disks.are_wanted))
             case MigrationStatus.COMPLETED:
-                session.update(timeline=replace(session.facts.timeline, completed_at_s=at_s))
-                session.observe(out.QemuCompleted())
+                session.observe(out.QemuCompleted(), timeline=replace(session.facts.timeline, completed_at_s=at_s))
             case _:
                 session.update()
 

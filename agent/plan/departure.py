@@ -106,7 +106,7 @@ class Departure:
         way = None
         if endpoint is not None:
             with findings.check():
-                binary = (await self._around.vms.qemu_facts(vm.get_running().definition)).path
+                binary = (await self._around.vms.premises.qemu_facts(vm.get_running().definition)).path
                 options = probe_options(self._wish.options)
                 way = await measure(self._around, binary, seen.facts.machine, options, endpoint, sample.content)
         if way is None:

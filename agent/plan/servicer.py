@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from agent import wire, wire_plan
+from agent import wire, wire_facts, wire_plan
 from agent.migration.order import Offer, Wish
 from agent.migration.record import check_migration_id
 from agent.migration.surroundings import Surroundings
@@ -51,7 +51,7 @@ class PlanServicer(rpc.PlanServiceServicer):
                     vm_name=seen.vm_name,
                     vm_uuid=seen.vm_uuid,
                     definition=seen.definition,
-                    source=None if seen.facts is None else wire.source_facts_message(seen.facts),
+                    source=None if seen.facts is None else wire_facts.source_facts_message(seen.facts),
                     now=wire.timestamp(seen.now_s),
                 )
             )
@@ -76,7 +76,7 @@ class PlanServicer(rpc.PlanServiceServicer):
         offer = Offer(
             request.plan_id,
             wire.options(request.options),
-            wire.source_facts(request.source),
+            wire_facts.source_facts(request.source),
             request.definition,
             _NO_DIGEST,
             _EPOCH,

@@ -51,13 +51,29 @@ class Interrupted(Exception):
 class _Client(QMPClient):
     """The library's client without its rendering of every message, and with a look at replies."""
 
-    def __init__(self, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, peer: socket.socket, on_event: Callable[[Event], None]) -> None:
         super().__init__()
+        self._peer = peer
         self.has_greeted = False
         self.last_answer_s = time.monotonic()
         self.free_slots = asyncio.Semaphore(IN_BAND_LIMIT)
         self._unanswered: set[object] = set()
         self._on_event = on_event
+
+    def _do_send(self, msg: Message) -> None:
+        """Write, but not through the stream where QEMU has closed: that would end the connection with QEMU's last words unread."""
+        if self._writer is None:
+            raise EOFError
+        content = bytes(msg)
+        if self._writer.transport.get_write_buffer_size() == 0:
+            try:
+                content = content[self._peer.send(content) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # reading comes to its end too, which tells those who wait for an answer
+        if content:
+            self._writer.write(content)
 
     def _cb_outbound(self, msg: Message) -> Message:
         if "execute" in msg:
@@ -156,7 +172,7 @@ async def dial(path: Path, process: Process, on_event: Callable[[Event], None], 
     """
     peer = _connect(path, process)
     # The library's disconnect() is the only owner of the socket from connect() on.
-    client = _Client(on_event)
+    client = _Client(peer, on_event)
     client.events.event_filter = _never  # else the library keeps every event for ever
     try:
         async with asyncio.timeout(timeout_s):

@@ -78,7 +78,7 @@ class VmJobs:
                 vm=vm.name,
             )
         order = SaveOrder(
-            self._vms.check_place(path) if path else vm.directory.saved_path, bandwidth_bytes_per_second, is_mapped_ram
+            self._vms.premises.check_place(path) if path else vm.directory.saved_path, bandwidth_bytes_per_second, is_mapped_ram
         )
         part.check_free(order.path)
         work = self._begin(Kind.SAVE, vm, order.path)
@@ -102,7 +102,7 @@ class VmJobs:
         Raises:
             FerryError: the header of the file or this host forbid it; nothing was changed.
         """
-        saved = look(self._vms.check_place(path))
+        saved = look(self._vms.premises.check_place(path))
         vm = self._vms.find(saved.definition.uuid)
         if vm is not None and vm.has_saved_guest:
             raise WrongState(
@@ -116,7 +116,7 @@ class VmJobs:
         Raises:
             FerryError: it cannot be dumped, or not there, or not in this format; nothing was changed.
         """
-        place = self._vms.check_place(path)
+        place = self._vms.premises.check_place(path)
         part.check_free(place)
         work = self._begin(Kind.DUMP, vm, place)
         try:
@@ -186,7 +186,7 @@ class VmJobs:
 
     async def _restore(self, saved: Saved, *, paused: bool) -> VmJob:
         if saved.is_mapped_ram:
-            await self._vms.check_capability(saved.definition, MAPPED_RAM)
+            await self._vms.premises.check_capability(saved.definition, MAPPED_RAM)
         job_id = str(uuid4())
         vm, lock = self._vms.reserve(saved.definition, job_id)
         work = self._add(Work(VmJob(job_id, Kind.RESTORE, vm.uuid, vm.name, saved.path, self._wall_clock()), lock))

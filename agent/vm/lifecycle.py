@@ -27,11 +27,8 @@ from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
-from agent.vm.host_checks import check_files, check_huge_pages, check_memory, check_paths, find_emulator
 from agent.vm.jobs import Job, JobLock, Jobs
-from agent.vm.paths import confine
-from agent.vm.pinning import pin
-from agent.vm.probes import check_cpu_model, choose_accelerator
+from agent.vm.premises import Premises
 from agent.vm.registry import Registry
 from agent.vm.running import adopted
 from agent.vm.stopping import power_off, quit_qemu
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from uuid import UUID
 
-    from agent.qemu.binary import BinaryFacts
     from agent.qemu.commands import Qemu
     from agent.store import Store
     from agent.vm.adoption.plan import AdoptionPlan
@@ -69,8 +65,8 @@ class Vms:
     def __init__(self, store: Store, settings: VmSettings, probes: Probes, *, wall_clock: Callable[[], float] = time.time) -> None:
         self.events = VmEvents(wall_clock)
         self.cpu_shares = CpuShares(self.events, settings.cgroup_root)
-        self._settings = settings
-        self._probes = probes
+        self.premises = Premises(settings, probes)
+        self._start_timeout_s = settings.start_timeout_s
         self._registry = Registry(store)
         self._jobs = Jobs(self._settle)
         self._engine = Engine(
@@ -167,12 +163,11 @@ class Vms:
             Busy: a job holds the VM that is to be redefined.
         """
         definition = parse_domain(xml, origin)
-        check_paths(definition, self._settings.roots)
+        self.premises.check_paths(definition)
         existing = self._registry.find(definition.uuid)
         with nullcontext() if existing is None else self.lock(existing, Job.DEFINE, ""):
             self._registry.check_free(definition)
-            binary = find_emulator(definition, self._settings)
-            definition = pin(definition, await self._probes.facts(binary))
+            definition = await self.premises.pin(definition)
             vm = self._registry.save(definition)
         reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED
         vm.persistent = definition
@@ -206,7 +201,7 @@ class Vms:
             WrongState: name or UUID are taken, or something that it needs is missing here, or QEMU refused.
         """
         definition = parse_domain(xml, origin)
-        check_paths(definition, self._settings.roots)
+        self.premises.check_paths(definition)
         vm = self._registry.add(definition)
         with self.lock(vm, Job.START, ""):
             await self._boot(vm, definition, paused=paused)
@@ -233,8 +228,8 @@ class Vms:
 
     async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
         with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
-            check_files(definition, self._settings.roots, Findings())
-            definition, binary = await self._prepare(definition)
+            self.premises.check_files(definition, Findings())
+            definition, binary = await self.premises.prepare(definition)
             vm.asked_shares = find_asked(vm, definition)
             await self._engine.start(vm, definition, binary, starts_paused=paused, migration_id=None)
             self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.BOOTED)
@@ -281,7 +276,7 @@ class Vms:
             FerryError: it cannot be adopted; the text says why.
         """
         plan = await survey(qmp_path, name, self.all())
-        check_paths(plan.definition, self._settings.roots)
+        self.premises.check_paths(plan.definition)
         self._registry.check_absent(plan.definition)
         return plan
 
@@ -297,7 +292,7 @@ class Vms:
             vm.directory.save_running(running.to_record())
             self._engine.attach(vm, running)
             try:
-                async with asyncio.timeout(self._settings.start_timeout_s):
+                async with asyncio.timeout(self._start_timeout_s):
                     await vm.get_keeper().wait_answering()
             except BaseException:
                 await asyncio.shield(self._engine.detach(vm))
@@ -342,8 +337,8 @@ class Vms:
         vm = self._registry.take_in(definition)
         lock = self.lock(vm, Job.MIGRATION_IN, migration_id)
         try:
-            self.check_host(definition, Findings())
-            pinned, binary = await self._prepare(definition)
+            self.premises.check_host(definition, Findings())
+            pinned, binary = await self.premises.prepare(definition)
             vm.asked_shares = asked_shares
             await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=migration_id)
         except BaseException:
@@ -361,10 +356,7 @@ class Vms:
         """
         with findings.check():
             self._registry.check_room(definition)
-        check_files(definition, self._settings.roots, findings)
-        with findings.check():
-            facts = await self._probes.facts(find_emulator(definition, self._settings))
-            check_cpu_model(pin(definition, facts), facts)
+        await self.premises.check_startable(definition, findings)
 
     def reserve_incoming(self, definition: Definition, migration_id: str) -> tuple[Vm, JobLock]:
         """Reserve name and UUID of a stopped VM whose definition comes, locked as *migration in*; it is not here for good.
@@ -375,27 +367,15 @@ class Vms:
         vm = self._registry.take_in(definition)
         return vm, self.lock(vm, Job.MIGRATION_IN, migration_id)
 
-    def check_host(self, definition: Definition, findings: Findings, *, to_come: Container[str] = ()) -> None:
-        """Require that this host has the files, but for those `to_come`, and the memory that a VM needs.
-
-        Raises:
-            InvalidRequest, WrongState: it has not, unless `findings` collects that.
-        """
-        check_files(definition, self._settings.roots, findings, to_come=to_come)
-        with findings.check():
-            check_memory(definition, self._settings.memory_margin_kib)
-        with findings.check():
-            check_huge_pages(definition)
-
     async def check_incoming(
         self, definition: Definition, findings: Findings, *, to_come: Container[str] = ()
     ) -> tuple[Definition, Path] | None:
         """Collect what `start_incoming` would refuse; return what would be started and with which QEMU, if that is known."""
         with findings.check():
             self._registry.check_room(definition)
-        self.check_host(definition, findings, to_come=to_come)
+        self.premises.check_host(definition, findings, to_come=to_come)
         with findings.check():
-            return await self._prepare(definition)
+            return await self.premises.prepare(definition)
         return None
 
     def keep_here(self, lock: JobLock) -> None:
@@ -407,15 +387,6 @@ class Vms:
             vm.directory.save_running(running.to_record())
             vm.running = running
         _mark_here(vm)
-
-    def check_storable(self, stored: Stored) -> None:
-        """Require that what another host keeps of a VM may be kept here.
-
-        Raises:
-            InvalidRequest: a file lies outside of the configured directories.
-        """
-        if stored.definition is not None:
-            check_paths(stored.definition, self._settings.roots)
 
     def persist(self, lock: JobLock, stored: Stored) -> None:
         """Keep a VM that has come, as the source did. May be repeated."""
@@ -463,36 +434,6 @@ class Vms:
 
     # What saving and restoring do
 
-    def check_place(self, path: str) -> Path:
-        """Resolve the path of a file with a guest, which has to lie where the operator lets definitions point to.
-
-        Raises:
-            InvalidRequest: it is not absolute and plain, or lies elsewhere.
-        """
-        return confine(path, self._settings.roots)
-
-    async def qemu_facts(self, definition: Definition) -> BinaryFacts:
-        """Tell what the QEMU offers that this host would run a definition with.
-
-        Raises:
-            InvalidRequest, WrongState: there is none.
-        """
-        return await self._probes.facts(find_emulator(definition, self._settings))
-
-    async def check_capability(self, definition: Definition, capability: str) -> None:
-        """Require that the QEMU of a definition knows a migration capability.
-
-        Raises:
-            WrongState: it does not.
-        """
-        facts = await self.qemu_facts(definition)
-        if capability not in facts.capabilities:
-            raise WrongState(
-                f"QEMU {facts.version} of VM {definition.name} has no {capability}",
-                reason="CAPABILITY_MISSING",
-                capability=capability,
-            )
-
     async def end_saved(self, lock: JobLock) -> None:
         """Let the QEMU quit whose guest is in a file. May be repeated."""
         await quit_qemu(self._locked(lock, Job.SAVE), self._engine, Reason.SAVED)
@@ -507,7 +448,7 @@ class Vms:
             WrongState: it runs, or name or UUID are another VM's.
             Busy: a job holds the VM.
         """
-        check_paths(definition, self._settings.roots)
+        self.premises.check_paths(definition)
         vm = self._registry.find(definition.uuid) or self._registry.add(definition)
         lock = self.lock(vm, Job.RESTORE, job_id)
         try:
@@ -525,9 +466,9 @@ class Vms:
             WrongState: a file, memory, the machine type, the CPU model or the accelerator is missing here, or QEMU refused.
         """
         vm = self._locked(lock, Job.RESTORE)
-        check_files(definition, self._settings.roots, Findings())
-        check_memory(definition, self._settings.memory_margin_kib)
-        pinned, binary = await self._prepare(definition)
+        self.premises.check_files(definition, Findings())
+        self.premises.check_memory(definition)
+        pinned, binary = await self.premises.prepare(definition)
         vm.asked_shares = find_asked(vm, pinned)
         await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=lock.holder_id)
         self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.RESTORED)
@@ -539,14 +480,6 @@ class Vms:
             await self._engine.kill(vm, Reason.FAILED)
 
     # How
-
-    async def _prepare(self, definition: Definition) -> tuple[Definition, Path]:
-        binary = find_emulator(definition, self._settings)
-        facts = await self._probes.facts(binary)
-        pinned = pin(definition, facts)
-        check_cpu_model(pinned, facts)
-        accelerator = await choose_accelerator(pinned, binary, self._probes)
-        return replace(pinned, accelerator=accelerator), binary
 
     def _remove_definition(self, vm: Vm, reason: Reason) -> None:
         if vm.persistent is not None:

@@ -14,7 +14,7 @@ from coordinator.cli.block_view import disks_table, job_details
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.fleet_vms import find_agent
 from coordinator.cli.link import Link, new_request_id
-from coordinator.cli.options import DEFAULT_SETTINGS, Bandwidth, Host, Output, Settings, Switch, Vm, bandwidth_of
+from coordinator.cli.options import DEFAULT_SETTINGS, Bandwidth, Host, Output, Settings, Switch, Vm, bandwidth_of, one_value
 from coordinator.cli.plain import to_plain
 from coordinator.cli.screen import Format, Screen
 from ferry.agent.v1 import block_service_pb2 as pb
@@ -38,9 +38,7 @@ Disk = Annotated[str, Parameter(help="Its name, as vda; ferry block ls VM lists 
 Detach = Annotated[Switch, Parameter(help="Do not follow the job: say that it has begun, and return.")]
 Rate = Annotated[
     int,
-    Parameter(
-        metavar="RATE", converter=bandwidth_of, n_tokens=1, accepts_keys=False, help="As 100MiB/s or 1.5GB/s; 0 for no bound."
-    ),
+    one_value("RATE", bandwidth_of, "As 100MiB/s or 1.5GB/s; 0 for no bound."),
 ]
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from common.errors import FerryError, Unreachable
 from common.tasks import OwnedTasks
 from coordinator.cli.block_view import job_details, kind_word, progress_words
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.link import Undecided
+from coordinator.cli.live_line import LiveLine
 from coordinator.cli.plain import to_plain
-from coordinator.cli.screen import Format, Screen, printable
+from coordinator.cli.screen import Format, Screen
 from coordinator.cli.units import format_duration
 from coordinator.cli.vm_jobs import interrupts
 from ferry.agent.v1 import block_service_pb2 as pb
@@ -51,7 +51,7 @@ async def follow(  # noqa: PLR0913 -- how commands differ
         Undecided: the agent is gone; the next one goes on with the job.
     """
     screen, blocks = Screen(), blocks_of(agent)
-    with _Line(screen) as line:
+    with LiveLine(screen) as line:
         async with OwnedTasks() as tasks:
             with interrupts(*((lambda: tasks.start(_abort(agent, blocks, job, line)),) if aborts else ())) as leaving:
                 try:
@@ -90,13 +90,13 @@ def tell_end(screen: Screen, agent: Agent, job: pb.BlockJob, output: Format, *, 
 _GOES_OVER = frozenset({pb.BlockJob.KIND_COPY, pb.BlockJob.KIND_ACTIVE_COMMIT})
 
 
-async def _watch(agent: Agent, blocks: rpc.BlockServiceStub, job: pb.BlockJob, line: _Line, *, until_ready: bool) -> pb.BlockJob:
+async def _watch(agent: Agent, blocks: rpc.BlockServiceStub, job: pb.BlockJob, line: LiveLine, *, until_ready: bool) -> pb.BlockJob:
     last = job
     try:
         request = pb.WatchBlockJobRequest(vm=job.id, until_ready=until_ready)
         async for response in agent.peer.follow(blocks.WatchBlockJob, request):
             last = response.job
-            line.show(last)
+            line.show(_where(last))
     except Unreachable as error:
         raise Undecided(
             f"{error.text}; the {kind_word(job)} goes on without the agent: when that is back, "
@@ -105,7 +105,7 @@ async def _watch(agent: Agent, blocks: rpc.BlockServiceStub, job: pb.BlockJob, l
     return last
 
 
-async def _abort(agent: Agent, blocks: rpc.BlockServiceStub, job: pb.BlockJob, line: _Line) -> None:
+async def _abort(agent: Agent, blocks: rpc.BlockServiceStub, job: pb.BlockJob, line: LiveLine) -> None:
     try:
         await agent.peer.read(blocks.AbortBlockJob, pb.AbortBlockJobRequest(vm=job.id))
     except FerryError as error:
@@ -114,33 +114,7 @@ async def _abort(agent: Agent, blocks: rpc.BlockServiceStub, job: pb.BlockJob, l
         line.note("aborting; Ctrl-C again leaves it to the agent")
 
 
-class _Line:
-    """One line on a terminal's stderr that is written over; nothing elsewhere."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._is_live = screen.notes.is_terminal
-
-    def __enter__(self) -> Self:
-        """Nothing is shown yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave an empty line."""
-        self._write("")
-
-    def show(self, job: pb.BlockJob) -> None:
-        """Show where a job stands."""
-        is_ready = job.state == pb.BlockJob.STATE_READY
-        text = f"{kind_word(job)} of {job.vm_name} {job.disk}: {'ready' if is_ready else progress_words(job) or 'begins'}"
-        self._write(text[: self._screen.notes.width - 1])
-
-    def note(self, text: str) -> None:
-        """Write a line that stays."""
-        self._write("")
-        self._screen.note(text)
-
-    def _write(self, text: str) -> None:
-        if self._is_live:
-            sys.stderr.write(f"\r\x1b[2K{printable(text)}")
-            sys.stderr.flush()
+def _where(job: pb.BlockJob) -> str:
+    """Say where a job stands."""
+    is_ready = job.state == pb.BlockJob.STATE_READY
+    return f"{kind_word(job)} of {job.vm_name} {job.disk}: {'ready' if is_ready else progress_words(job) or 'begins'}"

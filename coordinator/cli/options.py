@@ -78,6 +78,20 @@ def duration_of(allowed: Range) -> Callable[[object, Sequence[Token]], Fraction]
     return convert
 
 
+def one_value(
+    metavar: str,
+    converter: Callable[[object, Sequence[Token]], object],
+    text: str,
+    *,
+    name: str | None = None,
+    show_default: bool | str | None = None,
+) -> Parameter:
+    """Describe an option that takes one word, and what makes a value of it; `text` is its help."""
+    return Parameter(
+        name=name, metavar=metavar, show_default=show_default, converter=converter, n_tokens=1, accepts_keys=False, help=text
+    )
+
+
 # cyclopts reads these at run time; what is converted is not what is typed.
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 Output = Annotated[Format, Parameter(name=("--output", "-o"), metavar="FORMAT", help="How data is written to stdout.")]
@@ -87,36 +101,22 @@ Host = Annotated[
 ]
 Bandwidth = Annotated[
     int | None,
-    Parameter(
-        name="--bandwidth",
-        metavar="RATE",
-        converter=bandwidth_of,
-        n_tokens=1,
-        accepts_keys=False,
-        help="Bound of the transfer, as 100MiB/s or 1.5GB/s; 0 for none.",
-    ),
+    one_value("RATE", bandwidth_of, "Bound of the transfer, as 100MiB/s or 1.5GB/s; 0 for none.", name="--bandwidth"),
 ]
 MaxDowntime = Annotated[
     Fraction | None,
-    Parameter(
-        name="--max-downtime",
-        metavar="TIME",
-        converter=duration_of(units.DOWNTIME),
-        n_tokens=1,
-        accepts_keys=False,
-        help="Longest time that the guest may stand still, 1ms to 2000s.",
+    one_value(
+        "TIME", duration_of(units.DOWNTIME), "Longest time that the guest may stand still, 1ms to 2000s.", name="--max-downtime"
     ),
 ]
 Patience = Annotated[
     Fraction,
-    Parameter(
+    one_value(
+        "TIME",
+        duration_of(units.PATIENCE),
+        "How long to go on watching while the guest waits for a silent host, or the coordinator is silent.",
         name="--patience",
-        metavar="TIME",
         show_default="60s",
-        converter=duration_of(units.PATIENCE),
-        n_tokens=1,
-        accepts_keys=False,
-        help="How long to go on watching while the guest waits for a silent host, or the coordinator is silent.",
     ),
 ]
 Vm = Annotated[str, Parameter(help="Name or UUID.")]

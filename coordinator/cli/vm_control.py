@@ -11,7 +11,7 @@ from coordinator.cli.console import attach
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.fleet_vms import find_agent
 from coordinator.cli.link import Link, new_request_id
-from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Switch, Vm, whole_number
+from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Switch, Vm, one_value, whole_number
 from coordinator.cli.plain import to_plain
 from coordinator.cli.report import vms_table
 from coordinator.cli.screen import Format, Screen
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 
 Shares = Annotated[
     int | None,
-    Parameter(
+    one_value(
+        "N",
+        whole_number,
+        "Its weight among others when CPUs are short: 2 to 262144 where the host has cgroup v1, 1 to 10000 where it has v2.",
         name="--cpu-shares",
-        metavar="N",
-        converter=whole_number,
-        n_tokens=1,
-        accepts_keys=False,
-        help="Its weight among others when CPUs are short: 2 to 262144 where the host has cgroup v1, 1 to 10000 where it has v2.",
     ),
 ]
 

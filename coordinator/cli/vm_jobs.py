@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from common.errors import FerryError, Unreachable
 from common.tasks import OwnedTasks
+from coordinator.cli.ctrl_c import ctrl_c_calls
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.link import Undecided
+from coordinator.cli.live_line import LiveLine
 from coordinator.cli.plain import to_plain
-from coordinator.cli.screen import Format, Screen, pairs, printable
+from coordinator.cli.screen import Format, Screen, pairs
 from coordinator.cli.units import format_bytes, format_duration, format_rate
 from ferry.agent.v1 import save_service_pb2 as pb
 from ferry.agent.v1 import save_service_pb2_grpc as rpc
@@ -42,7 +42,7 @@ async def follow(agent: Agent, job: pb.VmJob, output: Format) -> ExitCode:
         Undecided: the agent is gone; the next one ends the job.
     """
     screen, saves = Screen(), saves_of(agent)
-    with _Line(screen) as line:
+    with LiveLine(screen) as line:
         async with OwnedTasks() as tasks:
             with interrupts(lambda: tasks.start(_cancel(agent, saves, job, line))) as leaving:
                 try:
@@ -85,12 +85,12 @@ def job_details(host: str, job: pb.VmJob) -> RenderableType:
     return pairs(rows)
 
 
-async def _watch(agent: Agent, saves: rpc.SaveServiceStub, job: pb.VmJob, line: _Line) -> pb.VmJob:
+async def _watch(agent: Agent, saves: rpc.SaveServiceStub, job: pb.VmJob, line: LiveLine) -> pb.VmJob:
     last = job
     try:
         async for response in agent.peer.follow(saves.WatchVmJob, pb.WatchVmJobRequest(vm=job.id)):
             last = response.job
-            line.show(last)
+            line.show(_where(last))
     except Unreachable as error:
         raise Undecided(
             f"{error.text}; when it is back, ferry vm job {job.vm_name} and ferry vm events tell what became of the {_kind(job)}"
@@ -98,7 +98,7 @@ async def _watch(agent: Agent, saves: rpc.SaveServiceStub, job: pb.VmJob, line: 
     return last
 
 
-async def _cancel(agent: Agent, saves: rpc.SaveServiceStub, job: pb.VmJob, line: _Line) -> None:
+async def _cancel(agent: Agent, saves: rpc.SaveServiceStub, job: pb.VmJob, line: LiveLine) -> None:
     try:
         await agent.peer.read(saves.CancelVmJob, pb.CancelVmJobRequest(vm=job.id))
     except FerryError as error:
@@ -117,46 +117,17 @@ def interrupts(*cancel: Callable[[], None]) -> Iterator[asyncio.Timeout]:
     def press() -> None:
         next(actions, lambda: leaving.reschedule(loop.time()))()
 
-    loop.add_signal_handler(signal.SIGINT, press)
-    try:
+    with ctrl_c_calls(press):
         yield leaving
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class _Line:
-    """One line on a terminal's stderr that is written over; nothing elsewhere."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._is_live = screen.notes.is_terminal
-
-    def __enter__(self) -> Self:
-        """Nothing is shown yet."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave an empty line."""
-        self._write("")
-
-    def show(self, job: pb.VmJob) -> None:
-        """Show where a job stands."""
-        text = f"{_DOING[job.kind]} {job.vm_name}: {job.step}"
-        if job.total_bytes:
-            share = _PERCENT * job.processed_bytes // job.total_bytes
-            text += f" {share} %, {format_bytes(job.processed_bytes)} of {format_bytes(job.total_bytes)}"
-        self._write(text[: self._screen.notes.width - 1])
-
-    def note(self, text: str) -> None:
-        """Write a line that stays."""
-        self._write("")
-        self._screen.note(text)
-
-    def _write(self, text: str) -> None:
-        if self._is_live:
-            sys.stderr.write(f"\r\x1b[2K{printable(text)}")
-            sys.stderr.flush()
+def _where(job: pb.VmJob) -> str:
+    """Say where a job stands."""
+    text = f"{_DOING[job.kind]} {job.vm_name}: {job.step}"
+    if job.total_bytes:
+        share = _PERCENT * job.processed_bytes // job.total_bytes
+        text += f" {share} %, {format_bytes(job.processed_bytes)} of {format_bytes(job.total_bytes)}"
+    return text
 
 
 def _kind(job: pb.VmJob) -> str:

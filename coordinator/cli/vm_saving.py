@@ -10,7 +10,7 @@ from common.errors import InvalidRequest
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.fleet_vms import find_agent, the_host
 from coordinator.cli.link import Agent, Link, new_request_id
-from coordinator.cli.options import DEFAULT_SETTINGS, Bandwidth, Host, Output, Settings, Switch, Vm, bandwidth_of
+from coordinator.cli.options import DEFAULT_SETTINGS, Bandwidth, Host, Output, Settings, Switch, Vm, bandwidth_of, one_value
 from coordinator.cli.plain import to_plain
 from coordinator.cli.screen import Format, Screen
 from coordinator.cli.vm_jobs import follow, job_details, saves_of
@@ -19,14 +19,7 @@ from ferry.agent.v1 import save_service_pb2 as pb
 File = Annotated[str, Parameter(help="Absolute path on the VM's host.")]
 NewBandwidth = Annotated[
     int | None,
-    Parameter(
-        name="--set-bandwidth",
-        metavar="RATE",
-        converter=bandwidth_of,
-        n_tokens=1,
-        accepts_keys=False,
-        help="Bound of a save that runs, as 100MiB/s or 1.5GB/s; 0 for none.",
-    ),
+    one_value("RATE", bandwidth_of, "Bound of a save that runs, as 100MiB/s or 1.5GB/s; 0 for none.", name="--set-bandwidth"),
 ]
 
 

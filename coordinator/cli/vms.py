@@ -13,7 +13,7 @@ from coordinator.cli.definition_file import read_definition
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.fleet_vms import find_agent, list_vms, the_host
 from coordinator.cli.link import CALL_TIMEOUT_S, Link, duration_message, new_request_id
-from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Switch, Vm, duration_of
+from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Switch, Vm, duration_of, one_value
 from coordinator.cli.plain import to_plain
 from coordinator.cli.report import vm_details, vms_table
 from coordinator.cli.screen import Format, Screen
@@ -42,14 +42,12 @@ _STOP_MARGIN_S = 15.0
 
 StopTimeout = Annotated[
     Fraction,
-    Parameter(
+    one_value(
+        "TIME",
+        duration_of(units.STOP_TIMEOUT),
+        "How long the guest may take to power off, 1s to 1h.",
         name="--timeout",
-        metavar="TIME",
         show_default="30s",
-        converter=duration_of(units.STOP_TIMEOUT),
-        n_tokens=1,
-        accepts_keys=False,
-        help="How long the guest may take to power off, 1s to 1h.",
     ),
 ]
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from coordinator.cli.link import duration_message
-from coordinator.cli.options import Misused, duration_of
+from coordinator.cli.options import Misused, duration_of, one_value
 from coordinator.cli.units import DURATION
 from ferry.common.v1 import budget_pb2 as pb
 
@@ -35,13 +35,8 @@ class OnTimeout(Enum):
 
 MaxDuration = Annotated[
     Fraction | None,
-    Parameter(
-        name="--max-duration",
-        metavar="TIME",
-        converter=duration_of(DURATION),
-        n_tokens=1,
-        accepts_keys=False,
-        help="Longest time from the start of the transfer to its end, 1s to 168h.",
+    one_value(
+        "TIME", duration_of(DURATION), "Longest time from the start of the transfer to its end, 1s to 168h.", name="--max-duration"
     ),
 ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from coordinator.cli.options import Misused, Switch, bandwidth_of
+from coordinator.cli.options import Misused, Switch, bandwidth_of, one_value
 from ferry.common.v1 import disks_pb2 as pb
 
 if TYPE_CHECKING:
@@ -20,14 +20,12 @@ _WORDS = {"all": pb.DiskWishes.WHICH_ALL, "none": pb.DiskWishes.WHICH_NONE}
 
 DiskBandwidth = Annotated[
     int | None,
-    Parameter(
+    one_value(
+        "RATE",
+        bandwidth_of,
+        "Bound of the copying of all disks together, as 100MiB/s; 0 for none.",
         name="--disk-bandwidth",
-        metavar="RATE",
-        converter=bandwidth_of,
-        n_tokens=1,
-        accepts_keys=False,
         show_default=False,
-        help="Bound of the copying of all disks together, as 100MiB/s; 0 for none.",
     ),
 ]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from coordinator.cli import units
-from coordinator.cli.options import Misused, Switch, bandwidth_of, whole_number
+from coordinator.cli.options import Misused, Switch, bandwidth_of, one_value, whole_number
 from ferry.common.v1 import means_pb2 as pb
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def size_of(_: object, tokens: Sequence[Token]) -> int:
 
 
 def _rate(name: str, text: str) -> Parameter:
-    return Parameter(
-        name=name, metavar="RATE", show_default=False, converter=bandwidth_of, n_tokens=1, accepts_keys=False, help=text
-    )
+    return one_value("RATE", bandwidth_of, text, name=name, show_default=False)
 
 
 def _percent(name: str, text: str) -> Parameter:
@@ -64,13 +62,11 @@ class MeansWishes:
     ] = None
     xbzrle_cache: Annotated[
         int,
-        Parameter(
-            metavar="SIZE",
+        one_value(
+            "SIZE",
+            size_of,
+            "Send what changed of a page, with a cache of this size, a power of two as 64MiB; without multifd only.",
             show_default=False,
-            converter=size_of,
-            n_tokens=1,
-            accepts_keys=False,
-            help="Send what changed of a page, with a cache of this size, a power of two as 64MiB; without multifd only.",
         ),
     ] = 0
     auto_converge: Annotated[Switch, Parameter(help="Slow the guest's vCPUs when it dirties memory faster than it is sent.")] = (

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from coordinator.cli.options import Misused, Switch, whole_number
+from coordinator.cli.options import Misused, Switch, one_value, whole_number
 from ferry.common.v1 import modes_pb2 as pb
 
 MODES = Group("Modes", sort_key=40)
@@ -46,13 +46,11 @@ class ModesWishes:
     offline: Annotated[Switch, Parameter(help="Move the definition of a stopped VM.")] = False
     announce_rounds: Annotated[
         int | None,
-        Parameter(
-            metavar="N",
-            converter=whole_number,
-            n_tokens=1,
-            accepts_keys=False,
+        one_value(
+            "N",
+            whole_number,
+            "How often the destination tells the network where the guest is, 0 to 1000; without it 5 times.",
             show_default=False,
-            help="How often the destination tells the network where the guest is, 0 to 1000; without it 5 times.",
         ),
     ] = None
     leave_clock: Annotated[Switch, Parameter(help="Do not let the guest's agent set a clock that stayed behind.")] = False

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from coordinator.cli.options import Switch, bandwidth_of
+from coordinator.cli.options import Switch, bandwidth_of, one_value
 from ferry.common.v1 import post_copy_pb2 as pb
 
 POST_COPY = Group("Post-copy", sort_key=50)
@@ -46,13 +46,7 @@ class PostCopyWishes:
     ] = When.NEVER
     postcopy_bandwidth: Annotated[
         int | None,
-        Parameter(
-            metavar="RATE",
-            converter=bandwidth_of,
-            n_tokens=1,
-            accepts_keys=False,
-            help="Bound of what is pushed in post-copy, as 100MiB/s; 0 for none.",
-        ),
+        one_value("RATE", bandwidth_of, "Bound of what is pushed in post-copy, as 100MiB/s; 0 for none."),
     ] = None
     postcopy_preempt: Annotated[Switch, Parameter(help="Give pages that the guest waits for a connection of their own.")] = False
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Final
 
 from tests.bench import raw
-from tests.bench.sample import COMMAND
+from tests.bench.sample import COMMAND, Moves
 from tests.bench.ways import PLAIN, PSK, RAW, RAW_PSK, TUNNEL, FerryWay, RawWay
 
 WAYS: Final[dict[str, RawWay | FerryWay]] = {
@@ -96,24 +95,8 @@ class DiskSample:
         return sum(spent_s for name, spent_s in self.cpu_s.items() if name != COMMAND)
 
 
-class DiskRun:
+class DiskRun(Moves[DiskSample]):
     """All moves with a disk."""
-
-    def __init__(self, samples: Sequence[DiskSample]) -> None:
-        self.samples = tuple(samples)
-
-    def of(self, way: str) -> tuple[DiskSample, ...]:
-        """Give the moves of one way, in order of their rounds."""
-        return tuple(sample for sample in self.samples if sample.way == way)
-
-    def median(self, way: str, figure: Callable[[DiskSample], float]) -> float:
-        """Give the median of a figure over the moves of one way."""
-        return median(figure(sample) for sample in self.of(way))
-
-    def ratio(self, way: str, to: str, figure: Callable[[DiskSample], float]) -> float:
-        """Give the median over the rounds of the ratio of two ways in the same round."""
-        others = {sample.round_number: figure(sample) for sample in self.of(to)}
-        return median(figure(sample) / others[sample.round_number] for sample in self.of(way))
 
     @property
     def largest_wire_ratio(self) -> float:

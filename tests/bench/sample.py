@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Generic, Protocol, TypeVar
 
 TUNNELS = ("tunnel-a", "tunnel-b")
 COMMAND = "command"
@@ -57,24 +58,43 @@ class Sample:
         return sum(self.cpu_s.get(name, 0.0) for name in TUNNELS) * _GB / self.transferred_bytes
 
 
-class Run:
-    """All moves of a benchmark with one kind of guest."""
+class Measured(Protocol):
+    """What a run needs of a measured move."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    @property
+    def way(self) -> str:
+        """How it was made."""
+
+    @property
+    def round_number(self) -> int:
+        """Moves of one round are compared with each other."""
+
+
+S = TypeVar("S", bound=Measured)
+
+
+class Moves(Generic[S]):
+    """All moves of a benchmark of one kind."""
+
+    def __init__(self, samples: Sequence[S]) -> None:
         self.samples = tuple(samples)
 
-    def of(self, way: str) -> tuple[Sample, ...]:
+    def of(self, way: str) -> tuple[S, ...]:
         """Give the moves of one way, in order of their rounds."""
         return tuple(sample for sample in self.samples if sample.way == way)
 
-    def median(self, way: str, figure: Callable[[Sample], float]) -> float:
+    def median(self, way: str, figure: Callable[[S], float]) -> float:
         """Give the median of a figure over the moves of one way."""
         return median(figure(sample) for sample in self.of(way))
 
-    def ratio(self, way: str, to: str, figure: Callable[[Sample], float]) -> float:
+    def ratio(self, way: str, to: str, figure: Callable[[S], float]) -> float:
         """Give the median over the rounds of the ratio of two ways in the same round."""
         others = {sample.round_number: figure(sample) for sample in self.of(to)}
         return median(figure(sample) / others[sample.round_number] for sample in self.of(way))
+
+
+class Run(Moves[Sample]):
+    """All moves with one kind of guest."""
 
     def largest_agent_bytes(self) -> int:
         """Give the most memory that an agent had resident after any move."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self, cast
@@ -108,6 +109,8 @@ class FakeQemu:
             return
         self._server.close()
         for writer in self._writers:
+            with suppress(OSError):  # the client may have left
+                writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # at once, as a kernel does
             writer.close()
         self._client = None
         self.migration.end()

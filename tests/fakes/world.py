@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeAlias
 
-from agent import wire
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
 from agent.migration.machine import Cause, InvalidTransition
 from agent.migration.record import find_cause
+from agent.wire_phases import MAY_TELL_TOKEN, STATES
 from common.errors import FerryError, NotFound, WrongState
 from ferry.agent.v1 import migration_pb2 as pb
 from ferry.common.v1 import migration_pb2 as common_pb
@@ -167,7 +167,7 @@ class World:
     def half(self, host: str) -> pb.Migration:
         """Tell of a half, as an agent would."""
         phase = self.get(host)
-        state, location = wire._STATES[type(phase)]
+        state, location = STATES[type(phase)]
         cause = find_cause(phase)
         if isinstance(phase, out.Kept | inc.Abandoned) and cause is not None and cause.by_wish:
             state = pb.Migration.STATE_CANCELLED
@@ -181,7 +181,7 @@ class World:
             is_final=isinstance(phase, (*out.FINAL, *inc.FINAL)),
             error="" if cause is None else cause.text,
             error_reason="" if cause is None else cause.reason,
-            resume_token=TOKEN if isinstance(phase, wire._MAY_TELL_TOKEN) else b"",
+            resume_token=TOKEN if isinstance(phase, MAY_TELL_TOKEN) else b"",
             progress=self.progress.get(host),
         )
 

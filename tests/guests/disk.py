@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.guests.cache import CACHE, run_tool, write_whole
 
 SOURCES = Path(__file__).with_name("disk_guest")
+BOOT_SECTOR = Path(__file__).with_name("boot_sector.S")
 SECTOR_BYTES = 512
 MAX_DISKS = 16
 MAX_DEPTH = 16
@@ -232,13 +233,13 @@ def _credit(per_s: float, period_ms: float) -> int:
 def _compile() -> bytes:
     """Return the guest's code, compiled when its source is new."""
     sources = sorted(SOURCES.glob("*.[cS]"), key=lambda path: (path.name != "boot.S", path.name))
-    content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))
+    content = b"".join(path.read_bytes() for path in (*sorted(SOURCES.iterdir()), BOOT_SECTOR))
     binary = CACHE / f"disk-{hashlib.sha256(content).hexdigest()[:16]}.bin"
     if not binary.exists():
         with tempfile.TemporaryDirectory() as scratch:
             objects = [Path(scratch, f"{source.name}.o") for source in sources]  # boot.S is linked first
             for source, compiled in zip(sources, objects, strict=True):
-                run_tool(*_COMPILER, "-c", "-o", compiled, source)
+                run_tool(*_COMPILER, "-I", BOOT_SECTOR.parent, "-c", "-o", compiled, source)
             linked = Path(scratch, "disk.bin")
             run_tool(*_LINKER, "-o", linked, *objects)
             code = linked.read_bytes()

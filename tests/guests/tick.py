@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.guests.cache import CACHE, run_tool, write_whole
 
 SOURCE = Path(__file__).with_name("tick.S")
+BOOT_SECTOR = Path(__file__).with_name("boot_sector.S")
 
 _PARAMETERS_AT = 512  # the second sector; `parameters` in tick.S
 _PARAMETERS = struct.Struct("<4s9I")
@@ -114,12 +115,12 @@ def _credit(mib_s: float, period_ms: float) -> int:
 
 def _assemble() -> bytes:
     """Return the guest's code, assembled when its source is new."""
-    source = SOURCE.read_bytes()
-    binary = CACHE / f"tick-{hashlib.sha256(source).hexdigest()[:16]}.bin"
+    content = SOURCE.read_bytes() + BOOT_SECTOR.read_bytes()
+    binary = CACHE / f"tick-{hashlib.sha256(content).hexdigest()[:16]}.bin"
     if not binary.exists():
         with tempfile.TemporaryDirectory() as scratch:
             assembled, linked = Path(scratch, "tick.o"), Path(scratch, "tick.bin")
-            run_tool("as", "--32", "-o", assembled, SOURCE)
+            run_tool("as", "--32", "-I", BOOT_SECTOR.parent, "-o", assembled, SOURCE)
             run_tool("ld", "-m", "elf_i386", "-Ttext=0x7c00", "--oformat=binary", "-o", linked, assembled)
             write_whole(binary, linked.read_bytes())
     return binary.read_bytes()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from agent import wire
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
+from agent.wire_phases import STATES
 from coordinator.halves import Half, HalfState, Location
 
 SOURCE_PHASES = {phase.__name__: phase for phase in out.Phase.__args__}
@@ -22,7 +22,7 @@ def destination_half(phase: str, *, error: str = "") -> Half:
 
 
 def _half(phase: type, *, is_final: bool, error: str) -> Half:
-    state, location = wire._STATES[phase]
+    state, location = STATES[phase]
     return Half(
         state=HalfState(state),
         phase=phase.__name__,

@@ -27,10 +27,10 @@ class WatchedSession(DestinationSession):
     path = Path()
     was_there: bool | None = None
 
-    def observe(self, event: inc.Event) -> None:
+    def observe(self, event: inc.Event, **changes: object) -> None:
         if isinstance(event, inc.Undone):
             self.was_there = self.path.exists()
-        super().observe(event)
+        super().observe(event, **changes)
 
 
 async def test_images_are_gone_when_it_is_told_that_all_was_undone(tmp_path: Path):

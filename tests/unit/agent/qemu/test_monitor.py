@@ -190,6 +190,19 @@ async def test_readers_learn_of_each_lost_connection_and_of_the_end(tmp_path):
     assert [type(notice) for notice in told] == [Event, Gone]
 
 
+async def test_what_qemu_said_last_is_read_though_a_command_comes_too_late(tmp_path):
+    async with session(tmp_path) as (fake, monitor), asyncio.TaskGroup() as tasks:
+        with monitor.subscribe() as notices:
+            asking = tasks.create_task(raises(QemuGone, monitor.execute("query-migrate")))
+            await asyncio.sleep(0)  # it is given, and not sent yet
+            fake.emit("SHUTDOWN")
+            fake.die()
+
+            told = [notice async for notice in notices]
+            assert "has ended" in await asking
+    assert [type(notice) for notice in told] == [Event, Gone]
+
+
 async def test_a_died_qemu_is_noticed_while_the_connection_is_lost(tmp_path):
     async with session(tmp_path) as (fake, monitor):
         with monitor.subscribe() as notices:
