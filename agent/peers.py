@@ -23,7 +23,7 @@ from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import migration_pb2 as pb
 
 RESUME_TIMEOUT_S: Final = 6.0
-REPORT_TIMEOUT_S: Final = 2.0
+REPORT_TIMEOUT_S: Final = 2.5  # longer than a channel waits between two attempts to connect
 REOPEN_TIMEOUT_S: Final = 10.0
 HandOver: TypeAlias = "grpc.aio.StreamStreamCall[pb.HandOverRequest, pb.HandOverResponse]"
 
@@ -39,8 +39,8 @@ class RemoteDestination:
     async def report_channels(self, migration_id: str, local_ports: tuple[int, ...], *, is_complete: bool) -> None:
         """Tell which connections are ours."""
         request = pb.ReportChannelsRequest(migration_id=migration_id, local_ports=local_ports, is_complete=is_complete)
-        with calls_to(self._peer):
-            await self._stub.ReportChannels(request, timeout=REPORT_TIMEOUT_S)
+        with calls_to(self._peer):  # an agent that was started again is found at the channel's next attempt
+            await self._stub.ReportChannels(request, timeout=REPORT_TIMEOUT_S, wait_for_ready=True)
 
     async def resume(self, migration_id: str, token: bytes, *, keep_paused: bool) -> float:
         """Give the guest away; return for how many seconds it has run there."""

@@ -21,10 +21,11 @@ from agent.migration.disk_facts import describe_disks, refuse_jobs
 from agent.migration.disk_wishes import Which
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
-from agent.migration.shared_disks import paths_of, remove_markers, write_markers
+from agent.migration.shared_disks import paths_of, remove_markers, unless_lost, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
+from agent.qemu.endings import refusal_of
 from agent.qemu.status import RunState
 from agent.vm.definition import Definition
 from agent.vm.disk_images import placed
@@ -49,7 +50,9 @@ async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]
     vm = get_running_vm(around, wish.vm)
     lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
     try:
-        return open_session(around, vm, lock, wish, await look(around, vm, wish, Findings()))
+        seen = await look(around, vm, wish, Findings())
+        with unless_lost(seen.markers, around.store):
+            return open_session(around, vm, lock, wish, seen)
     except BaseException:
         lock.release()
         raise
@@ -103,7 +106,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     state = await qemu.query_status()
     with findings.check():
         if state not in _MOVABLE:
-            raise WrongState(f"VM {vm.name} is {state.value}: it cannot be moved", reason="VM_NOT_MOVABLE", vm=vm.name)
+            raise WrongState(refusal_of(state, vm.name), reason="VM_NOT_MOVABLE", vm=vm.name)
     with findings.check():
         await _check_blockers(vm, qemu)
     ability = await source_ability(qemu, around.identity.name, running, wish.options, findings)
@@ -121,12 +124,14 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)
     backings = tuple(disk.backing_marker for disk in disks if disk.backing_marker is not None)
     markers, risks = _leave_markers(around, running.definition, wish, findings, backings)
+    with unless_lost((*markers, *backings), around.store):
+        moved_markers = elsewhere(markers, running.definition, definition)
     facts = SourceFacts(
         host=around.identity,
         qemu_version=str(version),
         machine=machine,
         cpu_words=cpu_words,
-        disk_markers=elsewhere(markers, running.definition, definition),
+        disk_markers=moved_markers,
         cpu_shares=definition.cpu_shares if wish.destination_xml else vm.live.cpu_shares,
         cgroup_version="" if vm.live.cgroup is None else vm.live.cgroup.value,
         known=ability.known,

@@ -221,8 +221,8 @@ class Migrations:
             if after_restart and isinstance(session, SourceSession):
                 await session.reattach()
             await session.run(after_restart=after_restart)
-            self._past.keep(past_of(session.facts, session.phase))
             remove_markers(session.facts.made_files, self._around.store)
+            self._past.keep(past_of(session.facts, session.phase))
         except Exception:  # noqa: BLE001 - one migration's bug must not end the agent, which owns other guests
             _log.exception("session ended by a bug", migration=session.facts.migration_id)
         self._forget_old()

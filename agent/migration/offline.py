@@ -16,7 +16,7 @@ from agent.migration.begin import Look, open_session, place_disks
 from agent.migration.order import OFFLINE_URI, Begun, Endpoint, Offer, SourceFacts, Wish
 from agent.migration.prepare import Preparation
 from agent.migration.record import Facts
-from agent.migration.shared_disks import check_marker, write_markers
+from agent.migration.shared_disks import check_marker, unless_lost, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.vm.definition import Definition
@@ -38,7 +38,9 @@ async def begin_offline(around: Surroundings, wish: Wish) -> tuple[SourceSession
     vm = around.vms.get(wish.vm)
     lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
     try:
-        return open_session(around, vm, lock, wish, await look_offline(around, vm, wish))
+        seen = await look_offline(around, vm, wish)
+        with unless_lost(seen.markers, around.store):
+            return open_session(around, vm, lock, wish, seen)
     except BaseException:
         lock.release()
         raise
@@ -84,12 +86,14 @@ async def look_offline(around: Surroundings, vm: Vm, wish: Wish) -> Look:
     definition = place_disks(definition, wish)
     stored = replace(find_stored(vm) or Stored(), definition=definition)
     markers, risks = write_markers(here, around.store, force=wish.options.force)
+    with unless_lost(markers, around.store):
+        moved_markers = elsewhere(markers, here, definition)
     facts = SourceFacts(
         host=around.identity,
         qemu_version="",
         machine=definition.machine,
         cpu_words=(),
-        disk_markers=elsewhere(markers, here, definition),
+        disk_markers=moved_markers,
         stored=stored.to_bytes(),
     )
     return Look(definition, facts, risks, markers, is_running=False)

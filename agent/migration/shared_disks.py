@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from common.errors import WrongState
 from common.findings import Risk
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterator
 
     from agent.store import Store
 
@@ -49,25 +49,24 @@ def write_markers(
     """
     markers: list[DiskMarker] = []
     risks: list[str] = []
-    for image in written_images(definition):
-        marker = _name_marker(_disk(image), Path(image.path))
-        _record(marker, store)
-        try:
-            _put(marker, store)
-            markers.append(marker)
-        except OSError as error:
-            if may_copy:
-                markers.append(DiskMarker(_disk(image), image.path, "", "", source_path=image.path))
-                continue
-            text = (
-                f"disk {_disk(image)}: whether the destination sees the same file cannot be checked: "
-                f"{Path(image.path).parent}: {error.strerror}"
-            )
+    with ExitStack() as undo:
+        undo.callback(lambda: remove_markers(paths_of(tuple(markers)), store))
+        for image in written_images(definition):
+            marker = _name_marker(_disk(image), Path(image.path))
+            _record(marker, store)
             try:
+                _put(marker, store)
+                markers.append(marker)
+            except OSError as error:
+                if may_copy:
+                    markers.append(DiskMarker(_disk(image), image.path, "", "", source_path=image.path))
+                    continue
+                text = (
+                    f"disk {_disk(image)}: whether the destination sees the same file cannot be checked: "
+                    f"{Path(image.path).parent}: {error.strerror}"
+                )
                 risks.append(_risk(text, "DISK_NOT_CHECKABLE", force=force, disk=_disk(image)))
-            except WrongState:
-                remove_markers(paths_of(tuple(markers)), store)
-                raise
+        undo.pop_all()
     return tuple(markers), tuple(risks)
 
 
@@ -185,6 +184,16 @@ def remove_markers(paths: tuple[str, ...], store: Store) -> None:
             _log.warning("marker not removed", path=str(path), error=error.strerror)
         else:
             store.remove_marker(path)
+
+
+@contextmanager
+def unless_lost(markers: tuple[DiskMarker, ...], store: Store) -> Iterator[None]:
+    """Remove markers when what is to look after them is not made."""
+    try:
+        yield
+    except BaseException:
+        remove_markers(paths_of(markers), store)
+        raise
 
 
 def find_strays(store: Store, awaited: Container[str]) -> tuple[str, ...]:

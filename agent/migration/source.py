@@ -37,6 +37,7 @@ from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
 from agent.qemu.identity import ProcessIdentity
 from agent.qemu.monitor import Monitor
 from agent.qemu.status import MigrationStatus, RunState
+from agent.vm.definition import Definition
 from agent.vm.jobs import JobLock
 from agent.vm.vm import Vm
 from common.errors import Expired, FerryError, Unreachable, WrongState
@@ -107,6 +108,11 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         if self._vm is None:
             raise QemuGone(f"VM {self.facts.vm_name} is not on this host any more")
         return self._vm.get_keeper().identity
+
+    @property
+    def running_definition(self) -> Definition | None:
+        """What the guest runs as; None once its QEMU has ended."""
+        return None if self._vm is None or self._vm.running is None else self._vm.running.definition
 
     async def wait_attached(self) -> Monitor | None:
         """Return the QMP connection of the guest's QEMU once it is there, or None when its process has ended."""

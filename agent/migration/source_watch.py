@@ -399,7 +399,14 @@ class SourceWatch:
             raise Bug(f"status {status.value} ends no transfer")
         if status is MigrationStatus.CANCELLED:
             return Cause(ending.text, ending.reason, by_wish=True)
-        return Cause(f"{ending.text}{self._plain_hint()}", ending.reason)
+        return Cause(f"{ending.text}{self._disk_hint()}{self._plain_hint()}", ending.reason)
+
+    def _disk_hint(self) -> str:
+        """Say what is wrong with a disk here: QEMU flushes it before the guest goes, and 7.2 does not say that it cannot."""
+        error = self._guest.last_error
+        if not error:
+            return ""
+        return f"; before that its guest was told of an I/O error ({error}): mend what the disk stands on and try again"
 
     def _plain_hint(self) -> str:
         if not self._session.facts.options.plain or isinstance(self._session.phase, out.Switching):

@@ -49,6 +49,13 @@ class Graph:
         """List the nodes right below."""
         return tuple(edge.child for edge in self.edges if edge.parent == node and edge.parent_type == _DRIVER)
 
+    def below(self, node: str) -> tuple[str, ...]:
+        """List a node and all that it stands on, the nearest first."""
+        found = [node]
+        for one in found:
+            found += [child for child in self.children(one) if child not in found]
+        return tuple(found)
+
     def line(self, drive: DriveReport) -> tuple[str, ...]:
         """Name the nodes of a drive's images, one for each; empty names where a job stands in between.
 

@@ -29,6 +29,25 @@ class Ending:
     is_guests: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DiskError:
+    """A request of the guest that failed.
+
+    Attributes:
+        node: what it was made to: the top node of a disk, or one that a job has put before it, which begins with `#`.
+        stops: whether QEMU stops the guest for it; else the guest is told.
+    """
+
+    node: str
+    operation: str
+    why: str
+    stops: bool
+
+    def named(self, disk: str = "") -> str:
+        """Say it in words; without a name from whoever knows the disks, by a name that people gave."""
+        return f"{self.operation} on {disk or ('a disk' if self.node.startswith('#') else self.node)}: {self.why}"
+
+
 _EXITS: Final = {
     "guest-shutdown": Ending("the guest powered itself off", "GUEST_SHUT_DOWN", is_guests=True),
     "guest-reset": Ending("the guest rebooted, at which its QEMU ends", "GUEST_SHUT_DOWN", is_guests=True),
@@ -108,17 +127,31 @@ def of_stop(state: RunState, detail: str, *, during: str, where: str, vm: str) -
 def stop_of(event: Event) -> tuple[RunState, str] | None:
     """Find the run state, and its details, that QEMU puts a guest into right after this event, for a reason of the guest's own."""
     match event.name:
-        case "BLOCK_IO_ERROR" if event.data.get("action") == "stop":
-            node = event.data.get("node-name") or event.data.get("device") or "a disk"
-            return (
-                RunState.IO_ERROR,
-                f"{event.data.get('operation', 'access')} on {node}: {event.data.get('reason', 'no reason given')}",
-            )
+        case "BLOCK_IO_ERROR" if (error := disk_error_of(event)) is not None and error.stops:
+            return RunState.IO_ERROR, error.named()
         case "GUEST_PANICKED" if event.data.get("action") == "pause":
             return RunState.GUEST_PANICKED, ""
         case "WATCHDOG" if event.data.get("action") == "pause":
             return RunState.WATCHDOG, ""
     return None
+
+
+def disk_error_of(event: Event) -> DiskError | None:
+    """Find the request of the guest that failed, if the event tells of one that QEMU does not pass over."""
+    if event.name != "BLOCK_IO_ERROR" or event.data.get("action") == "ignore":
+        return None
+    data = event.data
+    node = str(data.get("node-name") or data.get("device") or "a disk")
+    why = str(data.get("reason", "no reason given"))
+    return DiskError(node, str(data.get("operation", "access")), why, stops=data.get("action") == "stop")
+
+
+def refusal_of(state: RunState, vm: str) -> str:
+    """Say why a guest in this state cannot be moved."""
+    known = _STOPS.get(state)
+    if known is None:
+        return f"VM {vm} is {state.value}: it cannot be moved"
+    return f"VM {vm} cannot be moved: {known.text} and stands still: {_REMEDIES.get(state, _OTHER_REMEDY)} {vm}"
 
 
 def reset_of(event: Event) -> str:

@@ -68,13 +68,15 @@ def placed(definition: Definition, disk: str, path: str, *, is_block_device: boo
             inner = inner_file(leaf)
             was = str((inner or leaf.properties).get("driver", ""))
             if was not in _OF_FILES:
-                raise InvalidRequest(f"disk {disk} is no file of the host, so it has no path", reason="DISK_NOT_A_FILE", disk=disk)
+                raise _no_file(disk)
             driver = was if is_block_device is None else "host_device" if is_block_device else "file"
             if inner:
                 return _with(definition, leaf, with_inner_file(leaf, filename=path, driver=driver).properties)
             return _with(definition, leaf, {**leaf.properties, "filename": path, "driver": driver})
     for drive in definition.find("drive"):
         if drive.get("id") == disk:
+            if not drive.get("file").startswith("/"):
+                raise _no_file(disk)
             return _with(definition, drive, {**drive.properties, "file": path})
     raise _unknown(definition, disk)
 
@@ -112,6 +114,10 @@ def check_known(definition: Definition, disk: str) -> None:
     """
     if disk not in {one.disk for one in disk_images(definition)}:
         raise _unknown(definition, disk)
+
+
+def _no_file(disk: str) -> InvalidRequest:
+    return InvalidRequest(f"disk {disk} is no file of the host, so it has no path", reason="DISK_NOT_A_FILE", disk=disk)
 
 
 def _unknown(definition: Definition, disk: str) -> InvalidRequest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from agent.qemu.endings import disk_error_of
 from agent.qemu.status import RunState
 from agent.vm.events import Happening, Reason
 
@@ -50,9 +51,8 @@ class Sights:
             case "RESET":
                 by_guest = event.data.get("guest") is True
                 return Sight(Happening.RESET, Reason.GUEST if by_guest else Reason.HOST, str(event.data.get("reason", "")))
-            case "BLOCK_IO_ERROR" if event.data.get("action") == "stop":
-                node = event.data.get("node-name") or event.data.get("device") or ""
-                self._expect_stop(Reason.IO_ERROR, f"{event.data.get('operation', '')} on {node}: {event.data.get('reason', '')}")
+            case "BLOCK_IO_ERROR" if (error := disk_error_of(event)) is not None and error.stops:
+                self._expect_stop(Reason.IO_ERROR, error.named())
             case "WATCHDOG" if event.data.get("action") == "pause":
                 self._expect_stop(Reason.WATCHDOG, "")
             case "GUEST_PANICKED":

@@ -1,7 +1,17 @@
-"""`python -m coordinator.cli`: the `ferry` command where it is not installed."""
+"""The `ferry` command. Its imports take a while, in which Ctrl-C shall not end in a traceback."""
 
 from __future__ import annotations
 
-from coordinator.cli.app import main
+from coordinator.cli.leaving import leave_at_ctrl_c
 
-main()
+
+def main() -> None:
+    """Run one command line and exit."""
+    leave_at_ctrl_c()
+    from coordinator.cli.app import main as run  # noqa: PLC0415 -- see the module's docstring
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from common.errors import Bug, FerryError
+from coordinator.cli.ctrl_c import ctrl_c_ends
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.screen import Screen
 
@@ -66,15 +67,23 @@ def main() -> None:
     # gRPC's core writes to stderr by itself; what matters of it comes as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        code = asyncio.run(run(sys.argv[1:]))
+        code = asyncio.run(_run_until_ctrl_c(sys.argv[1:]))
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # the answer to a question
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout left; Python would complain once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of stdout has left
         code = ExitCode.REFUSED
-    sys.exit(code)
+    # Python's own end takes a while with gRPC in it, all without its handlers: Ctrl-C would replace the code of what is done.
+    os._exit(code)
+
+
+async def _run_until_ctrl_c(arguments: Sequence[str]) -> ExitCode:
+    with ctrl_c_ends() as ending:
+        try:
+            async with ending:
+                return await run(arguments)
+        except TimeoutError:
+            return ExitCode.INTERRUPTED
 
 
 async def run(arguments: Sequence[str]) -> ExitCode:

@@ -1,6 +1,6 @@
 """A guest's line in the user's terminal: raw, until Ctrl-] is typed or the line ends.
 
-What is no terminal is carried as it is: stdin until its end, stdout until the line ends.
+What is no terminal is carried as it is: stdin until its end, stdout until the line ends, or Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LEAVE: Final = b"\x1d"  # Ctrl-]
 _READ_BYTES: Final = 4096
 _QUEUE_LENGTH: Final = 256
-_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Typed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 
+from coordinator.cli import leaving
 from ferry.coordinator.v1 import coordinator_service_pb2 as pb
 
 FINAL_STATES = frozenset(
@@ -35,7 +36,7 @@ class ExitCode(enum.IntEnum):
     """The migration failed and the guest's QEMU ended; the guest runs nowhere."""
     UNKNOWN = 6
     """It is not known how it ended, or the guest still waits for a host."""
-    INTERRUPTED = 130
+    INTERRUPTED = leaving.INTERRUPTED
     """Ended by Ctrl-C."""
 
 

@@ -14,7 +14,10 @@ import enum
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
+
+from coordinator.cli.ctrl_c import ctrl_c_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,18 +54,18 @@ class Interrupts:
         self._answers_fd = answers_fd
         self._is_asking = False
         self._is_cancel_wished = False
+        self._taking = ExitStack()
 
     def __enter__(self) -> Self:
         """Take Ctrl-C over."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self.press)
+        self._taking.enter_context(ctrl_c_calls(self.press))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Give Ctrl-C back to Python."""
+        """Give Ctrl-C back."""
         self._end_line()
         self._stop_asking()
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._taking.close()
 
     def press(self) -> None:
         """Take one Ctrl-C."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from common.errors import FerryError, Unreachable
 from common.tasks import OwnedTasks
+from coordinator.cli.ctrl_c import ctrl_c_calls
 from coordinator.cli.exits import ExitCode
 from coordinator.cli.link import Undecided
 from coordinator.cli.live_line import LiveLine
@@ -117,12 +117,8 @@ def interrupts(*cancel: Callable[[], None]) -> Iterator[asyncio.Timeout]:
     def press() -> None:
         next(actions, lambda: leaving.reschedule(loop.time()))()
 
-    loop.add_signal_handler(signal.SIGINT, press)
-    try:
+    with ctrl_c_calls(press):
         yield leaving
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _where(job: pb.VmJob) -> str:

@@ -144,7 +144,10 @@ class Lab:
         await until(lambda: self.qemus() == pids, f"no QEMU but {pids}")
 
     async def _job(self, host: str, name: str) -> str:
-        return (await self.vm(host, name)).job
+        try:
+            return (await self.vm(host, name)).job
+        except Unreachable as error:  # by a connection from before the network was silent
+            return error.text
 
     def qemus(self) -> list[int]:
         """Find every QEMU of the fleet."""

@@ -13,6 +13,7 @@ from typing import cast
 
 from qemu.qmp import QMPClient
 
+from tests.e2e.binaries import PATHS, require
 from tests.e2e.lab import Lab
 from tests.e2e.waiting import until_equal
 
@@ -40,6 +41,12 @@ def watched(version: str, emulator: str, directory: Path) -> str:
     script.write_text(f'#!/bin/sh\nexec "{emulator}" "$@" -qmp "unix:{sockets}/$$.sock,server=on,wait=off"\n')
     script.chmod(0o755)
     return str(script)
+
+
+def watched_emulator(lab: Lab, version: str) -> str:
+    """Return the path of the script that runs a QEMU of this version in a watched fleet."""
+    require(version)
+    return str(lab.fleet.directory / _WATCHED / f"qemu-{[*PATHS].index(version)}")
 
 
 async def ask_qemu(lab: Lab, host: str, command: str, name: str = "web", **arguments: object) -> object:

@@ -15,7 +15,9 @@ from tests.e2e.binaries import require
 from tests.e2e.by_hand import MEMORY, ODD_NAME, by_hand
 from tests.e2e.lab import Lab, refused
 from tests.e2e.move import State
+from tests.e2e.tables import cases, one_each
 
+VERSIONS = ("7.2", "10.0")
 QMP = ("-qmp", "unix:q.sock,server=on,wait=off")
 SERIAL = ("-serial", "file:serial.log")
 COMMON = ("-m", MEMORY, "-accel", "tcg", *QMP)
@@ -73,8 +75,7 @@ def command_line(way: str) -> list[str]:
     return [word.replace("{q35}", "pc-q35-7.2").replace("{pc}", "pc-i440fx-7.2") for word in WAYS[way]]
 
 
-@pytest.mark.parametrize("version", ["7.2", "10.0"])
-@pytest.mark.parametrize("way", WAYS)
+@cases(("way", "version"), (tuple(WAYS), VERSIONS), one_each(tuple(WAYS), VERSIONS))
 async def test_a_qemu_started_by_hand_moves_there_and_back_whole(way: str, version: str, lab: Lab):
     here, there = ("host-a", "host-b") if version == "7.2" else ("host-b", "host-a")
     async with by_hand(lab, require(version), *command_line(way), argv0="/opt/wrapper") as hand:

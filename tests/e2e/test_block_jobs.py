@@ -35,8 +35,15 @@ class Blocks:
     async def pull(self, disk: str) -> pb.BlockJob:
         return (await self._stub.PullDisk(pb.PullDiskRequest(request_id=str(uuid4()), vm="web", disk=disk))).job
 
-    async def commit(self, disk: str, base: str) -> pb.BlockJob:
-        request = pb.CommitDiskRequest(request_id=str(uuid4()), vm="web", disk=disk, base=base, pivot=True)
+    async def commit(self, disk: str, base: str, *, bandwidth_bytes_per_second: int = 0) -> pb.BlockJob:
+        request = pb.CommitDiskRequest(
+            request_id=str(uuid4()),
+            vm="web",
+            disk=disk,
+            base=base,
+            pivot=True,
+            bandwidth_bytes_per_second=bandwidth_bytes_per_second,
+        )
         return (await self._stub.CommitDisk(request)).job
 
     async def snapshot(self, disk: str, path: object) -> pb.BlockJob:

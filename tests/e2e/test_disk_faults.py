@@ -21,12 +21,21 @@ ALLOWED_S = 0.3
 STALL_LIMIT_S = 10.0
 BOUNDED_S = 6.0
 PIECE_BYTES = 1 << 20
-REASONS_OF_A_LOST_QEMU = ("DISK_COPY_FAILED", "QEMU_ENDED")
+REASONS_OF_A_LOST_QEMU = ("DISK_COPY_FAILED", "QEMU_ENDED", "TRANSFER_FAILED")
 MIB = 1 << 20
+OLD_TO_NEW, NEW_TO_OLD, NEW_TO_NEW = ("7.2", "10.0"), ("10.0", "7.2"), ("10.0", "10.0")
 PSK_AND_REST = [
-    "psk",
-    pytest.param("plain", marks=pytest.mark.matrix),
-    pytest.param("tunnel", marks=pytest.mark.matrix),
+    pytest.param("psk", OLD_TO_NEW, id="psk"),
+    *[
+        pytest.param(way, pair, id=f"{way}-{'-'.join(pair)}", marks=pytest.mark.matrix)
+        for way, pair in (
+            ("plain", OLD_TO_NEW),
+            ("tunnel", OLD_TO_NEW),
+            ("psk", NEW_TO_OLD),
+            ("tunnel", NEW_TO_OLD),
+            ("psk", NEW_TO_NEW),
+        )
+    ],
 ]
 
 
@@ -34,16 +43,40 @@ PSK_AND_REST = [
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("way", PSK_AND_REST)
-async def test_a_destination_that_runs_out_of_room_fails_the_move(way, lab_watched: Lab):
+@pytest.mark.parametrize(("way", "pair"), PSK_AND_REST)
+async def test_a_destination_that_runs_out_of_room_fails_the_move(way, pair, lab_watched: Lab):
     with file_system(lab_watched.directory / "small", 96) as small:
-        moving = await start_disk_move(lab_watched, Stage.COPYING, way, copy=small / "there.qcow2")
+        moving = await start_disk_move(lab_watched, Stage.COPYING, way, pair=pair, copy=small / "there.qcow2")
         await moving.reach()
 
         fill(small)
 
-        await moving.assert_kept(FAILED, "DISK_COPY_FAILED", words=("vdb", "No space left on device", "make room on host-b"))
+        await moving.assert_kept(
+            FAILED, "DISK_COPY_FAILED", words=("vdb", "No space left on device", f"make room on {moving.destination}")
+        )
         moving.guest.assert_no_gap(MARGIN_S, moving.since_s)
+        empty(small)
+        await moving.assert_moves_now()
+
+
+@pytest.mark.root
+@pytest.mark.matrix
+@pytest.mark.parametrize("pair", [OLD_TO_NEW, NEW_TO_OLD, NEW_TO_NEW], ids="-".join)
+async def test_the_copy_of_one_disk_that_fails_ends_that_of_the_other_too(pair, lab_watched: Lab):
+    lab = lab_watched
+    plan = DiskPlan(disks=(cold_disk(lab.directory), cold_disk(lab.directory, target="vdc", kind="raw")))
+    with file_system(lab.directory / "small", 96) as small:
+        copies = {"vdb": lab.directory / "there.qcow2", "vdc": small / "there.raw"}
+        moving = await start_disk_move(lab, Stage.COPYING, pair=pair, plan=plan, copies=copies)
+        await moving.reach()
+
+        fill(small)
+
+        await moving.assert_kept(
+            FAILED, "DISK_COPY_FAILED", words=("disk vdc", "No space left", f"make room on {moving.destination}")
+        )
+        for disk in (1, 2):
+            assert moving.guest.console.max_write_gap_s(disk, moving.since_s) < MARGIN_S
         empty(small)
         await moving.assert_moves_now()
 
@@ -89,35 +122,35 @@ async def test_an_nbd_server_that_accepts_and_says_nothing_does_not_freeze_the_g
     guest.assert_whole()
 
 
-@pytest.mark.parametrize("way", PSK_AND_REST)
+@pytest.mark.parametrize(("way", "pair"), PSK_AND_REST)
 @pytest.mark.parametrize("stage", [Stage.COPYING, pytest.param(Stage.SENDING, marks=pytest.mark.matrix)])
-async def test_a_destination_whose_qemu_is_killed_fails_the_move(stage, way, lab_watched: Lab):
-    moving = await start_disk_move(lab_watched, stage, way)
+async def test_a_destination_whose_qemu_is_killed_fails_the_move(stage, way, pair, lab_watched: Lab):
+    moving = await start_disk_move(lab_watched, stage, way, pair=pair)
     await moving.reach()
 
     await moving.kill_destination()
 
-    await moving.assert_kept(FAILED, *REASONS_OF_A_LOST_QEMU, words=("host-b",))
+    await moving.assert_kept(FAILED, *REASONS_OF_A_LOST_QEMU, words=(moving.destination,))
     moving.guest.assert_no_gap(MARGIN_S, moving.since_s)
     assert moving.guest.console.max_write_gap_s(1, moving.since_s) < MARGIN_S
     await moving.assert_moves_now()
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("way", ["plain", "psk", "tunnel"])
-async def test_a_destination_whose_qemu_is_killed_before_the_copies_are_settled_gives_the_guest_back(way, lab_watched: Lab):
-    moving = await start_disk_move(lab_watched, Stage.SETTLING, way)
+@pytest.mark.parametrize(("way", "pair"), PSK_AND_REST)
+async def test_a_destination_whose_qemu_is_killed_before_the_copies_are_settled_gives_the_guest_back(way, pair, lab_watched: Lab):
+    moving = await start_disk_move(lab_watched, Stage.SETTLING, way, pair=pair)
     async with moving.stopped_for_settling():
         await moving.kill_destination()
 
-    await moving.assert_kept(FAILED, *REASONS_OF_A_LOST_QEMU, words=("host-b",))
+    await moving.assert_kept(FAILED, *REASONS_OF_A_LOST_QEMU, words=(moving.destination,))
     await moving.assert_moves_now()
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("way", PSK_AND_REST)
-async def test_a_destination_that_is_silent_while_the_copies_are_settled_gives_the_guest_back_in_time(way, lab_watched: Lab):
-    moving = await start_disk_move(lab_watched, Stage.SETTLING, way)
+@pytest.mark.parametrize(("way", "pair"), PSK_AND_REST)
+async def test_a_destination_that_is_silent_while_the_copies_are_settled_gives_the_guest_back_in_time(way, pair, lab_watched: Lab):
+    moving = await start_disk_move(lab_watched, Stage.SETTLING, way, pair=pair)
     with ExitStack() as silence:
         async with moving.stopped_for_settling() as destination:
             silence.enter_context(frozen(destination))
@@ -125,36 +158,36 @@ async def test_a_destination_that_is_silent_while_the_copies_are_settled_gives_t
         await moving.guest.console.wait_ticks(5)
         moving.guest.assert_no_gap(ALLOWED_S + 1.0 + MARGIN_S, since_s)
 
-    await moving.assert_kept(FAILED, "DISK_COPY_STALLED", "STANDSTILL_TOO_LONG", words=("host-b",))
+    await moving.assert_kept(FAILED, "DISK_COPY_STALLED", "STANDSTILL_TOO_LONG", words=(moving.destination,))
     await moving.assert_moves_now()
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("stage", [Stage.COPYING, Stage.SENDING])
-@pytest.mark.parametrize("way", ["plain", "psk", "tunnel"])
-async def test_a_destination_that_goes_silent_fails_the_move_and_not_the_guests_writes(way, stage, lab_watched: Lab):
-    moving = await start_disk_move(lab_watched, stage, way)
+@pytest.mark.parametrize(("way", "pair"), PSK_AND_REST)
+async def test_a_destination_that_goes_silent_fails_the_move_and_not_the_guests_writes(way, pair, stage, lab_watched: Lab):
+    moving = await start_disk_move(lab_watched, stage, way, pair=pair)
     await moving.reach()
     silent_at_s = now_s()
 
-    with frozen(await lab_watched.qemu_pid("host-b")):
+    with frozen(await lab_watched.qemu_pid(moving.destination)):
         half = await moving.move.wait_source_phase("Kept", timeout_s=40)
         await moving.guest.console.wait_written(5, disk=1)
 
     assert half.error_reason == "DISK_COPY_STALLED", half.error
     moving.guest.assert_no_gap(MARGIN_S, silent_at_s)
     assert moving.guest.console.max_write_gap_s(1, silent_at_s) < STALL_LIMIT_S + 3 * MARGIN_S
-    await moving.assert_kept(FAILED, "DISK_COPY_STALLED", words=("host-b", "no byte has moved"))
+    await moving.assert_kept(FAILED, "DISK_COPY_STALLED", words=(moving.destination, "no byte has moved"))
     await moving.assert_moves_now()
 
 
 # wishes
 
 
-@pytest.mark.parametrize("way", PSK_AND_REST)
+@pytest.mark.parametrize(("way", "pair"), PSK_AND_REST)
 @pytest.mark.parametrize("stage", [Stage.COPYING, pytest.param(Stage.SENDING, marks=pytest.mark.matrix)])
-async def test_a_cancel_leaves_nothing(stage, way, lab_watched: Lab):
-    moving = await start_disk_move(lab_watched, stage, way)
+async def test_a_cancel_leaves_nothing(stage, way, pair, lab_watched: Lab):
+    moving = await start_disk_move(lab_watched, stage, way, pair=pair)
     await moving.reach()
 
     await moving.move.cancel()

@@ -31,7 +31,7 @@ async def test_a_server_that_is_killed_while_disks_are_copied_goes_on_when_it_is
     await lab_watched.kill(server)
     await lab_watched.restart(server)
     await lab_watched.wait_reachable()
-    await lab_watched.update_until_accepted(moving.move, bandwidth_mib_s=0)
+    await lab_watched.update_until_accepted(moving.move, bandwidth_mib_s=0, disk_bandwidth_mib_s=0)
 
     outcome = await moving.move.outcome(timeout_s=90)
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error

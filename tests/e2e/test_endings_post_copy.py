@@ -7,15 +7,17 @@ import signal
 
 import pytest
 
+from deploy.lab.fleet import HOSTS
 from tests.e2e.guest import Plan
 from tests.e2e.lab import PAUSED, Lab
 from tests.e2e.letters import PANIC, PC, POWER_OFF, RESET, WRITE, empty, fill, obedient, on_small_disk, tell
-from tests.e2e.move import State, Where
-from tests.e2e.test_post_copy import plan_of, start_slow
+from tests.e2e.move import Move, State, Where
+from tests.e2e.tables import cases, one_each
+from tests.e2e.test_post_copy import hurry, plan_of, start_slow
 from tests.e2e.user import resume
 from tests.e2e.waiting import until, until_equal
 
-PAIRS = [("7.2", "7.2"), ("10.0", "10.0")]
+PAIRS = [OLD, NEW] = [("7.2", "7.2"), ("10.0", "10.0")]
 KEPT_AT_PANIC = "<on_crash>preserve</on_crash>"
 
 
@@ -37,11 +39,15 @@ async def job_of(lab: Lab) -> str:
     return (await lab.vm("host-a", "web")).job
 
 
+async def wait_told(move: Move) -> None:
+    """Wait until the destination has told of what the guest did."""
+    await move.wait_destination(lambda half: half.warnings, "a warning")
+
+
 ENDS = {"powers off": (POWER_OFF, "GUEST_SHUT_DOWN", "powered itself off"), "panics": (PANIC, "GUEST_PANICKED", "panicked")}
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("end", ENDS)
+@cases(("end", "pair"), (tuple(ENDS), PAIRS), one_each(tuple(ENDS), PAIRS))
 async def test_a_guest_that_ends_while_its_memory_follows_ends_the_move_as_that(end, pair, lab: Lab):
     letter, reason, words = ENDS[end]
     guest = await lab.start_guest(plan=plan(pair))
@@ -58,12 +64,14 @@ async def test_a_guest_that_ends_while_its_memory_follows_ends_the_move_as_that(
     await assert_gone(lab)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@cases(("pair",), (PAIRS,), [(NEW,)])
 async def test_a_guest_that_reboots_while_its_memory_follows_is_moved(pair, lab: Lab):
     guest = await lab.start_guest(plan=plan(pair))
     move = await start_slow(lab, guest, "psk")
 
     await tell(lab, "host-b", RESET)
+    await wait_told(move)
+    await hurry(move)
     outcome = await move.outcome(timeout_s=60)
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
@@ -73,12 +81,14 @@ async def test_a_guest_that_reboots_while_its_memory_follows_is_moved(pair, lab:
     await lab.assert_only_on("host-b", guest)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@cases(("pair",), (PAIRS,), [(OLD,)])
 async def test_a_guest_that_panics_while_its_memory_follows_and_is_to_be_looked_at_arrives_as_it_is(pair, lab: Lab):
     guest = await lab.start_guest(plan=plan(pair, beside=KEPT_AT_PANIC))
     move = await start_slow(lab, guest, "psk")
 
     await tell(lab, "host-b", PANIC)
+    await wait_told(move)
+    await hurry(move)
     outcome = await move.outcome(timeout_s=60)
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
@@ -98,6 +108,8 @@ async def test_a_guest_that_cannot_write_to_its_disk_while_its_memory_follows_ar
         fill(directory)
 
         await tell(lab, "host-b", WRITE)
+        await wait_told(move)
+        await hurry(move)
         outcome = await move.outcome(timeout_s=60)
 
         assert outcome.state == State.STATE_SUCCEEDED, outcome.error
@@ -111,8 +123,7 @@ async def test_a_guest_that_cannot_write_to_its_disk_while_its_memory_follows_ar
         await lab.tidy()
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-@pytest.mark.parametrize("victim", ["host-a", "host-b"])
+@cases(("victim", "pair"), (HOSTS, PAIRS), one_each(HOSTS, PAIRS))
 async def test_a_qemu_that_dies_while_the_connection_is_lost_takes_the_guest_along_and_that_is_said(victim, pair, lab: Lab):
     guest = await lab.start_guest(plan=plan(pair))
     move = await start_slow(lab, guest, "tunnel")
@@ -130,7 +141,7 @@ async def test_a_qemu_that_dies_while_the_connection_is_lost_takes_the_guest_alo
     await assert_gone(lab, "CRASHED" if victim == "host-a" else "STOPPED")
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@cases(("pair",), (PAIRS,), [(OLD,)])
 async def test_a_guest_told_to_power_off_while_the_connection_is_lost_does_so_now_or_when_it_is_back(pair, lab: Lab):
     """It may wait for memory just then; nobody can say."""
     guest = await lab.start_guest(plan=plan(pair))

@@ -15,14 +15,16 @@ from tests.e2e.lab import Lab
 from tests.e2e.move import WAYS, State, Whole, wishes
 from tests.e2e.refusals import assert_refused
 from tests.e2e.steps import steps
+from tests.e2e.tables import cases, in_turn, one_each
 
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
 MIB = 1 << 20
 CACHE_BYTES = 8 * MIB
 
-ZLIB = means_pb.Means(compression=means_pb.COMPRESSION_ZLIB)
+BY = ("plain", "psk", "tunnel")
 ZSTD = means_pb.Means(compression=means_pb.COMPRESSION_ZSTD)
 ZSTD_3 = means_pb.Means(compression=means_pb.COMPRESSION_ZSTD, compression_level=3)
+COMPRESSED = {"zlib": means_pb.Means(compression=means_pb.COMPRESSION_ZLIB), "zstd": ZSTD}
 XBZRLE = means_pb.Means(xbzrle_cache_bytes=CACHE_BYTES)
 AUTO_CONVERGE = means_pb.Means(auto_converge=means_pb.AutoConverge(initial_percent=80, increment_percent=10))
 ZERO_COPY = means_pb.Means(zero_copy=True)
@@ -46,27 +48,21 @@ async def _there(lab: Lab, pair: tuple[str, str], options: common_pb.MigrationOp
     return outcome
 
 
-@pytest.mark.parametrize("way", ["plain", "psk", "tunnel"])
-@pytest.mark.parametrize("means", [ZLIB, ZSTD], ids=["zlib", "zstd"])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@cases(("pair", "means", "way"), (PAIRS, tuple(COMPRESSED), BY), in_turn(PAIRS, tuple(COMPRESSED), BY))
 async def test_compressed_channels_bring_a_busy_guest_over_whole(pair, means, way, lab: Lab):
-    outcome = await _there(lab, pair, WAYS[way](multifd=2, means=means))
+    outcome = await _there(lab, pair, WAYS[way](multifd=2, means=COMPRESSED[means]))
 
     assert outcome.progress.figures.multifd_bytes > 0
 
 
-@pytest.mark.parametrize("way", ["plain", "psk", "tunnel"])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@cases(("pair", "way"), (PAIRS, BY), one_each(PAIRS, BY))
 async def test_differences_of_pages_bring_a_busy_guest_over_whole(pair, way, lab: Lab):
     outcome = await _there(lab, pair, WAYS[way](means=XBZRLE))
 
     assert outcome.progress.figures.xbzrle.cache_size_bytes == CACHE_BYTES
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param("plain", marks=pytest.mark.matrix), "psk", pytest.param("tunnel", marks=pytest.mark.matrix)]
-)
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@cases(("pair", "way"), (PAIRS, BY), one_each(PAIRS[:2], ("psk",)))
 async def test_a_guest_that_dirties_more_than_is_sent_is_slowed_and_comes_over_whole(pair, way, lab: Lab):
     options = WAYS[way](means=AUTO_CONVERGE, bandwidth_mib_s=6)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.e2e.binaries import require
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab
 from tests.e2e.move import WAYS, State, Where
+from tests.e2e.tables import cases, in_turn
 
 # The first host's QEMU, the second's. Where they differ the hosts' own are used, which are 7.2 on host-a and 10.0 on host-b.
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
 
 
-@pytest.mark.parametrize("multifd", [0, 4], ids=["1-channel", "4-channels"])
-@pytest.mark.parametrize("way", ["plain", "psk", "tunnel"])
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+BY = ("plain", "psk", "tunnel")
+CHANNELS = (0, 4)
+
+
+@cases(("pair", "way", "multifd"), (PAIRS, BY, CHANNELS), in_turn(PAIRS, BY, CHANNELS))
 async def test_a_busy_guest_is_moved_there_and_back_whole(pair, way, multifd, lab: Lab):
     first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
     emulator = require(pair[0]) if pair[0] == pair[1] else ""

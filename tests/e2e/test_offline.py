@@ -14,10 +14,13 @@ from tests.e2e.lab import STOPPED, Lab, refused
 from tests.e2e.move import State, wishes
 from tests.e2e.refusals import assert_refused
 from tests.e2e.steps import Steps
+from tests.e2e.tables import cases, one_each
 from tests.e2e.test_plan import ferry
 from tests.guests.console import Console
 
 OFFLINE = wishes(modes=modes_pb.Modes(offline=True))
+SERVERS = ("agent-a", "agent-b", "coordinator")
+PAUSES_S = (0.0, 0.03, 0.06, 0.1)
 KEEP = modes_pb.SOURCE_DEFINITION_KEEP
 
 
@@ -97,8 +100,7 @@ async def test_an_image_that_is_not_there_is_refused(lab: Lab):
     await assert_refused(lab, guest, "FILE_MISSING", "does not exist", options=OFFLINE, state=STOPPED)
 
 
-@pytest.mark.parametrize("pause_s", [0.0, 0.03, 0.06, 0.1])
-@pytest.mark.parametrize("server", ["agent-a", "agent-b", "coordinator"])
+@cases(("server", "pause_s"), (SERVERS, PAUSES_S), [*one_each(SERVERS, PAUSES_S[::2]), *one_each(SERVERS, PAUSES_S[::-2])])
 async def test_a_server_that_is_killed_on_the_way_loses_no_definition(server: str, pause_s: float, lab: Lab):
     guest = await define(lab)
 

@@ -14,12 +14,13 @@ from ferry.common.v1.budget_pb2 import Decision
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, now_s
 from tests.e2e.move import WAYS, State, Where, post_copy, wishes
+from tests.e2e.test_post_copy import hurry
 from tests.e2e.test_silent_network import silenced
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("network")]
 
 BUSY = Plan(megabytes=24, dirty_mib_s=8.0)
-FOLLOWING = Plan(megabytes=24, dirty_mib_s=40.0, sweeps_per_s=1.0)
+FOLLOWING = Plan(megabytes=24, dirty_mib_s=40.0, sweeps_per_s=2.0)
 RATE = "400mbit"
 DIP = "24mbit"
 ALLOWED_S = 0.4
@@ -140,6 +141,7 @@ async def test_post_copy_waits_for_a_network_that_is_away(way, silent_s, lab_apa
 
     with silenced(network, "host-b"):
         await asyncio.sleep(silent_s)
+    await hurry(move)
     outcome = await move.outcome(timeout_s=2 * BACK_S)
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error

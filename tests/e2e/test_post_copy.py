@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import signal
-from collections.abc import Sequence
 
 import pytest
 
 from agent.qemu import cut
+from common.errors import Unreachable, WrongState
+from common.rpc.status import calls_to
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.agent.v1 import vm_pb2
 from ferry.common.v1 import post_copy_pb2 as post_copy_pb
@@ -19,22 +19,11 @@ from tests.e2e.binaries import require
 from tests.e2e.guest import Guest, Plan
 from tests.e2e.lab import Lab, frozen, refused
 from tests.e2e.move import WAYS, Move, State, Where, post_copy
-from tests.e2e.waiting import until
+from tests.e2e.tables import cases
+from tests.e2e.waiting import until, until_equal
 
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
 MEGABYTES = 24
-
-
-def cases(names: tuple[str, ...], values: tuple[Sequence[object], ...], covering: set[tuple[object, ...]]) -> pytest.MarkDecorator:
-    """Parametrize with every combination; those that are not in `covering` are marked `matrix`."""
-    every = list(itertools.product(*values))
-    assert covering <= set(every)
-    params = [pytest.param(*case, marks=() if case in covering else pytest.mark.matrix, id=_id(case)) for case in every]
-    return pytest.mark.parametrize(names, params)
-
-
-def _id(case: tuple[object, ...]) -> str:
-    return "-".join("-".join(value) if isinstance(value, tuple) else str(value) for value in case if value)
 
 
 # Enough for the test to look while memory follows.
@@ -45,7 +34,7 @@ def plan_of(pair: tuple[str, str], *, dirty_mib_s: float = 40.0) -> Plan:
     """Make a guest that pre-copy alone would not move at the bandwidth of these tests."""
     emulator = require(pair[0]) if pair[0] == pair[1] else ""
     machine = "pc-q35-10.0" if pair == ("10.0", "10.0") else "pc-q35-7.2"
-    return Plan(emulator=emulator, machine=machine, megabytes=MEGABYTES, dirty_mib_s=dirty_mib_s, sweeps_per_s=1.0)
+    return Plan(emulator=emulator, machine=machine, megabytes=MEGABYTES, dirty_mib_s=dirty_mib_s, sweeps_per_s=2.0)
 
 
 @cases(
@@ -82,6 +71,8 @@ async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_wh
 
 # Pushes so slowly that a test can act while memory follows.
 SLOW_MIB_S = 3.0
+# Phases of a source from which all of the memory is gone.
+SENT_WHOLE = ("HandedOver", "Retiring", "Retired")
 
 
 async def start_slow(lab: Lab, guest: Guest, way: str, *, to: str = "host-b", preempt: bool = False) -> Move:
@@ -94,8 +85,25 @@ async def start_slow(lab: Lab, guest: Guest, way: str, *, to: str = "host-b", pr
     return move
 
 
+async def hurry(move: Move) -> None:
+    """Let the rest of the memory follow without a bound, unless it is there already."""
+
+    async def is_done() -> bool:
+        half = await move.wait_source_phase("Following", *SENT_WHOLE, timeout_s=60)
+        try:
+            if half.phase == "Following":
+                with calls_to("the coordinator"):
+                    await move.update(bandwidth_mib_s=0)
+        except (Unreachable, WrongState):  # a server was away, or it does not follow any more
+            return False
+        return True
+
+    await until_equal(is_done, wanted=True)
+
+
 async def assert_moved(lab: Lab, guest: Guest, move: Move, host: str = "host-b") -> None:
     """Fail unless the move succeeds and the guest is whole."""
+    await hurry(move)
     outcome = await move.outcome(timeout_s=60)
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
     assert outcome.guest_location == Where.GUEST_LOCATION_DESTINATION

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 from uuid import uuid4
 
@@ -70,7 +71,7 @@ async def test_ctrl_c_cancels_a_save_and_the_guest_runs_on(lab: Lab):
         with terminal(lab, "vm", "save", "web", str(file), *BOUND) as one:
             one.wait_for(rb"saving web: writing \d+ %")
             lab.fleet.ferry("vm", "job", "web", "--set-bandwidth", "2MiB/s", check=True)
-            one.process.send_signal(2)
+            one.process.send_signal(signal.SIGINT)
             one.wait_for(rb"was cancelled; the guest runs on \[CANCELLED\]")
             return one.wait_end(), one.said
 

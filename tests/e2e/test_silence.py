@@ -10,6 +10,7 @@ from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import WAYS, State, Where, Whole, wishes
 from tests.e2e.steps import steps
+from tests.e2e.tables import cases, one_each
 
 ALLOWED_S = 0.3
 MARGIN_S = 2.0
@@ -19,7 +20,17 @@ BUSY = Plan(dirty_mib_s=8.0)
 TINY = Plan(megabytes=1, dirty_mib_s=0.1)
 # Has more left for the time that it stands still than all buffers of the way hold.
 LARGE = Plan(megabytes=32, dirty_mib_s=60.0, sweeps_per_s=0.5)
+FILLED = {"all-buffered": TINY, "channel-full": LARGE}
 FAST_MIB_S = 30
+# The way, and the process that goes silent.
+SILENT = [
+    ("plain", "qemu"),
+    ("psk", "qemu"),
+    ("multifd", "qemu"),
+    ("tunnel", "qemu"),
+    ("tunnel", "tunnel-a"),
+    ("tunnel", "tunnel-b"),
+]
 
 
 def assert_given_back(outcome: Whole, reason: str, *words: str) -> None:
@@ -56,10 +67,7 @@ async def test_a_tls_handshake_that_gets_no_answer_frees_the_guest_in_time(versi
     guest.assert_whole()
 
 
-@pytest.mark.parametrize(
-    ("way", "process"),
-    [("plain", "qemu"), ("psk", "qemu"), ("multifd", "qemu"), ("tunnel", "qemu"), ("tunnel", "tunnel-a"), ("tunnel", "tunnel-b")],
-)
+@pytest.mark.parametrize(("way", "process"), SILENT)
 async def test_silence_while_memory_is_sent_does_not_stop_the_guest_and_can_be_cancelled(way, process, lab: Lab):
     guest = await lab.start_guest(plan=BUSY)
     move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=SLOW_MIB_S))
@@ -97,12 +105,9 @@ async def test_a_move_whose_bytes_stand_still_gives_up_by_itself(lab: Lab):
     guest.assert_whole()
 
 
-@pytest.mark.parametrize("plan", [TINY, LARGE], ids=["all-buffered", "channel-full"])
-@pytest.mark.parametrize(
-    ("way", "process"),
-    [("plain", "qemu"), ("psk", "qemu"), ("multifd", "qemu"), ("tunnel", "qemu"), ("tunnel", "tunnel-a"), ("tunnel", "tunnel-b")],
-)
-async def test_silence_after_migrate_continue_gives_the_guest_back(way, process, plan, lab: Lab):
+@cases(("silent", "filled"), (SILENT, tuple(FILLED)), one_each(SILENT, tuple(FILLED)))
+async def test_silence_after_migrate_continue_gives_the_guest_back(silent, filled, lab: Lab):
+    (way, process), plan = silent, FILLED[filled]
     bandwidth_mib_s, allowed_s = (FAST_MIB_S, 1.0) if plan is LARGE else (1, ALLOWED_S)
     guest = await lab.start_guest(plan=plan)
     pid = await lab.qemu_pid("host-a")

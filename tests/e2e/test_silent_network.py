@@ -13,6 +13,7 @@ from ferry.common.v1.budget_pb2 import POLICY_FAST
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import WAYS, State, Where, wishes
+from tests.e2e.tables import cases, one_each
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("network")]
 
@@ -24,6 +25,8 @@ BUSY = Plan(dirty_mib_s=8.0)
 TINY = Plan(megabytes=1, dirty_mib_s=0.1)
 # Has more left for the time that it stands still than all buffers of the way hold.
 LARGE = Plan(megabytes=32, dirty_mib_s=60.0, sweeps_per_s=0.5)
+BY = ("plain", "psk", "tunnel")
+FILLED = {"channel-full": LARGE, "all-buffered": TINY}
 FAST_MIB_S = 30
 # Larger than what makes a TCP connection, smaller than what opens a TLS one.
 HANDSHAKE_BYTES = 120
@@ -142,10 +145,9 @@ async def test_a_network_silent_while_memory_is_sent_does_not_stop_the_guest(way
     guest.assert_whole()
 
 
-@pytest.mark.parametrize("plan", [TINY, LARGE], ids=["all-buffered", "channel-full"])
-@pytest.mark.parametrize("way", ["plain", "psk", "tunnel"])
-async def test_a_network_silent_after_migrate_continue_gives_the_guest_back(way, plan, lab_apart: Lab, network: TwoHosts):
-    lab = lab_apart
+@cases(("way", "filled"), (BY, tuple(FILLED)), one_each(BY, tuple(FILLED)))
+async def test_a_network_silent_after_migrate_continue_gives_the_guest_back(way, filled, lab_apart: Lab, network: TwoHosts):
+    lab, plan = lab_apart, FILLED[filled]
     bandwidth_mib_s, allowed_s = (FAST_MIB_S, 1.0) if plan is LARGE else (1, ALLOWED_S)
     guest = await lab.start_guest(plan=plan)
     pid = await lab.qemu_pid("host-a")

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 
+from coordinator.cli.exits import ExitCode
 from deploy.lab.fleet import ferry_argv
 from ferry.agent.v1 import vm_pb2
 from tests.e2e.binaries import installed
@@ -48,8 +50,10 @@ class Terminal:
 
     def __init__(self, lab: Lab, *arguments: str) -> None:
         self.fd, inner = pty.openpty()
+        # What runs in a shell's background ignores Ctrl-C, as these tests may; a command in a terminal does not.
+        argv = ("env", "--default-signal=INT", *ferry_argv(*arguments))
         self.process = subprocess.Popen(
-            ferry_argv(*arguments), stdin=inner, stdout=inner, stderr=inner, env=lab.fleet.environment, start_new_session=True
+            argv, stdin=inner, stdout=inner, stderr=inner, env=lab.fleet.environment, start_new_session=True
         )
         os.close(inner)
         self.said = b""
@@ -133,6 +137,10 @@ async def test_a_console_ends_with_its_guest_and_a_killed_client_frees_the_line(
     await start(lab)
 
     def use() -> None:
+        with terminal(lab, "vm", "console", "web") as interrupted:
+            interrupted.wait_for(rb"attached")
+            interrupted.process.send_signal(signal.SIGINT)
+            assert interrupted.wait_end() == ExitCode.INTERRUPTED
         with terminal(lab, "vm", "console", "web") as first:
             first.wait_for(rb"attached")
             first.process.kill()
@@ -219,14 +227,15 @@ async def test_events_are_followed_until_ctrl_c(lab: Lab):
     definition = domain(lab.directory, name="followed")
 
     def follow() -> int:
+        lab.fleet.ferry("vm", "define", str(definition), "--host", "host-b", check=True)
         with terminal(lab, "vm", "events", "followed", "--follow") as one:
-            time.sleep(1)
-            lab.fleet.ferry("vm", "define", str(definition), "--host", "host-b", check=True)
             one.wait_for(rb"host-b +followed +defined/added")
-            one.process.send_signal(2)
+            lab.fleet.ferry("vm", "undefine", "followed", check=True)
+            one.wait_for(rb"host-b +followed +undefined/removed")
+            one.process.send_signal(signal.SIGINT)
             return one.wait_end()
 
-    assert await asyncio.to_thread(follow) == 130
+    assert await asyncio.to_thread(follow) == ExitCode.INTERRUPTED
 
 
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/cpu/cpu.shares").exists(), reason="no cgroup v1 with cpu")

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from agent.migration.order import DiskMarker, HostIdentity
-from agent.migration.shared_disks import check_caches, check_marker, find_strays, paths_of, remove_markers, write_markers
+from agent.migration.shared_disks import (
+    check_caches,
+    check_marker,
+    find_strays,
+    paths_of,
+    remove_markers,
+    unless_lost,
+    write_markers,
+)
 from agent.store import Store
 from agent.vm.definition import Definition
 from agent.vm.domain.parse import parse_domain
@@ -47,6 +55,18 @@ def test_a_marker_is_found_and_removed(store: Store, images: Path):
     remove_markers(paths_of(markers), store)
     assert not list(images.iterdir())
     assert not store.markers()
+
+
+def test_markers_go_when_what_is_to_remove_them_is_not_made(store: Store, images: Path):
+    markers, _ = write_markers(_definition(images / "web.img"), store, force=False)
+    [path] = map(Path, paths_of(markers))
+    assert path.exists()
+
+    with pytest.raises(KeyError), unless_lost(markers, store):
+        raise KeyError
+
+    assert not path.exists()
+    assert store.markers() == []
 
 
 def test_a_marker_that_cannot_be_put_on_record_is_not_made(store: Store, images: Path):

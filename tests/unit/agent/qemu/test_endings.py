@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.qemu.endings import of_exit, of_status, of_stop, reset_of, stop_of
+from agent.qemu.endings import disk_error_of, of_exit, of_status, of_stop, refusal_of, reset_of, stop_of
 from agent.qemu.status import MigrationStatus, RunState
 from agent.qemu.subscription import Event
 
@@ -85,6 +85,23 @@ def test_only_stops_for_reasons_of_the_guest_are_endings():
 )
 def test_an_event_before_a_stop_tells_its_reason(seen, state, detail):
     assert stop_of(seen) == (state, detail)
+
+
+def test_a_node_that_qemu_has_named_is_told_as_the_disk_that_it_is_of_or_as_a_disk():
+    seen = event("BLOCK_IO_ERROR", action="report", operation="read", **{"node-name": "#block012"}, reason="Input/output error")
+    error = disk_error_of(seen)
+
+    assert error is not None
+    assert (error.node, error.stops) == ("#block012", False)
+    assert error.named() == "read on a disk: Input/output error"
+    assert error.named("vdb") == "read on vdb: Input/output error"
+    assert disk_error_of(event("BLOCK_IO_ERROR", action="ignore")) is None
+    assert disk_error_of(event("STOP")) is None
+
+
+def test_a_guest_that_cannot_be_moved_is_told_with_what_to_do():
+    assert "mend what its disk stands on, then: ferry vm resume web" in refusal_of(RunState.IO_ERROR, "web")
+    assert refusal_of(RunState.INMIGRATE, "web") == "VM web is inmigrate: it cannot be moved"
 
 
 def test_events_that_stop_no_guest_are_passed_over():
