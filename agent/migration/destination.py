@@ -54,6 +54,7 @@ _MACHINE: Final = Machine[inc.Phase, inc.Event, inc.Effect](
     inc.effects_after_restart,
     inc.FINAL,
     remembered_by_qemu=(inc.Loading, inc.Loaded, inc.Arrived, inc.Filling, inc.Running),
+    standing=(inc.Loaded, inc.Resuming),
     decision_after={
         inc.Loading: inc.Resuming(keep_paused=False),
         inc.Loaded: inc.Resuming(keep_paused=False),

@@ -33,6 +33,7 @@ SAVE_DELAY_S: Final = 0.02
 SYNC_DELAY_S: Final = 0.01
 AFTER_DECISION_S: Final = 0.1  # for what can wait until the guest runs again
 TELL_DELAY_S: Final = 0.025
+TELL_LATEST_S: Final = 0.25
 ANNOUNCE_DELAY_S: Final = 0.005
 
 _log = structlog.get_logger()
@@ -47,6 +48,7 @@ class Machine(Generic[P, V, F]):
         effects_after_restart: what has to be done again in a phase.
         final: phases in which nothing changes any more.
         remembered_by_qemu: phases that a query to QEMU finds again, so that losing them does no harm.
+        standing: phases in which the guest stands still and we are in its way; none of them takes long unless something fails.
         decision_after: the phase that is likely to be decided on while the guest stands still, by the type of the phase before.
     """
 
@@ -54,6 +56,7 @@ class Machine(Generic[P, V, F]):
     effects_after_restart: Callable[[P], tuple[F, ...]]
     final: tuple[type, ...]
     remembered_by_qemu: tuple[type, ...]
+    standing: tuple[type, ...]
     decision_after: Mapping[type, P]
 
 
@@ -254,7 +257,7 @@ class Session(ABC, Generic[P, V, F]):
     async def follow(self) -> AsyncIterator[None]:
         """Come round now, a moment after every change, and a last time when it is over.
 
-        A hand-over is over within the moment, so that telling of it does not delay it; what changed meanwhile is told together.
+        What changes together is told together, and a hand-over when it is over, so that telling of it does not delay it.
         """
         while True:
             seen, is_over = self._changed, self.is_over
@@ -262,8 +265,11 @@ class Session(ABC, Generic[P, V, F]):
             if is_over:
                 return
             await seen.wait()
-            if not self.is_over:
+            latest_s = time.monotonic() + TELL_LATEST_S
+            while not self.is_over:
                 await asyncio.sleep(TELL_DELAY_S)
+                if not isinstance(self.phase, self._machine.standing) or time.monotonic() > latest_s:
+                    break
 
     async def wait_phase(self, *wanted: type) -> None:
         """Return when the phase is one of `wanted` or final; the caller sets the deadline."""

@@ -58,6 +58,7 @@ _MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
     outgoing_steps.effects_after_restart,
     out.FINAL,
     remembered_by_qemu=(out.Transferring, out.Settling, out.Following, out.Broken, out.Sent, out.HandedOver),
+    standing=(out.Switching, out.Sent),
     decision_after={out.Transferring: out.Switching(), out.Leaving: out.Crossing(), out.Settling: out.Switching()},
 )
 
