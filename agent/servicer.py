@@ -193,6 +193,7 @@ class AgentServicer(VmServicer):
         self, request_iterator: AsyncIterator[pb.HandOverRequest], context: Context
     ) -> AsyncIterator[pb.HandOverResponse]:
         """Take Resume on a stream that has long been open."""
+        await context.send_initial_metadata(())  # else the caller could only begin to read the answer when it is there
         async for request in request_iterator:
             with server_span(wire.RESUME_METHOD, [("traceparent", request.traceparent)]):
                 ran_for_s = await self._resume(request.resume)
