@@ -35,9 +35,10 @@ SOURCE: Final = "host-a"
 DESTINATION: Final = "host-b"
 BOOT_TIMEOUT_S: Final = 60.0
 SETTLE_S: Final = 0.3  # for what a start or an end leaves behind
-# A machine that is itself a guest may give free memory back to its host after 2 s, and its next touch costs many times a copy.
+# A machine that is itself a guest may give free memory back to its host after 2 to 4 s, and its next touch costs many times a copy.
 # So all wait until what the last one left is gone: else the way whose destination starts sooner would find it, and win.
-COOL_S: Final = 3.0
+# Source: mm/page_reporting.c, PAGE_REPORTING_DELAY; what comes while it works waits for its next turn.
+COOL_S: Final = 5.0
 GAP_MARGIN_S: Final = 0.1
 GAP_TICKS: Final = 100
 _NS: Final = 1e9

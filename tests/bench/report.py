@@ -20,8 +20,8 @@ over the loopback: by QEMU alone, told what to do by the shortest script that ha
 path, pre-switchover, the destination starts after `completed`; no journal, no watch, no undo), and by Ferry with everything on:
 two agents, two tunnels and a coordinator with mTLS between them, traces kept, and the `ferry` command watching. The ways take
 turns in every round, so that what the machine does besides strikes all of them. Neither has a bandwidth limit. Between two moves
-lie 3 s, in which a machine that is itself a guest gives freed memory back to its host: every destination then has to get its memory
-anew, which on such a machine takes longer than to copy it.
+lie some seconds, in which a machine that is itself a guest gives freed memory back to its host: every destination then has to get
+its memory anew, which on such a machine takes longer than to copy it.
 
 Both hosts, the guest and the benchmark share the cores of one machine, so more work anywhere makes everything slower; two real
 hosts have a network between them and CPU to spare. Compare the ratios, not the absolute figures.
