@@ -154,6 +154,11 @@ class Lab:
         servers = {process.pid for process in self.fleet.processes.values() if process.is_running}
         return [pid for pid in processes_of(self.fleet.directory) if pid not in servers and _is_alive(pid)]
 
+    async def are_hosts_reachable(self) -> bool:
+        """Say whether the coordinator reaches every agent."""
+        with calls_to("the coordinator"):
+            return all(host.is_reachable for host in (await self.coordinator.ListHosts(pb.ListHostsRequest())).hosts)
+
     # moves
 
     async def start_move(

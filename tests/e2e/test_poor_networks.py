@@ -16,6 +16,7 @@ from tests.e2e.lab import Lab, now_s
 from tests.e2e.move import WAYS, State, Where, post_copy, wishes
 from tests.e2e.test_post_copy import hurry
 from tests.e2e.test_silent_network import silenced
+from tests.e2e.waiting import until_equal
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("network")]
 
@@ -115,6 +116,7 @@ async def test_a_network_that_is_away_for_a_minute_ends_the_move_and_not_the_gue
     assert (outcome.state, outcome.guest_location) == (State.STATE_FAILED, Where.GUEST_LOCATION_SOURCE)
     guest.assert_no_gap(MARGIN_S + 1.0, since_s)
     await lab.assert_only_on("host-a", guest)
+    await until_equal(lab.are_hosts_reachable, wanted=True)  # a channel that failed is tried anew after up to 2 s
     again = await (await lab.start_move(options=WAYS[way]())).outcome()
     assert again.state == State.STATE_SUCCEEDED, again.error
     guest.assert_whole()
