@@ -215,13 +215,13 @@ class DiskCopies:
 
     def _hint(self, failure: str) -> str:
         if "(reading" in failure:
-            return f"; mend what it stands on on {self._session.host_name} and try again"
+            return f"; mend its storage on {self._session.host_name} and try again"
         if "No space left" in failure:
             return f"; make room on {self._peer} and try again"
         there = f"the connection to {self._peer}, or storage there, failed"
         if "(writing" in failure:
             return f"; {there}"
-        return f"; what it stands on on {self._session.host_name}, {there}" if "Input/output error" in failure else ""
+        return f"; its storage on {self._session.host_name}, {there}" if "Input/output error" in failure else ""
 
     async def _poll(self) -> None:
         session, answered_s = self._session, now_s()

@@ -73,7 +73,7 @@ async def test_a_block_that_cannot_be_read_fails_the_move_and_the_guest_runs_on(
 
     assert (outcome.state, outcome.error_reason) == (State.STATE_FAILED, "DISK_COPY_FAILED"), outcome.error
     assert "disk vdb could not be copied: Input/output error (reading it failed)" in outcome.error
-    assert "mend what it stands on on host-a and try again" in outcome.error
+    assert "mend its storage on host-a and try again" in outcome.error
     assert moving.guest.console.max_write_gap_s(1, moving.since_s) < MARGIN_S
     assert moving.guest.console.last(1).error_count == 0
     if stage is not Stage.ALL:
