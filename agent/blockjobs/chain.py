@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.qemu.block_graph import FILTERS
+from agent.qemu.block_status import path_of
 from common.errors import InvalidRequest, WrongState
 
 if TYPE_CHECKING:
     from agent.qemu.block_graph import Graph
     from agent.qemu.block_status import DriveReport, ImageReport
-
-_JSON = "json:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +88,6 @@ def _layer(image: ImageReport, node: str, graph: Graph) -> Layer:
         cluster_size_bytes=image.cluster_size_bytes or 0,
         backing_path=image.backing_filename,
     )
-
-
-def path_of(filename: str) -> str:
-    """Find the path in QEMU's name of an image, which is JSON where options matter. Source: block.c, bdrv_refresh_filename()."""
-    if not filename.startswith(_JSON):
-        return filename
-    try:
-        options = json.loads(filename.removeprefix(_JSON))
-    except ValueError:
-        return filename
-    while isinstance(options, dict):
-        if isinstance(options.get("filename"), str):
-            return str(options["filename"])
-        options = options.get("file") or options.get("image")
-    return filename
 
 
 def is_same(one: str, other: str) -> bool:

@@ -54,8 +54,11 @@ class BlockServicer(rpc.BlockServiceServicer):
         """Start to copy a disk."""
 
         async def work() -> pb.CopyDiskResponse:
+            path = self._vms.premises.check_place(request.path)
+            if request.reuse:
+                self._vms.premises.check_image(str(path), request.format)
             order = CopyOrder(
-                self._vms.premises.check_place(request.path),
+                path,
                 request.format,
                 is_top_only=request.top_only,
                 reuses=request.reuse,

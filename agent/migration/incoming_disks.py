@@ -187,6 +187,7 @@ class IncomingDisks:
         return self._wishes.reuse and os.path.lexists(path)
 
     async def _check_reused(self, facts: DiskFacts, path: str) -> None:
+        await asyncio.to_thread(self._around.vms.premises.check_image, path, facts.format)
         words = [TOOL, "info", "--output=json", "-U", "-f", facts.format, "--", path]
         found = json.loads(await run_tool(words, f"disk {facts.disk}"))
         if found["virtual-size"] != facts.virtual_size_bytes:

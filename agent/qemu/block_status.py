@@ -5,6 +5,7 @@ Source: qapi/block-core.json (`BlockInfo`, `ImageInfo`, `BlockJobInfo`), qapi/jo
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # What only some formats have, of their `format-specific`.
 _Specifics = dict[str, object]
+_JSON: Final = "json:"
 
 
 class JobStatus(Enum):
@@ -160,6 +162,21 @@ def decode_nodes(reply: object) -> dict[str, ImageReport]:
     """Decode the answer to `query-named-block-nodes`: the image of each node."""
     nodes = [as_mapping(node, "node") for node in as_list(reply, "query-named-block-nodes")]
     return {get_str(node, "node-name"): decode_image(node["image"]) for node in nodes if "image" in node}
+
+
+def path_of(filename: str) -> str:
+    """Find the path in QEMU's name of an image, which is JSON where options matter. Source: block.c, bdrv_refresh_filename()."""
+    if not filename.startswith(_JSON):
+        return filename
+    try:
+        options = json.loads(filename.removeprefix(_JSON))
+    except (ValueError, RecursionError):
+        return filename
+    while isinstance(options, dict):
+        if isinstance(options.get("filename"), str):
+            return str(options["filename"])
+        options = options.get("file") or options.get("image")
+    return filename
 
 
 def _job(job: Mapping[str, object]) -> JobReport:

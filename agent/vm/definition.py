@@ -14,7 +14,7 @@ from enum import Enum
 from uuid import UUID
 
 from agent.vm import rules
-from agent.vm.options import Option, Properties, check_properties
+from agent.vm.options import Option, Properties, check_machine_files, check_properties
 from common.codec import BadRecord, decode, encode_fields
 from common.errors import InvalidRequest
 
@@ -159,6 +159,7 @@ class Definition:
         if self.cpu_shares is not None:
             rules.check_range(self.cpu_shares, MIN_SHARES, MAX_SHARES, "CPU shares")
         check_properties(self.machine_properties, "-machine")
+        check_machine_files(self.machine_properties)
         check_properties(self.smp, "-smp")
         self._refuse_doubles()
 

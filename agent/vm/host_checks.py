@@ -7,15 +7,19 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.vm.host_files import Use, hidden_paths, host_files
-from agent.vm.paths import confine
+from agent.qemu.block_status import path_of
+from agent.vm.host_files import FILE_DRIVERS, Use, hidden_paths, host_files
+from agent.vm.image_files import named_below
+from agent.vm.paths import confine, confine_found
 from common.errors import InvalidRequest, WrongState
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
+    from agent.qemu.block_status import ImageReport
     from agent.vm.definition import Definition
     from agent.vm.host_files import HostFile
+    from agent.vm.image_files import ImageFile
     from agent.vm.settings import VmSettings
     from common.findings import Findings
 
@@ -87,6 +91,66 @@ def check_files(definition: Definition, roots: Sequence[Path], findings: Finding
                     _check_directory(file)
                 case _:
                     pass
+    with findings.check():
+        below = [file for file in named_below(definition) if file.named_by not in to_come]
+        check_below(below, roots, findings)
+
+
+def check_below(files: Sequence[ImageFile], roots: Sequence[Path], findings: Findings) -> None:
+    """Require of what image headers name that it is here, may be read, and lies in the configured directories.
+
+    Raises:
+        InvalidRequest: it lies outside, or is no file of this host where directories are configured.
+        WrongState: a file is missing, or may not be read.
+
+    Both are collected where `findings` collects.
+    """
+    for file in files:
+        with findings.check():
+            _check_below(file, roots)
+
+
+def check_opened(images: Mapping[str, ImageReport], roots: Sequence[Path]) -> None:
+    """Require of what a QEMU has opened that it lies in the configured directories.
+
+    Raises:
+        InvalidRequest: something does not. Nodes that the definition names have been checked before; QEMU names the others `#...`.
+    """
+    for node, image in images.items():
+        if image.format in FILE_DRIVERS:
+            confine_found(path_of(image.filename), roots)
+        elif node.startswith("#") and "://" in image.filename:
+            raise InvalidRequest(
+                f"QEMU has opened {image.filename[:200]}, which an image names and the definition does not",
+                reason="PATH_OUTSIDE_ROOTS",
+                path=image.filename,
+            )
+
+
+def _check_below(file: ImageFile, roots: Sequence[Path]) -> None:
+    if not file.path:
+        if roots:
+            raise InvalidRequest(
+                f"{file.named_by}: its header names {file.name[:200]!r} as its {file.role.value}, which is no file in the "
+                f"configured directories ({', '.join(str(root) for root in roots)}); give the image one there (qemu-img rebase -u)",
+                reason="PATH_OUTSIDE_ROOTS",
+                path=file.named_by,
+            )
+        return
+    try:
+        confine_found(file.path, roots)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{file.named_by}: its header names {file.name[:200]!r} as its {file.role.value}: {error.text}",
+            reason=error.reason,
+            path=file.path,
+        ) from error
+    if not os.access(file.path, os.R_OK):
+        why = "cannot be read" if os.path.lexists(file.path) else "does not exist on this host"
+        reason = "FILE_NOT_ACCESSIBLE" if os.path.lexists(file.path) else "FILE_MISSING"
+        raise WrongState(
+            f"{file.named_by}: its {file.role.value} {file.path} {why}", reason=reason, what=file.named_by, path=file.path
+        )
 
 
 def _check_there(file: HostFile) -> None:

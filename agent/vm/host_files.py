@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from agent.vm.inner_nodes import inner_file
-from agent.vm.options import RUN_DIR
+from agent.vm.options import MACHINE_FILES, RUN_DIR, strings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ _TEXTS: Final = frozenset({"kernel", "initrd", "bios", "dtb", "mem-path"})
 _WORDS: Final = frozenset({"mount_tag", "name", "serial", "tag", "vendor", "product", "export", "string"})
 # What has a slash and is no path: of the VM's own directory, a network, the address of a server.
 _HARMLESS: Final = re.compile(r"(unix:)?\{run\}/[^/]+|[0-9A-Fa-f.:]+/[0-9]+|(nbd|https?|ftps?|iscsi|sftp|ssh)://[^/].*")
-_FILE_DRIVERS: Final = frozenset({"file", "host_device", "host_cdrom"})
+FILE_DRIVERS: Final = frozenset({"file", "host_device", "host_cdrom"})
 
 
 class Use(Enum):
@@ -60,7 +60,8 @@ class HostFile:
 
 def host_files(definition: Definition) -> tuple[HostFile, ...]:
     """List every file that the definition names."""
-    return tuple(_files(definition))
+    of_machine = (pair for pair in strings_of(definition.machine_properties) if pair[0] in MACHINE_FILES and "/" in pair[1])
+    return (*(HostFile(f"machine ({key})", path, Use.READ) for key, path in of_machine), *_files(definition))
 
 
 def written_images(definition: Definition) -> tuple[HostFile, ...]:
@@ -105,12 +106,12 @@ def _files(definition: Definition) -> Iterator[HostFile]:  # noqa: C901 - one li
                 yield from _of_display(option)
             case "audiodev" if option.get("path").startswith("/"):
                 yield HostFile(option.get("id"), option.get("path"), Use.MAKE)
-            case "blockdev" if option.get("driver") in _FILE_DRIVERS:
+            case "blockdev" if option.get("driver") in FILE_DRIVERS:
                 target, is_shareable = disks.get(option.get("node-name"), ("", False))
                 what = f"disk {target}" if target else f"block node {option.get('node-name')}"
                 use = Use.READ if option.properties.get("read-only") in (True, "on") else Use.WRITE
                 yield HostFile(what, option.get("filename"), use, is_shareable, _is_never_flushed(option))
-            case "blockdev" if inner_file(option).get("driver") in _FILE_DRIVERS:
+            case "blockdev" if inner_file(option).get("driver") in FILE_DRIVERS:
                 yield from _of_inner_file(option, *disks.get(option.get("node-name"), ("", False)))
             case "drive":
                 use = Use.READ if option.get("readonly") == "on" or option.get("media") == "cdrom" else Use.WRITE

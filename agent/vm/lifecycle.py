@@ -231,7 +231,7 @@ class Vms:
             self.premises.check_files(definition, Findings())
             definition, binary = await self.premises.prepare(definition)
             vm.asked_shares = find_asked(vm, definition)
-            await self._engine.start(vm, definition, binary, starts_paused=paused, migration_id=None)
+            await self._start(vm, definition, binary, starts_paused=paused, migration_id=None)
             self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.BOOTED)
             if definition.current_memory_kib != definition.memory_kib:
                 await self.qemu(vm).monitor.execute("balloon", {"value": definition.current_memory_kib * _KIB})
@@ -277,6 +277,7 @@ class Vms:
         """
         plan = await survey(qmp_path, name, self.all())
         self.premises.check_paths(plan.definition)
+        self.premises.check_below(plan.definition)
         self._registry.check_absent(plan.definition)
         return plan
 
@@ -340,7 +341,7 @@ class Vms:
             self.premises.check_host(definition, Findings())
             pinned, binary = await self.premises.prepare(definition)
             vm.asked_shares = asked_shares
-            await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=migration_id)
+            await self._start(vm, pinned, binary, starts_paused=True, migration_id=migration_id)
         except BaseException:
             lock.release()
             raise
@@ -470,7 +471,7 @@ class Vms:
         self.premises.check_memory(definition)
         pinned, binary = await self.premises.prepare(definition)
         vm.asked_shares = find_asked(vm, pinned)
-        await self._engine.start(vm, pinned, binary, starts_paused=True, migration_id=lock.holder_id)
+        await self._start(vm, pinned, binary, starts_paused=True, migration_id=lock.holder_id)
         self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.RESTORED)
 
     async def end_restoring(self, lock: JobLock) -> None:
@@ -480,6 +481,19 @@ class Vms:
             await self._engine.kill(vm, Reason.FAILED)
 
     # How
+
+    async def _start(self, vm: Vm, definition: Definition, binary: Path, *, starts_paused: bool, migration_id: str | None) -> None:
+        """Start QEMU, and end it where it has opened what it may not: an image can be changed after it was checked.
+
+        Raises:
+            FerryError: it does not start, or had to be ended.
+        """
+        await self._engine.start(vm, definition, binary, starts_paused=starts_paused, migration_id=migration_id)
+        try:
+            await self.premises.check_opened(self.qemu(vm))
+        except BaseException:
+            await asyncio.shield(self._engine.kill(vm, Reason.FAILED))
+            raise
 
     def _remove_definition(self, vm: Vm, reason: Reason) -> None:
         if vm.persistent is not None:

@@ -90,6 +90,9 @@ RUN_DIR_OPTIONS: Final = ("chardev", "object", "spice", "vnc")
 FREE_PORT: Final = "{port}"
 _IN_RUN_DIR: Final = re.compile(r"(unix:)?\{run\}/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FORBIDDEN: Final = frozenset({"script", "downscript", "helper", "fd", "fds", "vhostfd", "vhostfds", "sockfd"})
+# Properties of a machine that QEMU reads a file by, and those that are words. Source: hw/core/machine.c, hw/i386/x86.c.
+MACHINE_FILES: Final = frozenset({"kernel", "initrd", "dtb", "firmware", "splash"})
+_MACHINE_WORDS: Final = frozenset({"append", "x-oem-id", "x-oem-table-id"})
 # Texts that are one value, commas included; other texts are `key=value` words.
 _WHOLE: Final = frozenset({"append", "bios", "dtb", "initrd", "kernel", "mem-path", "uuid"})
 _MONITOR: Final = "mon:"  # `-serial mon:stdio` is a line and a monitor
@@ -216,6 +219,22 @@ def double_commas(value: str) -> str:
 def to_json(value: Mapping[str, object]) -> str:
     """Write a JSON argument in one line."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def check_machine_files(properties: Mapping[str, object]) -> None:
+    """Refuse properties of a machine that make QEMU write a file, or name one under a key that is not known to name one.
+
+    Raises:
+        InvalidRequest: there is one; the text names it.
+    """
+    for key, value in strings_of(properties):
+        if key == "dumpdtb":  # QEMU writes there and ends. Source: hw/core/machine.c, qmp_dumpdtb() and its like
+            raise _invalid("-machine,dumpdtb: may not be part of a definition")
+        if "/" in value and key not in MACHINE_FILES | _MACHINE_WORDS:
+            known = ", ".join(sorted(MACHINE_FILES))
+            raise _invalid(f"-machine,{key[:40]}: {value[:80]!r} may be the name of a file; files are named by {known}")
+        if key == "initrd" and "," in value:
+            raise _invalid(f"-machine,initrd: {value[:80]!r}: commas are refused")
 
 
 def strings_of(value: object, key: str = "") -> Iterator[tuple[str, str]]:

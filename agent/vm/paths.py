@@ -23,6 +23,15 @@ def confine(path: str, roots: Sequence[Path]) -> Path:
         InvalidRequest: the path is not absolute and plain, or lies outside.
     """
     rules.check_path(path)
+    return confine_found(path, roots)
+
+
+def confine_found(path: str, roots: Sequence[Path]) -> Path:
+    """Resolve a path that nobody wrote into a definition, such as one in an image's header; else as `confine`.
+
+    Raises:
+        InvalidRequest: it lies outside.
+    """
     resolved = Path(os.path.realpath(path))
     if roots and not any(resolved.is_relative_to(os.path.realpath(root)) for root in roots):
         raise InvalidRequest(

@@ -5,22 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent.vm.host_checks import check_files, check_huge_pages, check_memory, check_paths, find_emulator
+from agent.vm.host_checks import check_below, check_files, check_huge_pages, check_memory, check_opened, check_paths, find_emulator
+from agent.vm.image_files import files_of, named_below
 from agent.vm.paths import confine
 from agent.vm.pinning import pin
 from agent.vm.probes import check_cpu_model, choose_accelerator
 from common.errors import WrongState
+from common.findings import Findings
 
 if TYPE_CHECKING:
     from collections.abc import Container
     from pathlib import Path
 
     from agent.qemu.binary import BinaryFacts
+    from agent.qemu.commands import Qemu
     from agent.vm.definition import Definition
     from agent.vm.probes import Probes
     from agent.vm.settings import VmSettings
     from agent.vm.stored import Stored
-    from common.findings import Findings
 
 
 class Premises:
@@ -37,6 +39,32 @@ class Premises:
             InvalidRequest: a path lies outside.
         """
         check_paths(definition, self._settings.roots)
+
+    def check_below(self, definition: Definition) -> None:
+        """Refuse, where directories are configured, images whose headers lead outside of them.
+
+        Raises:
+            InvalidRequest, WrongState: one does, or cannot be read.
+        """
+        if self._settings.roots:
+            check_below(named_below(definition), self._settings.roots, Findings())
+
+    def check_image(self, path: str, image_format: str) -> None:
+        """Refuse an image that is going to be opened and whose header leads to what is not here, or may not be used.
+
+        Raises:
+            InvalidRequest, WrongState: it does.
+        """
+        check_below(files_of(path, image_format)[1:], self._settings.roots, Findings())
+
+    async def check_opened(self, qemu: Qemu) -> None:
+        """Require, where directories are configured, that a QEMU has opened images in these only.
+
+        Raises:
+            InvalidRequest: it has another one open.
+        """
+        if self._settings.roots:
+            check_opened(await qemu.block.query_images(), self._settings.roots)
 
     def check_files(self, definition: Definition, findings: Findings) -> None:
         """Require that the files of a definition are here and may be used.

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.blockjobs.chain import Layer, path_of
+from agent.blockjobs.chain import Layer
 from agent.blockjobs.definitions import find_disk, follow, known_images
 from agent.qemu.block_graph import decode_graph
+from agent.qemu.block_status import path_of
 from agent.vm.definition import Definition, Disk
 from agent.vm.domain.parse import parse_domain
 from agent.vm.options import Option, keyval, of_json

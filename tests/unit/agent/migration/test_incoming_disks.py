@@ -37,9 +37,8 @@ def facts(target: str, path: Path | str, **more: Any) -> DiskFacts:
 def incoming(
     wishes: DiskWishes, *disks: DiskFacts, markers: tuple[DiskMarker, ...] = (), force: bool = False, source: HostIdentity = SOURCE
 ) -> IncomingDisks:
-    around = SimpleNamespace(
-        identity=HERE, vms=SimpleNamespace(premises=SimpleNamespace(check_place=lambda path: confine(path, ())))
-    )
+    premises = SimpleNamespace(check_place=lambda path: confine(path, ()), check_image=lambda *_: None)
+    around = SimpleNamespace(identity=HERE, vms=SimpleNamespace(premises=premises))
     described = SourceFacts(host=source, qemu_version="10.0.2", machine="q35", cpu_words=(), disk_markers=markers, disks=disks)
     return IncomingDisks(cast("Surroundings", around), Options(disks=wishes, force=force), described)
 

@@ -54,6 +54,36 @@ def test_a_record_from_elsewhere_obeys_the_same_rules(field: str, value: object)
 
 
 @pytest.mark.parametrize(
+    "properties",
+    [
+        {"dumpdtb": "/srv/x"},
+        {"dumpdtb": "x"},
+        {"x-table": "/etc/shadow"},
+        {"boot": {"what": "/etc/shadow"}},
+        {"initrd": "/srv/vm/a,/etc/shadow"},
+    ],
+)
+def test_a_machine_neither_writes_a_file_nor_names_one_in_a_way_that_is_not_known(properties: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match="-machine,"):
+        Definition.from_record(record() | {"machine_properties": properties})
+
+
+@pytest.mark.parametrize(
+    "properties", [{key: "/etc/shadow"} for key in ("kernel", "initrd", "dtb", "firmware")] + [{"boot": {"splash": "/etc/shadow"}}]
+)
+def test_files_of_a_machine_are_files_of_its_definition(properties: dict[str, object]) -> None:
+    definition = replace(pinned(FULL), machine_properties=properties)
+
+    assert [(file.path, file.use) for file in host_files(definition) if file.what.startswith("machine")] == [
+        ("/etc/shadow", Use.READ)
+    ]
+
+
+def test_words_of_a_machine_may_have_slashes() -> None:
+    replace(pinned(FULL), machine_properties={"append": "root=/dev/vda", "x-oem-id": "A/B"})
+
+
+@pytest.mark.parametrize(
     ("name", "properties"),
     [
         ("mon", {"chardev": "x"}),
