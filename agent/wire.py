@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agent import wire_budget, wire_disks, wire_facts, wire_means, wire_modes, wire_post_copy
 from agent.host import Findings
 from agent.migration import incoming as inc
+from agent.migration.clocks import now_s
 from agent.migration.convergence import Decision
 from agent.migration.migrations import AnySession
 from agent.migration.order import DEFAULT_DOWNTIME_S, Begun, Endpoint, HostIdentity, Offer, Options, Role, Transport, Wish
@@ -237,7 +237,7 @@ def progress(value: Progress, line: Timeline, decisions: tuple[Decision, ...]) -
     """Encode the numbers of a transfer; before QEMU says how long it took, our clock does."""
     elapsed_s = value.elapsed_s
     if not elapsed_s and line.started_at_s is not None:
-        elapsed_s = max(time.time() - line.started_at_s, 0.0)
+        elapsed_s = max(now_s() - line.started_at_s, 0.0)
     return common_pb2.Progress(
         elapsed=duration(elapsed_s),
         ram_total_bytes=value.ram_total_bytes,

@@ -51,7 +51,7 @@ class Planner:
 
     def find_forecast(self, vm: str, destination: str, options: bytes) -> bytes:
         """Find what a fresh plan said of a move with the same wishes; empty without one."""
-        now_s = self._clock.wall_s()
+        now_s = self._clock.monotonic_s()
         for plan in reversed(self._plans.values()):
             if vm in {plan.vm_name, plan.vm_uuid} and (plan.destination, plan.options) == (destination, options):
                 return plan.forecast if now_s - plan.made_at_s <= FRESH_S else b""
@@ -76,7 +76,7 @@ class Planner:
         async with AsyncExitStack() as stack:
             departure = await stack.enter_async_context(here.plan_departure())
             seen = await departure.look(plan_id, vm, options)
-            seen_at_s = self._clock.wall_s()
+            seen_at_s = self._clock.monotonic_s()
             findings = [*seen.findings]
             arrival = None
             try:
@@ -87,7 +87,7 @@ class Planner:
                 findings.append(Finding(error.reason, Severity.BLOCKER, "destination", error.text))
             forecast = b""
             if arrival is not None:
-                skew_s = (arrival.now_s - self._clock.wall_s()) - (seen.now_s - seen_at_s)
+                skew_s = (arrival.now_s - seen.now_s) - (self._clock.monotonic_s() - seen_at_s)
                 findings += [*arrival.findings, *_clocks(here, there, skew_s)]
                 yield "watching the guest write, and measuring the way"
                 more, forecast = await _measure(departure, arrival, there)
@@ -101,7 +101,7 @@ class Planner:
             options,
             tuple(findings),
             forecast,
-            self._clock.wall_s(),
+            self._clock.monotonic_s(),
         )
         self._keep(plan)
         yield plan

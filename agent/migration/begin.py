@@ -16,7 +16,7 @@ from agent.migration import outgoing as out
 from agent.migration.abilities import source_ability
 from agent.migration.adaptation import adapt, elsewhere
 from agent.migration.checks import guest_cpu, memory_warnings
-from agent.migration.clocks import now_s
+from agent.migration.clocks import now_era, wall_s
 from agent.migration.disk_facts import describe_disks, refuse_jobs
 from agent.migration.disk_wishes import Which
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
@@ -167,7 +167,8 @@ def open_session(around: Surroundings, vm: Vm, lock: JobLock, wish: Wish, seen: 
             vm_name=vm.name,
             options=wish.options,
             epoch=wish.epoch,
-            began_at_s=now_s(),
+            began_at_s=wall_s(),
+            era=now_era(),
             token=token.hex(),
             token_sha256=hashlib.sha256(token).hexdigest(),
             guest_was_paused=not seen.is_running,

@@ -6,7 +6,8 @@ import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, TypeAlias
+from dataclasses import replace
+from typing import Final, TypeAlias, TypeVar
 from uuid import UUID
 
 import structlog
@@ -14,12 +15,13 @@ import structlog
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration.begin import begin, context_of
+from agent.migration.clocks import now_era
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
 from agent.migration.offline import begin_offline, preparation, reserve_again
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.past import Past, PastMigrations, past_of
-from agent.migration.record import Facts, check_migration_id, incoming_record, outgoing_record, read_role
+from agent.migration.record import Facts, Record, check_migration_id, incoming_record, outgoing_record, read_role
 from agent.migration.shared_disks import find_strays, remove_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
@@ -31,6 +33,8 @@ from common.tasks import OwnedTasks
 
 KEPT_FINAL_COUNT: Final = 50
 RESTORE_TIMEOUT_S: Final = 10.0
+
+P = TypeVar("P")
 
 AnySession: TypeAlias = SourceSession | DestinationSession
 _log = structlog.get_logger()
@@ -98,7 +102,7 @@ class Migrations:
 
     def all(self) -> list[AnySession]:
         """Return every half, the newest first."""
-        return sorted(self._sessions.values(), key=lambda session: -session.facts.began_at_s)
+        return list(reversed(self._sessions.values()))
 
     def statistics(self, vm: str) -> list[Past]:
         """Return the figures of a VM's migrations: those that run, then the last ones, the newest first.
@@ -251,10 +255,10 @@ class Migrations:
 
     def _rebuild(self, body: dict[str, object]) -> AnySession:
         if read_role(body) is Role.SOURCE:
-            sent = outgoing_record(body)
+            sent = _on_our_clock(outgoing_record(body))
             vm, lock = self._take_again(sent.facts, Job.MIGRATION_OUT)
             return SourceSession(sent, around=self._around, vm=vm, lock=lock, parent=context_of(sent.facts.traceparent))
-        taken = incoming_record(body)
+        taken = _on_our_clock(incoming_record(body))
         reserve_again(self._around, taken.facts)
         vm, lock = self._take_again(taken.facts, Job.MIGRATION_IN)
         return DestinationSession(taken, around=self._around, vm=vm, lock=lock, parent=context_of(taken.facts.traceparent))
@@ -364,3 +368,8 @@ class Migrations:
             cause = Cause(f"fenced by an operator: {session.facts.peer or 'the destination'} is dead", "FENCED", by_wish=True)
             session.request(out.Fenced(cause), "cannot be fenced: the guest is not in doubt", "NOT_IN_DOUBT")
         return session
+
+
+def _on_our_clock(record: Record[P]) -> Record[P]:
+    """Let instants on record be compared with those of now."""
+    return replace(record, facts=record.facts.in_era(now_era())) if record.facts.ended_at_s is None else record

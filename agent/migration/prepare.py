@@ -16,7 +16,7 @@ from agent.migration.abilities import destination_ability, needs
 from agent.migration.arrival import Arrival, network_card_count
 from agent.migration.begin import current_traceparent
 from agent.migration.checks import check_cpu, guest_cpu, rename
-from agent.migration.clocks import now_s
+from agent.migration.clocks import now_era, wall_s
 from agent.migration.destination import DestinationSession
 from agent.migration.disk_exports import DiskExports
 from agent.migration.incoming_disks import IncomingDisks
@@ -70,7 +70,8 @@ class Preparation:
                 vm_name=self.definition.name,
                 options=offer.options,
                 epoch=offer.epoch,
-                began_at_s=now_s(),
+                began_at_s=wall_s(),
+                era=now_era(),
                 token_sha256=offer.token_sha256.hex(),
                 peer=offer.source.host.name,
                 arrival=Arrival(network_card_count=network_card_count(self.definition)),

@@ -1,17 +1,26 @@
 """What a transfer has done so far, and when its turning points were. Pure.
 
-All instants of a timeline are of one clock, the source's wall clock as QEMU stamps its events, so that they outlive the agent.
+All instants of a timeline are of one clock, the CLOCK_BOOTTIME of its host, so that they outlive the agent and nobody steps them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.qemu.figures import Figures
 from agent.qemu.status import MigrationReport
 
 _BITS = 8
 _MEGA = 1_000_000
+_INSTANTS = (
+    "started_at_s",
+    "stopped_at_s",
+    "settling_at_s",
+    "continued_at_s",
+    "post_copy_at_s",
+    "completed_at_s",
+    "resumed_at_s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,23 @@ class Progress:
     expected_downtime_s: float = 0.0
     setup_s: float = 0.0
     figures: Figures = field(default_factory=Figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Era:
+    """What instants on record count from.
+
+    Attributes:
+        boot_id: the boot of the host; empty in records of agents that took instants of the wall clock.
+        ahead_s: how far the wall clock was ahead of CLOCK_BOOTTIME.
+    """
+
+    boot_id: str = ""
+    ahead_s: float = 0.0
+
+    def shift_s(self, now: Era) -> float:
+        """Return what to add to instants of this era to have them in another; by the wall clock, where the host booted between."""
+        return 0.0 if self.boot_id == now.boot_id else self.ahead_s - now.ahead_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +96,11 @@ class Timeline:
     qemu_total_ms: int | None = None
     post_copy_at_s: float | None = None
     settling_at_s: float | None = None
+
+    def shifted(self, by_s: float) -> Timeline:
+        """Return the same with instants of another era."""
+        instants = {name: value + by_s for name in _INSTANTS if (value := getattr(self, name)) is not None}
+        return replace(self, pass_at_s=tuple(at_s + by_s for at_s in self.pass_at_s), **instants)
 
     def downtime_legs(self) -> tuple[Leg, ...]:
         """Return the parts of the downtime in order: `stop`, `device`, `resume`; empty before the guest runs again.

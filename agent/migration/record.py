@@ -7,7 +7,7 @@ readable by the agent alone; it never holds the PSK key or the tunnel's token.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 from agent.blockjobs.images import MadeFile
@@ -16,7 +16,7 @@ from agent.migration.arrival import Arrival
 from agent.migration.convergence import GIVEN_UP, Decision
 from agent.migration.machine import Cause
 from agent.migration.order import DiskCopy, Options, Role
-from agent.migration.progress import Progress, Timeline
+from agent.migration.progress import Era, Progress, Timeline
 from agent.qemu.endings import STOP_REASONS
 from agent.vm.stored import Stored
 from common.codec import decode, encode, encode_fields
@@ -36,6 +36,8 @@ class Facts:
     """What both halves remember beside their phase.
 
     Attributes:
+        began_at_s, ended_at_s: wall clock of this host, to be shown.
+        era: what the instants of `timeline` and `broken_since_s` count from.
         token: the source's token, hexadecimal; empty at the destination.
         token_sha256: its SHA-256, hexadecimal.
         peer: name of the other host, as far as it is known.
@@ -63,6 +65,7 @@ class Facts:
     options: Options
     epoch: int
     began_at_s: float
+    era: Era = field(default_factory=Era)
     token: str = ""
     token_sha256: str = ""
     peer: str = ""
@@ -87,6 +90,12 @@ class Facts:
     copies: tuple[DiskCopy, ...] = ()
     made_images: tuple[MadeFile, ...] = ()
     opened_uri: str = ""
+
+    def in_era(self, now: Era) -> Facts:
+        """Return the same with instants that can be compared with those of now."""
+        by_s = self.era.shift_s(now)
+        since_s = None if self.broken_since_s is None else self.broken_since_s + by_s
+        return replace(self, era=now, timeline=self.timeline.shifted(by_s), broken_since_s=since_s)
 
     @property
     def stays_paused(self) -> bool:

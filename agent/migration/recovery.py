@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.migration import outgoing as out
+from agent.migration.clocks import now_s, wall_of
 from agent.migration.errors import GuestLost, GuestNeverRan, GuestWhole
 from agent.migration.machine import Cause
 from agent.migration.migrate_uri import parse_migrate_uri
@@ -176,7 +177,7 @@ class Recovery:
 
     def _waiting_text(self, why: str) -> str:
         facts = self._session.facts
-        since = time.strftime("%H:%M:%S UTC", time.gmtime(facts.broken_since_s or time.time()))
+        since = time.strftime("%H:%M:%S UTC", time.gmtime(wall_of(facts.broken_since_s or now_s())))
         peer = facts.peer or "the destination"
         how = "it is made anew by itself; at once"
         if self._is_spent:

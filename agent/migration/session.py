@@ -18,6 +18,7 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
+from agent.migration.clocks import wall_s
 from agent.migration.machine import InvalidTransition, Step
 from agent.migration.record import Facts, Record
 from agent.store import Store
@@ -241,7 +242,7 @@ class Session(ABC, Generic[P, V, F]):
             self._effects = None
             self._drop_decision()
             await self._tidy()
-            self.update(ended_at_s=time.time())
+            self.update(ended_at_s=wall_s())
             self.save()
             if self._lock is not None:
                 self._lock.release()

@@ -11,6 +11,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from agent.migration.clocks import wall_of
 from agent.migration.record import Facts
 
 _NS: Final = 1_000_000_000
@@ -70,6 +71,7 @@ def record_post_copy(facts: Facts, parent: otel_context.Context) -> None:
 def _span(
     name: str, began_s: float, ended_s: float, parent: otel_context.Context, attributes: Mapping[str, int | float | str]
 ) -> otel_context.Context:
-    span = _tracer.start_span(name, parent, start_time=int(began_s * _NS), attributes=attributes)
-    span.end(int(max(ended_s, began_s) * _NS))
+    shown_s = wall_of(began_s)
+    span = _tracer.start_span(name, parent, start_time=int(shown_s * _NS), attributes=attributes)
+    span.end(int((shown_s + max(ended_s - began_s, 0.0)) * _NS))
     return trace.set_span_in_context(span, parent)

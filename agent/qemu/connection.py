@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from qemu.qmp import ConnectError, ExecInterruptedError, QMPClient, QMPError, Runstate, StateError
 
 from agent.qemu.errors import QemuInUse, QemuSilent
+from agent.qemu.stamps import Stamps
 from agent.qemu.subscription import Event
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class _Client(QMPClient):
         self.free_slots = asyncio.Semaphore(IN_BAND_LIMIT)
         self._unanswered: set[object] = set()
         self._on_event = on_event
+        self._stamps = Stamps()
 
     def _do_send(self, msg: Message) -> None:
         """Write, but not through the stream where QEMU has closed: that would end the connection with QEMU's last words unread."""
@@ -83,7 +85,7 @@ class _Client(QMPClient):
     def _cb_inbound(self, msg: Message) -> Message:
         now_s = time.monotonic()
         if "event" in msg:
-            self._on_event(_event(msg, now_s))
+            self._on_event(_event(msg, now_s, self._stamps))
         elif "QMP" in msg:
             self.has_greeted = True
         else:
@@ -230,16 +232,16 @@ def _never(_event: Message) -> bool:
     return False
 
 
-def _event(msg: Message, received_s: float) -> Event:
+def _event(msg: Message, received_s: float, stamps: Stamps) -> Event:
     """Decode an event leniently: a malformed one must not end the connection."""
     stamp = msg.get("timestamp")
-    at_s = 0.0
+    stamp_s = 0.0
     if isinstance(stamp, dict):
-        at_s = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / _MICROSECONDS
+        stamp_s = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / _MICROSECONDS
     details = msg.get("data")
     return Event(
         name=str(msg["event"]),
         data=details if isinstance(details, dict) else {},
-        at_s=at_s,
+        at_s=stamps.instant_of(stamp_s),
         received_s=received_s,
     )

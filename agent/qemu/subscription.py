@@ -25,7 +25,7 @@ class Event:
     Attributes:
         name: QEMU's name, such as `MIGRATION`.
         data: QEMU's data, empty where an event has none.
-        at_s: QEMU's own stamp, wall clock of this host.
+        at_s: when it happened by QEMU's own stamp, on CLOCK_BOOTTIME.
         received_s: this process's monotonic clock when the event was read.
     """
 

@@ -65,6 +65,7 @@ class Fleet:
         settings: more lines for the agents' configuration files, by host.
         places: where the servers live; without it all on the loopback.
         otlp_endpoint: collector for all servers' spans, as `http://127.0.0.1:4317`.
+        environment: more for the environment of the servers.
     """
 
     def __init__(  # noqa: PLR0913 -- what tests and benchmark vary
@@ -76,6 +77,7 @@ class Fleet:
         settings: Mapping[str, str] | None = None,
         places: Places | None = None,
         otlp_endpoint: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory.resolve()
         self.security = security
@@ -85,6 +87,7 @@ class Fleet:
         self._settings = dict(settings or {})
         self._places = places or OneMachine()
         self._otlp_endpoint = otlp_endpoint
+        self._environment = dict(environment or {})
 
     def __enter__(self) -> Self:
         """Start everything and wait until it serves.
@@ -284,7 +287,8 @@ class Fleet:
     def _add(self, name: str, place: str, module: str, *arguments: str) -> None:
         argv = (*self._places.prefix(place), sys.executable, "-m", module, *arguments)
         log_path = self.directory / f"{name}.log"
-        self.processes[name] = ServerProcess(name, argv, log_path, environment=_clean_environment(), cwd=REPOSITORY)
+        environment = {**_clean_environment(), **self._environment}
+        self.processes[name] = ServerProcess(name, argv, log_path, environment=environment, cwd=REPOSITORY)
 
 
 def ferry_argv(*arguments: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self, cast
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     Json = dict[str, object]
 
 IN_BAND_LIMIT = 8
-TICK_S = 0.001
 CHUNK_BYTES = 1 << 16
 
 
@@ -72,7 +72,7 @@ class FakeQemu:
         self.commands: list[tuple[str, Mapping[str, object]]] = []
         self.stale_replies: list[Json] = []
         self._is_mute = False
-        self._stamp_s = 1000.0
+        self.stamps_age_s = 0.0
         self._pending: deque[Json] = deque()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -118,9 +118,8 @@ class FakeQemu:
 
     def emit(self, name: str, details: Json | None = None) -> None:
         """Send an event to the client, if there is one."""
-        self._stamp_s += TICK_S
-        seconds = int(self._stamp_s)
-        stamp = {"seconds": seconds, "microseconds": round((self._stamp_s - seconds) * 1e6)}
+        seconds, microseconds = divmod(time.time_ns() // 1000 - round(self.stamps_age_s * 1e6), 10**6)
+        stamp = {"seconds": seconds, "microseconds": microseconds}
         event: Json = {"event": name, "timestamp": stamp}
         if self._has_negotiated:
             self._send(event | ({"data": details} if details else {}))

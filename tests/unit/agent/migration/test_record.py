@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from agent.migration import incoming, outgoing
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role
-from agent.migration.progress import Timeline
+from agent.migration.progress import Era, Timeline
 from agent.migration.record import Facts, Record, check_migration_id, find_cause, incoming_record, outgoing_record, read_role
 from common.errors import InvalidRequest
 
@@ -73,3 +74,18 @@ def test_the_legs_of_the_downtime_add_up_to_it():
 
 def test_there_is_no_downtime_before_the_guest_runs_again():
     assert Timeline(stopped_at_s=10.0, completed_at_s=10.1).downtime_legs() == ()
+
+
+def test_instants_of_this_boot_are_compared_as_they_are_however_the_wall_clock_was_set():
+    known = replace(facts(Role.SOURCE), era=Era("boot-1", ahead_s=1000.0), broken_since_s=2.0)
+
+    assert known.in_era(Era("boot-1", ahead_s=-171_800.0)) == replace(known, era=Era("boot-1", ahead_s=-171_800.0))
+
+
+def test_instants_of_an_earlier_boot_or_of_an_older_agent_are_moved_by_the_wall_clock():
+    line = Timeline(started_at_s=1001.0, pass_at_s=(1001.5,), stopped_at_s=1003.0)
+    known = replace(facts(Role.SOURCE), era=Era("boot-1", ahead_s=500.0), timeline=line)
+    older = replace(known, era=Era())
+
+    assert known.in_era(Era("boot-2", ahead_s=1500.0)).timeline == line.shifted(-1000.0)
+    assert older.in_era(Era("boot-2", ahead_s=1000.0)).timeline.stopped_at_s == 3.0

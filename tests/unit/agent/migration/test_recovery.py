@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -18,9 +19,12 @@ from agent.migration.parts import PathProof
 from agent.migration.record import Facts
 from agent.migration.recovery import Recovery
 from agent.qemu.status import MigrationStatus, decode_migration
+from common.clock import boot_s
 from common.errors import FerryError, Unreachable, WrongState
 
-FACTS = Facts("m-1", Role.SOURCE, "0f1e", "web", Options(transport=Transport.TUNNEL), 1, 0.0, peer="host-b", broken_since_s=3600.0)
+FACTS = Facts(
+    "m-1", Role.SOURCE, "0f1e", "web", Options(transport=Transport.TUNNEL), 1, 0.0, peer="host-b", broken_since_s=boot_s() - 60.0
+)
 SILENT = Unreachable("no answer", reason="PEER_UNREACHABLE")
 
 
@@ -149,9 +153,10 @@ async def test_another_destination_is_tried_again_by_itself():
 async def test_what_is_told_names_both_hosts_since_when_and_the_command():
     source = FakeSource([SILENT, SILENT, PathProof("", is_fragile=False)])
     one = made(source)
+    since = time.strftime("%H:%M:%S UTC", time.gmtime((FACTS.broken_since_s or 0.0) + time.time() - boot_s()))
 
     assert one._waiting_text("no answer") == (
-        "the guest runs on host-b and waits for memory that is still on host-a, since 01:00:00 UTC: the connection "
+        f"the guest runs on host-b and waits for memory that is still on host-a, since {since}: the connection "
         "was lost: no answer; it is made anew by itself; at once: ferry migration recover m-1"
     )
 
