@@ -78,6 +78,10 @@ demo-stop: $(PROTOS) ## End what `make demo KEEP=1` left up.
 bench: setup ## Measure Ferry against QEMU alone, and write docs/benchmarks.md.
 	$(RUN) tests.bench
 
+.PHONY: chaos
+chaos: setup ## Do faults to moves at random and judge what is left: ROUNDS=500 SEED=; needs root.
+	$(RUN) tests.chaos --rounds $(or $(ROUNDS),500) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
+
 .PHONY: docs
 docs: $(PROTOS) ## Write docs/states.md and docs/domain-xml.md from the code.
 	$(RUN) tests.tools.states

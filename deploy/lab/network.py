@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _TABLE = "ferry_lab"
+_PARTED = "ferry_lab_parted"
 _SUBNETS = 250
 
 
@@ -87,6 +88,19 @@ class TwoHosts:
     def heal(self, host: str) -> None:
         """Undo `silence`."""
         self._in(host, "nft", "delete", "table", "inet", _TABLE)
+
+    def part(self) -> None:
+        """Let all packets between the two hosts vanish; this machine still reaches both."""
+        here, there = HOSTS
+        self._in(here, "nft", "add", "table", "inet", _PARTED)
+        for hook, end in (("input", "saddr"), ("output", "daddr")):
+            rule = f"{{ type filter hook {hook} priority 0; policy accept; }}"
+            self._in(here, "nft", "add", "chain", "inet", _PARTED, hook, rule)
+            self._in(here, "nft", "add", "rule", "inet", _PARTED, hook, "ip", end, self.address(there), "drop")
+
+    def rejoin(self) -> None:
+        """Undo `part`."""
+        self._in(HOSTS[0], "nft", "delete", "table", "inet", _PARTED)
 
     def _add_host(self, host: str, bridge: str, undo: ExitStack) -> None:
         namespace = self.namespace(host)
