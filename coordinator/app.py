@@ -25,6 +25,7 @@ from coordinator.otlp import SERVICE as OTLP_SERVICE
 from coordinator.otlp import TraceReceiver
 from coordinator.planning import Planner
 from coordinator.servicer import CoordinatorServicer
+from coordinator.slots import Slots
 from coordinator.traces import Traces
 from ferry.coordinator.v1 import coordinator_service_pb2, coordinator_service_pb2_grpc
 
@@ -60,7 +61,7 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
         tasks.start(traces.run())
         tasks.start(receiver.run())
         board = Board(journal)
-        moves = Moves(fleet, board, traces, clock, tasks)
+        moves = Moves(fleet, board, traces, clock, tasks, slots=Slots(config.max_outgoing, config.max_incoming))
         moves.recover()
         servicer = CoordinatorServicer(fleet, board, moves, Planner(fleet, clock))
         name = coordinator_service_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name

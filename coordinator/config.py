@@ -36,6 +36,8 @@ class CoordinatorConfig(BaseModel):
     insecure: bool = Field(default=False, description="plain text, on loopback only")
     otlp_endpoint: str = Field(default="", description="OTLP/gRPC collector for spans, as http://host:4317")
     log_level: str = Field(default="info", description="debug, info, warning or error")
+    max_outgoing: int = Field(default=4, ge=1, description="migrations that a host sends at a time; the rest is queued")
+    max_incoming: int = Field(default=4, ge=1, description="migrations that a host receives at a time; the rest is queued")
     hosts: dict[str, HostConfig] = Field(default_factory=dict, description="the hosts of the fleet, by name")
 
     @property

@@ -17,6 +17,7 @@ from coordinator.agents import MAY_HAVE_HAPPENED, Agent
 from coordinator.board import Board
 from coordinator.fleet import Fleet
 from coordinator.halves import Bounds, Move, MoveState
+from coordinator.slots import Slots
 from coordinator.traces import Traces
 from coordinator.workflows.migrate import migrate
 from coordinator.workflows.moving import WAITING, Moving
@@ -44,7 +45,15 @@ class Moves:
     """The migrations of this coordinator."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts of a coordinator
-        self, fleet: Fleet, board: Board, traces: Traces, clock: Clock, tasks: OwnedTasks, pace: Pace | None = None
+        self,
+        fleet: Fleet,
+        board: Board,
+        traces: Traces,
+        clock: Clock,
+        tasks: OwnedTasks,
+        pace: Pace | None = None,
+        *,
+        slots: Slots,
     ) -> None:
         self._fleet = fleet
         self._board = board
@@ -52,6 +61,7 @@ class Moves:
         self._clock = clock
         self._tasks = tasks
         self._pace = pace or Pace()
+        self._slots = slots
 
     def recover(self) -> None:
         """Take up every migration that has something left to do, in a new epoch."""
@@ -204,7 +214,7 @@ class Moves:
     async def _run(self, move: Move, source: Agent, destination: Agent) -> None:
         token = otel_context.attach(_propagator.extract({"traceparent": move.traceparent}, otel_context.Context()))
         try:
-            await migrate(Moving(move.migration_id, source, destination, self._board, self._clock, self._pace))
+            await migrate(Moving(move.migration_id, source, destination, self._board, self._clock, self._slots, self._pace))
             await self._collect(move)
             if self._board.get(move.migration_id).is_tidy:
                 self._board.drop(move.migration_id)

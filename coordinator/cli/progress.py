@@ -212,7 +212,8 @@ def _stage(migration: pb.Migration) -> str:
     words = state_word(migration)
     if migration.state == pb.Migration.STATE_PREPARING and migration.step:
         words += f" ({migration.step})"
-    if migration.state == pb.Migration.STATE_WAITING and migration.error:
+    is_queued = migration.state == pb.Migration.STATE_PREPARING and migration.error_reason == "QUEUED"
+    if (is_queued or migration.state == pb.Migration.STATE_WAITING) and migration.error:
         words += f": {migration.error}"
     elif migration.progress.HasField("elapsed"):
         words += f", {format_duration(seconds(migration.progress.elapsed))}"

@@ -59,7 +59,7 @@ async def _try_to_move(moving: Moving) -> None:
 async def _go_on(moving: Moving) -> None:
     match await _decide(moving):
         case Decision.BEGIN:
-            await _from_the_beginning(moving)
+            await _in_turn(moving)
             await complete(moving)
         case Decision.FOLLOW:
             await follow(moving, lambda: moving.source.watch(moving.migration_id))
@@ -68,6 +68,20 @@ async def _go_on(moving: Moving) -> None:
             await complete(moving)
         case _:
             pass  # `settle` does it
+
+
+async def _in_turn(moving: Moving) -> None:
+    """Move it when both hosts have a slot, and hold those until the guest has changed hands, or does not."""
+    move = moving.move
+    async with AsyncExitStack() as stack:
+        try:
+            slot = moving.slots.hold(move.source, move.destination, moving.queue)
+            await unless_cancelled(moving, lambda: stack.enter_async_context(slot))
+        except FerryError as error:
+            moving.note(error)
+            raise
+        moving.dequeue()
+        await _from_the_beginning(moving)
 
 
 async def _from_the_beginning(moving: Moving) -> None:

@@ -19,11 +19,13 @@ from coordinator.agents import LOOK_TIMEOUT_S, Agent
 from coordinator.board import Board, state_of
 from coordinator.halves import Half, Location, Move, MoveState
 from coordinator.ownership import Silent, Word
+from coordinator.slots import Slots
 from coordinator.workflows.pace import Pace
 
 T = TypeVar("T")
 
 WAITING: Final = "WAITING_FOR_HOST"
+QUEUED: Final = "QUEUED"
 CANCELLED: Final = "CANCELLED"
 SUPERSEDED: Final = "EPOCH_STALE"
 _WAITING_MARK: Final = "; waiting: "
@@ -54,6 +56,7 @@ class Moving:
     destination: Agent
     board: Board
     clock: Clock
+    slots: Slots
     pace: Pace = field(default_factory=Pace)
     failure: Failure | None = None
     resume_token: bytes = b""
@@ -63,7 +66,7 @@ class Moving:
     def __post_init__(self) -> None:
         """Remember why an earlier coordinator gave the migration up."""
         move = self.move
-        if move.error_reason not in {"", WAITING, Bug.default_reason}:
+        if move.error_reason not in {"", WAITING, QUEUED, Bug.default_reason}:
             self.failure = Failure(move.error.partition(_WAITING_MARK)[0], move.error_reason)
 
     def __repr__(self) -> str:
@@ -138,6 +141,15 @@ class Moving:
         else:
             text = f"{self.failure.text}{_WAITING_MARK}{text}"
             self.change(state=MoveState.WAITING, error=text, error_reason=self.failure.reason)
+
+    def queue(self, text: str) -> None:
+        """Say what it waits for before anything is done."""
+        self.change(error=text, error_reason=QUEUED)
+
+    def dequeue(self) -> None:
+        """Say that its turn has come."""
+        if self.move.error_reason == QUEUED:
+            self.change(error="", error_reason="")
 
     def succeed(self) -> None:
         """Tell that the guest is at the destination and nothing is left to do; an end that was told stays."""

@@ -16,6 +16,7 @@ from coordinator.fleet import Fleet
 from coordinator.halves import Move
 from coordinator.journal import Journal
 from coordinator.moves import Moves, Order
+from coordinator.slots import Slots
 from coordinator.traces import Traces
 from coordinator.workflows.pace import Pace
 from tests.fakes.agents import FakeFleet, fake_agents
@@ -68,7 +69,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(directory: Path, addresses: dict[str, str], *, pace: Pace = FAST) -> AsyncIterator[Desk]:
+async def desk(directory: Path, addresses: dict[str, str], *, pace: Pace = FAST, slots: Slots | None = None) -> AsyncIterator[Desk]:
     """Open a coordinator; leaving it is as sudden as a kill."""
     hosts = {name: HostConfig(agent=address) for name, address in addresses.items()}
     async with AsyncExitStack() as stack:
@@ -79,7 +80,7 @@ async def desk(directory: Path, addresses: dict[str, str], *, pace: Pace = FAST)
         fleet = await stack.enter_async_context(Fleet(CoordinatorConfig(insecure=True, hosts=hosts)))
         tasks = await stack.enter_async_context(OwnedTasks())
         board = Board(journal)
-        moves = Moves(fleet, board, traces, SystemClock(), tasks, pace)
+        moves = Moves(fleet, board, traces, SystemClock(), tasks, pace, slots=slots or Slots(4, 4))
         moves.recover()
         yield Desk(moves, board, journal, traces)
 
