@@ -9,6 +9,7 @@
       vms/<uuid>/guest.save         a saved guest that the next start brings back
       sessions/<migration id>.json  one half of a migration
       markers/<name>.json           a file that lies, or was about to lie, beside an image
+      olderdisks/<digest>.json      an image here of which another host has a newer copy
       jobs/<job id>.json            a save, restore or dump under way
       blockjobs/<job id>.json       a job on a disk under way
       statistics/<uuid>.json        the figures of a VM's last migrations; stays when the VM has left
@@ -25,6 +26,7 @@ All directories are the agent's alone (0700), which is what guards the sockets i
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -143,6 +145,7 @@ class Store:
         self.block_jobs_dir = self.state_dir / "blockjobs"
         self._markers_dir = self.state_dir / "markers"
         self._statistics_dir = self.state_dir / "statistics"
+        self.older_disks_dir = self.state_dir / "olderdisks"
         self.audit_path = self.state_dir / "audit.jsonl"
         self._autostarted_path = self.state_dir / "autostarted.json"
         _check_socket_path(self.run_dir / _LONGEST_SOCKET_NAME)
@@ -157,6 +160,7 @@ class Store:
             self.block_jobs_dir,
             self._markers_dir,
             self._statistics_dir,
+            self.older_disks_dir,
         ):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run_dir.chmod(0o700)
@@ -167,7 +171,14 @@ class Store:
             remove_leftovers(directory)
 
     def _record_dirs(self) -> tuple[Path, ...]:
-        return (self.sessions_dir, self.jobs_dir, self.block_jobs_dir, self._markers_dir, self._statistics_dir)
+        return (
+            self.sessions_dir,
+            self.jobs_dir,
+            self.block_jobs_dir,
+            self._markers_dir,
+            self._statistics_dir,
+            self.older_disks_dir,
+        )
 
     def vm(self, uuid: UUID) -> VmDirectory:
         """Name the place of a VM; nothing is made or read."""
@@ -246,6 +257,25 @@ class Store:
         paths = sorted(self._statistics_dir.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         for path in paths[:-MAX_STATISTICS_COUNT]:
             remove_record(path)
+
+    def find_older_disk(self, image_path: str) -> dict[str, object] | None:
+        """Read what is on record of an image of which another host has a newer copy.
+
+        Raises:
+            BrokenRecord: there is a record that cannot be read.
+        """
+        return find_record(self._older_disk_path(image_path), kind="older-disk", version=RECORD_VERSION)
+
+    def save_older_disk(self, image_path: str, body: Mapping[str, object]) -> None:
+        """Write that another host has, or is about to have, a newer copy of an image; it is durable on return."""
+        write_record(self._older_disk_path(image_path), kind="older-disk", version=RECORD_VERSION, body=body)
+
+    def remove_older_disk(self, image_path: str) -> None:
+        """Ensure that an image counts as the newest."""
+        remove_record(self._older_disk_path(image_path))
+
+    def _older_disk_path(self, image_path: str) -> Path:
+        return self.older_disks_dir / f"{hashlib.sha256(os.path.realpath(image_path).encode()).hexdigest()[:32]}.json"
 
     def statistics_uuids(self) -> list[UUID]:
         """List the VMs whose figures are kept."""

@@ -36,7 +36,7 @@ class VmServicer(rpc.AgentServiceServicer):
         """Start a VM that is gone when it stops."""
 
         async def work() -> pb.CreateVmResponse:
-            vm = await self._vms.create(request.domain_xml, "domain XML", paused=request.paused)
+            vm = await self._vms.create(request.domain_xml, "domain XML", paused=request.paused, force=request.force)
             return pb.CreateVmResponse(vm=await self._shown(vm))
 
         return await self._answers.once("CreateVm", request.request_id, work)

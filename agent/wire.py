@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agent import wire_budget, wire_disks, wire_facts, wire_means, wire_modes, wire_post_copy
 from agent.host import Findings
 from agent.migration import incoming as inc
+from agent.migration import newest_disks
 from agent.migration.clocks import now_s
 from agent.migration.convergence import Decision
 from agent.migration.migrations import AnySession
@@ -185,7 +186,8 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
     if facts.progress is not None:
         message.progress.CopyFrom(progress(facts.progress, facts.timeline, facts.decisions))
     if facts.role is Role.SOURCE and facts.copies:
-        message.progress.disks.extend(wire_disks.disk_progress(facts.copies))
+        there = isinstance(session, SourceSession) and newest_disks.are_there(facts, session.phase)
+        message.progress.disks.extend(wire_disks.disk_progress(facts.copies, are_newest=there))
     if isinstance(phase, inc.Finished) and not facts.options.modes.offline:
         message.progress.arrival.CopyFrom(wire_modes.arrival_message(facts.arrival))
     elif facts.arrival.network_gap is not None:
@@ -201,10 +203,11 @@ def _error_text(session: AnySession) -> str:
     cause = find_cause(session.phase)
     if cause is None:
         return ""
-    words = session.facts.peer_words
-    if tells_all(cause) or not words or words in cause.text:
-        return cause.text
-    return f"{cause.text}; {session.facts.peer or 'the destination'}: {words}"
+    words, text = session.facts.peer_words, cause.text
+    if not tells_all(cause) and words and words not in text:
+        text = f"{text}; {session.facts.peer or 'the destination'}: {words}"
+    disks = newest_disks.text(session.facts, session.phase) if isinstance(session, SourceSession) else ""
+    return f"{text}; {disks}" if disks else text
 
 
 def options_message(value: Options) -> common_pb2.MigrationOptions:

@@ -144,8 +144,8 @@ def disk_endpoint_message(value: DiskEndpoint) -> agent_pb.DiskEndpoint:
     return agent_pb.DiskEndpoint(copies=copies, uri=value.uri, tunnel_token=value.tunnel_token)
 
 
-def disk_progress(copies: Iterable[DiskCopy]) -> list[pb.DiskProgress]:
-    """Encode how far the copies are."""
+def disk_progress(copies: Iterable[DiskCopy], *, are_newest: bool) -> list[pb.DiskProgress]:
+    """Encode how far the copies are, and whether they are newer than the originals."""
     return [
         pb.DiskProgress(
             disk=copy.disk,
@@ -154,6 +154,7 @@ def disk_progress(copies: Iterable[DiskCopy]) -> list[pb.DiskProgress]:
             copied_bytes=copy.copied_bytes,
             is_ready=copy.is_ready,
             virtual_size_bytes=copy.virtual_size_bytes,
+            is_newest=are_newest,
         )
         for copy in copies
     ]

@@ -141,6 +141,8 @@ class Carrier:
 
     def _finish(self, work: Work, ended: Ended, failure: FerryError | None, *, is_told: bool, is_forgotten: bool) -> None:
         record = work.record
+        if ended.state is State.COMPLETED and work.vm.running is not None:
+            self._vms.older_disks.forget(work.vm.running.definition)
         if ended.state is State.UNDECIDED:
             self._vms.jobs.keep_disk(replace(work.lock, why=ended.after))
         else:

@@ -117,6 +117,7 @@ def _undecided(jobs: BlockJobs) -> Iterator[Finding]:
 
 
 def _of_records(vms: Vms, store: Store, jobs: BlockJobs) -> Iterator[Finding]:
+    yield from _of_older_disks(vms)
     for uuid in store.vm_uuids():
         if vms.find(uuid) is None:
             yield _broken(store.vm(uuid).path, f"the records of VM {uuid} cannot be read, so it is not served")
@@ -131,6 +132,19 @@ def _of_records(vms: Vms, store: Store, jobs: BlockJobs) -> Iterator[Finding]:
             if kind == "block-job" and path.stem not in active:
                 text = f"the block job on record in {path} could not be ended"
                 yield Finding("", "UNFINISHED_JOB", str(path), text, "start the agent of this host anew, which tries again")
+
+
+def _of_older_disks(vms: Vms) -> Iterator[Finding]:
+    """Name the VMs that could be started here with disks that are newer elsewhere."""
+    for vm in vms.all():
+        if vm.running is None and vm.persistent is not None:
+            try:
+                found = vms.older_disks.of(vm.persistent)
+            except FerryError as error:
+                yield Finding(vm.name, "BROKEN_RECORD", vm.name, error.text, "ferry vm start --force starts it all the same")
+                continue
+            for disk in found:
+                yield Finding(vm.name, "OLDER_DISK", disk.disk, disk.text, disk.advice)
 
 
 def _broken(path: Path, text: str) -> Finding:

@@ -329,11 +329,28 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             self._around.vms.keep_here(self._lock)
         if self.facts.stored is not None:
             self._around.vms.persist(self._lock, self.facts.stored)
+        self._own_disks()
         await self._drop_credentials()
         await self._end_copying()
         await self._keep_figures()
         await self._sync_clock()
         self.request(inc.FinishRequested(), "the guest is not here", "WRONG_PHASE")
+
+    def _own_disks(self) -> None:
+        """Let images that were copied to count as the newest: the guest has come to them."""
+        if self.facts.copies and self._vm is not None:
+            running = self._vm.running
+            self._around.vms.older_disks.forget(self._vm.last_definition if running is None else running.definition)
+
+    async def _keep_lost(self) -> None:
+        """Keep the VM of a guest that ended here where its newest disks are; it does not start with its host."""
+        if not self.facts.copies or self._lock is None or self._vm is None:
+            return
+        while self._vm.running is not None:  # noqa: ASYNC110 -- until the end of its QEMU is on record, in a moment
+            await asyncio.sleep(RETRY_FIRST_S)
+        self._own_disks()
+        if self.facts.stored is not None:
+            self._around.vms.persist(self._lock, replace(self.facts.stored, autostart=False))
 
     async def _end_copying(self) -> None:
         """Let nodes be again what the definition says."""
@@ -393,6 +410,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         await self.link.close()
         if isinstance(self.phase, inc.Abandoned):
             self._discard_images()
+        elif isinstance(self.phase, inc.Lost):
+            await self._keep_lost()
         # A QEMU that is killed leaves the sockets that it listened on.
         for purpose in ("in", "nbd-in"):
             self._around.store.session_socket_path(self.facts.migration_id, purpose).unlink(missing_ok=True)

@@ -107,9 +107,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Losing:
-    """The destination lost the guest in post-copy; its rest here is being ended, the guest runs nowhere."""
+    """The destination lost the guest in post-copy; its rest here is being ended, the guest runs nowhere.
+
+    Attributes:
+        newest_is_there: whether the guest may have run at the destination, so that disks that were copied are newest there.
+    """
 
     cause: Cause
+    newest_is_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +163,14 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Final: the guest's QEMU ended during the migration; the guest runs nowhere."""
+    """Final: the guest's QEMU ended during the migration; the guest runs nowhere.
+
+    Attributes:
+        newest_is_there: as for `Losing`.
+    """
 
     cause: Cause
+    newest_is_there: bool = False
 
 
 Phase: TypeAlias = (

@@ -46,9 +46,9 @@ def in_post_copy(phase: out.Following | out.Broken, event: out.Event) -> out.Ste
         case out.DestinationNeverRan(cause) if not phase.is_resumed:
             return _never_ran(phase, cause)
         case out.DestinationLost(cause):
-            return out.Step(out.Losing(cause), (do.EnsureLostEnded(),))
+            return out.Step(out.Losing(cause, newest_is_there=True), (do.EnsureLostEnded(),))
         case out.QemuExited(cause):
-            return out.Step(out.Lost(cause))
+            return out.Step(out.Lost(cause, newest_is_there=True))
         case _:
             raise InvalidTransition(phase, event)
 
@@ -77,7 +77,7 @@ def losing(phase: out.Losing, event: out.Event) -> out.Step:
     """What is left here of a guest that its destination has lost is ended."""
     match event:
         case out.HuskEnded():
-            return out.Step(out.Lost(phase.cause))
+            return out.Step(out.Lost(phase.cause, newest_is_there=phase.newest_is_there))
         case out.QemuExited():
             return out.Step(phase)
         case _:

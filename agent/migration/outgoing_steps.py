@@ -225,7 +225,7 @@ def _sent(phase: out.Sent, event: out.Event) -> out.Step:
                 out.Lost(Cause(f"the guest's QEMU on the source ended while the guest changed hands; {cause.text}", "QEMU_ENDED"))
             )
         case out.Fenced(cause) if phase.qemu_is_gone:
-            return out.Step(out.Lost(cause))
+            return out.Step(out.Lost(cause, newest_is_there=True))
         case out.DestinationNeverRan(cause) | out.Fenced(cause):
             return out.Step(out.Keeping(cause), (do.EnsureGuestRestored(),))
         case _:

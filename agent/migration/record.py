@@ -50,6 +50,7 @@ class Facts:
         made_files: what this half has to remove at its end.
         copies: disks that are copied.
         made_images: at the destination, images that it made, to be removed unless the guest comes.
+        is_kept_there: at the source, whether the destination keeps the definition of the VM when its guest ends.
         opened_uri: at the source, what `migrate` is going to be told, once the way is open while disks are copied.
         post_copy_cause: at the source, why post-copy began.
         broken_since_s: at the source, since when the connection of post-copy is lost; None while it is not.
@@ -90,6 +91,7 @@ class Facts:
     copies: tuple[DiskCopy, ...] = ()
     made_images: tuple[MadeFile, ...] = ()
     opened_uri: str = ""
+    is_kept_there: bool = False
 
     def in_era(self, now: Era) -> Facts:
         """Return the same with instants that can be compared with those of now."""

@@ -10,9 +10,9 @@ from typing import Final
 import structlog
 from opentelemetry import context as otel_context
 
+from agent.migration import newest_disks, outgoing_steps
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
-from agent.migration import outgoing_steps
 from agent.migration.clocks import now_s
 from agent.migration.disk_copies import DiskCopies
 from agent.migration.disk_wishes import check_disk_bandwidth
@@ -149,6 +149,9 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.parent = otel_context.get_current()
         copies = () if endpoint.disks is None else endpoint.disks.copies
         self.update(peer=peer, peer_address=agent_address, peer_uri=endpoint.uri, copies=copies)
+        if copies and self._vm is not None:
+            self.update(is_kept_there=newest_disks.will_be_kept_there(self._vm, self.facts))
+            await asyncio.to_thread(newest_disks.mark, self._around.vms, self._vm, self.facts)
         self.transfer = Transfer(self.facts.migration_id, self.facts.options, self._around, uri=endpoint.uri)
         self.request(out.PerformRequested(has_disks=bool(copies)), "cannot be performed", "WRONG_PHASE")
 
@@ -616,7 +619,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         return (self.facts.peer or "another host") if self.facts.options.modes.keeps_source_definition else ""
 
     async def _tidy(self) -> None:
+        newest_disks.settle(self._around.vms, self._lock, self.facts, self.phase)
         if isinstance(self.phase, out.Kept):
+            if self.phase.cause.reason == newest_disks.FENCED and (told := newest_disks.fenced_text(self.facts)):
+                self.update(warnings=(*self.facts.warnings, told))
             with suppress(FerryError):
                 await self.transfer.tidy(self.qemu, self.process.pid)
         else:

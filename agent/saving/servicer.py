@@ -52,7 +52,8 @@ class SaveServicer(rpc.SaveServiceServicer):
         """Start to bring a guest back."""
 
         async def work() -> pb.RestoreVmResponse:
-            return pb.RestoreVmResponse(job=_job(await self._jobs.restore(request.path, paused=request.paused)))
+            job = await self._jobs.restore(request.path, paused=request.paused, force=request.force)
+            return pb.RestoreVmResponse(job=_job(job))
 
         return await self._answers.once("RestoreVm", request.request_id, work)
 

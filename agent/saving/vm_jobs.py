@@ -96,8 +96,8 @@ class VmJobs:
 
         return self._start(work, guest_ran, save(self._vms, vm, work, order, guest_ran=guest_ran), undo_save)
 
-    async def restore(self, path: str, *, paused: bool = False) -> VmJob:
-        """Begin to bring the guest of a file back.
+    async def restore(self, path: str, *, paused: bool = False, force: bool = False) -> VmJob:
+        """Begin to bring the guest of a file back; where another host has newer copies of its disks, with `force` only.
 
         Raises:
             FerryError: the header of the file or this host forbid it; nothing was changed.
@@ -108,7 +108,7 @@ class VmJobs:
             raise WrongState(
                 f"VM {vm.name} has a saved guest of its own; start it or discard that first", reason="SAVED_GUEST_KEPT", vm=vm.name
             )
-        return await self._restore(saved, paused=paused)
+        return await self._restore(saved, paused=paused, force=force)
 
     async def dump(self, vm: Vm, path: str, file_format: str) -> VmJob:
         """Begin to dump a guest's memory.
@@ -184,7 +184,9 @@ class VmJobs:
             part.discard(vm.directory.saved_path)
             _log.info("saved guest discarded", vm=vm.name)
 
-    async def _restore(self, saved: Saved, *, paused: bool) -> VmJob:
+    async def _restore(self, saved: Saved, *, paused: bool, force: bool) -> VmJob:
+        if not force:
+            self._vms.older_disks.check(saved.definition)
         if saved.is_mapped_ram:
             await self._vms.premises.check_capability(saved.definition, MAPPED_RAM)
         job_id = str(uuid4())
@@ -215,10 +217,10 @@ class VmJobs:
 
         return self._start(work, guest_runs, bring_back(), undo_restore)
 
-    async def _start_saved(self, vm: Vm, paused: bool) -> None:  # noqa: FBT001 -- the shape of `Vms.start_saved`
+    async def _start_saved(self, vm: Vm, paused: bool, force: bool) -> None:  # noqa: FBT001 -- the shape of `Vms.start_saved`
         if vm.running is not None:
             raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
-        job = await self.get((await self._restore(look(vm.directory.saved_path), paused=paused)).id).wait_over()
+        job = await self.get((await self._restore(look(vm.directory.saved_path), paused=paused, force=force)).id).wait_over()
         if job.state is not State.COMPLETED:
             raise WrongState(job.error, reason=job.reason)
 

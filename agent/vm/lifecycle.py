@@ -28,6 +28,7 @@ from agent.vm.domain.parse import parse_domain
 from agent.vm.engine import Engine
 from agent.vm.events import Happening, Reason, VmEvents
 from agent.vm.jobs import Job, JobLock, Jobs
+from agent.vm.older_disks import OlderDisks
 from agent.vm.premises import Premises
 from agent.vm.registry import Registry
 from agent.vm.running import adopted
@@ -66,6 +67,7 @@ class Vms:
         self.events = VmEvents(wall_clock)
         self.cpu_shares = CpuShares(self.events, settings.cgroup_root)
         self.premises = Premises(settings, probes)
+        self.older_disks = OlderDisks(store)
         self._start_timeout_s = settings.start_timeout_s
         self._registry = Registry(store)
         self._jobs = Jobs(self._settle)
@@ -78,7 +80,7 @@ class Vms:
         )
         self._stack = AsyncExitStack()
         # Brings the saved guest of a VM back; set by whoever can.
-        self.start_saved: Callable[[Vm, bool], Awaitable[None]] | None = None
+        self.start_saved: Callable[[Vm, bool, bool], Awaitable[None]] | None = None
 
     async def __aenter__(self) -> Self:
         """Read what is on record and attach to the QEMUs that run; those that died meanwhile are noted.
@@ -86,6 +88,7 @@ class Vms:
         An incoming VM is attached too: the migration that it belongs to takes its lock again and decides.
         """
         await self._stack.enter_async_context(self._engine)
+        self.older_disks.sweep()
         for vm, running in self._registry.load():
             if running is not None:
                 self._engine.attach(vm, running)
@@ -193,8 +196,10 @@ class Vms:
                 )
             self._remove_definition(vm, Reason.REMOVED)
 
-    async def create(self, xml: bytes, origin: str, *, paused: bool = False) -> Vm:
+    async def create(self, xml: bytes, origin: str, *, paused: bool = False, force: bool = False) -> Vm:
         """Start a VM that is gone when it stops; on failure nothing is left.
+
+        With an image of which another host has a newer copy it is started with `force` only.
 
         Raises:
             InvalidRequest: the XML is refused; the text says where.
@@ -204,34 +209,39 @@ class Vms:
         self.premises.check_paths(definition)
         vm = self._registry.add(definition)
         with self.lock(vm, Job.START, ""):
-            await self._boot(vm, definition, paused=paused)
+            await self._boot(vm, definition, paused=paused, force=force)
         return vm
 
     async def start(self, vm: Vm, *, paused: bool = False, force: bool = False) -> None:
         """Start a stopped VM; on return QEMU runs it, or holds it with `paused`. A saved guest is brought back.
 
-        One whose guest was moved away while the definition stayed is started with `force` only.
+        One whose guest was moved away while the definition stayed, or whose disks are newer on another host, is started with
+        `force` only.
 
         Raises:
             WrongState: it runs already, or something that it needs is missing here, or QEMU refused.
         """
         if vm.has_saved_guest and self.start_saved is not None:
-            await self.start_saved(vm, paused)
+            await self.start_saved(vm, paused, force)
             return
         with self.lock(vm, Job.START, ""):
             if vm.running is not None or vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
             if not force:
+                self.older_disks.check(vm.persistent)
                 _refuse_away(vm)
-            await self._boot(vm, vm.persistent, paused=paused)
+            await self._boot(vm, vm.persistent, paused=paused, force=force)
             _mark_here(vm)
 
-    async def _boot(self, vm: Vm, definition: Definition, *, paused: bool) -> None:
+    async def _boot(self, vm: Vm, definition: Definition, *, paused: bool, force: bool) -> None:
         with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
+            if not force:
+                self.older_disks.check(definition)
             self.premises.check_files(definition, Findings())
             definition, binary = await self.premises.prepare(definition)
             vm.asked_shares = find_asked(vm, definition)
             await self._start(vm, definition, binary, starts_paused=paused, migration_id=None)
+            self.older_disks.forget(definition)
             self.events.emit(vm.uuid, vm.name, Happening.STARTED, Reason.BOOTED)
             if definition.current_memory_kib != definition.memory_kib:
                 await self.qemu(vm).monitor.execute("balloon", {"value": definition.current_memory_kib * _KIB})
@@ -387,6 +397,7 @@ class Vms:
             running = replace(running, migration_id=None)
             vm.directory.save_running(running.to_record())
             vm.running = running
+        self.older_disks.forget(vm.definition)
         _mark_here(vm)
 
     def persist(self, lock: JobLock, stored: Stored) -> None:
@@ -425,9 +436,15 @@ class Vms:
         if vm.running is not None:
             await quit_qemu(vm, self._engine, Reason.MIGRATED)
         if kept_for and vm.persistent is not None:
-            vm.save_wishes(replace(vm.wishes, autostart=False, moved_to=kept_for))
+            self.leave(lock, kept_for)
         else:
             self._remove_definition(vm, Reason.MIGRATED)
+
+    def leave(self, lock: JobLock, kept_for: str) -> None:
+        """Let the definition of a guest that went to another host, and ended there, wait for it. May be repeated."""
+        vm = self._locked(lock, Job.MIGRATION_OUT)
+        if vm.persistent is not None:
+            vm.save_wishes(replace(vm.wishes, autostart=False, moved_to=kept_for))
 
     async def end_lost(self, lock: JobLock) -> None:
         """End the QEMU of a guest that was lost at its destination; its definition stays. May be repeated."""

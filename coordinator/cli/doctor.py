@@ -23,7 +23,8 @@ TIMEOUT_S = 60.0
 async def doctor(*, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
     """Look for what no running work of Ferry owns.
 
-    That is jobs, block nodes, exports and NBD servers in QEMUs, partial files, and broken records.
+    That is jobs, block nodes, exports and NBD servers in QEMUs, partial files, broken records, and stopped VMs
+    whose disks are newer on another host.
 
     Nothing is changed; each finding says what to do. Exit code 0 when there is nothing, 1 when there is, or a host does not answer.
     """

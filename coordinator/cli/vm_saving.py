@@ -51,11 +51,12 @@ async def save(  # noqa: PLR0913 -- an option each
         return await follow(agent, (await agent.peer.change(saves_of(agent).SaveVm, request)).job, output)
 
 
-async def restore(
+async def restore(  # noqa: PLR0913 -- an option each
     file: File,
     /,
     *,
     paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
+    force: Annotated[Switch, Parameter(help="Restore it also where another host has newer copies of its disks.")] = False,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
@@ -63,7 +64,7 @@ async def restore(
     """Bring a saved guest back; the file stays. Every byte of it is checked first."""
     async with Link(settings) as link:
         agent = await the_host(link, host)
-        request = pb.RestoreVmRequest(request_id=new_request_id(), path=file, paused=paused)
+        request = pb.RestoreVmRequest(request_id=new_request_id(), path=file, paused=paused, force=force)
         return await follow(agent, (await agent.peer.change(saves_of(agent).RestoreVm, request)).job, output)
 
 

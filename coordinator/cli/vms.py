@@ -72,11 +72,12 @@ async def define(
 
 
 @app.command
-async def create(
+async def create(  # noqa: PLR0913 -- an option each
     file: Annotated[str, Parameter(help="A libvirt domain XML; '-' reads stdin.")],
     /,
     *,
     paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
+    force: Annotated[Switch, Parameter(help="Start it also where another host has newer copies of its disks.")] = False,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
@@ -85,7 +86,7 @@ async def create(
     xml = read_definition(file)
     async with Link(settings) as link:
         agent = await the_host(link, host)
-        request = control_pb2.CreateVmRequest(request_id=new_request_id(), domain_xml=xml, paused=paused)
+        request = control_pb2.CreateVmRequest(request_id=new_request_id(), domain_xml=xml, paused=paused, force=force)
         made = (await agent.peer.change(agent.stub.CreateVm, request, timeout_s=START_TIMEOUT_S)).vm
     show_vm(agent, made, f"{made.name} started on {agent.host}, pid {made.pid}; it is gone when it stops", output)
     return ExitCode.DONE
@@ -100,7 +101,8 @@ async def start(  # noqa: PLR0913 -- an option each
     transient: Annotated[Switch, Parameter(help="VM is a file of domain XML, as for create.")] = False,
     discard_saved: Annotated[Switch, Parameter(help="Remove its saved guest first, and boot.")] = False,
     force: Annotated[
-        Switch, Parameter(help="Start it though its guest was moved away: only if that runs nowhere any more.")
+        Switch,
+        Parameter(help="Start it though its guest was moved away and runs nowhere any more, or its disks are newer elsewhere."),
     ] = False,
     host: Host = None,
     output: Output = Format.TABLE,
@@ -108,7 +110,7 @@ async def start(  # noqa: PLR0913 -- an option each
 ) -> ExitCode:
     """Start a stopped VM; a guest that was saved with save --managed is brought back."""
     if transient:
-        return await create(vm, paused=paused, host=host, output=output, settings=settings)
+        return await create(vm, paused=paused, force=force, host=host, output=output, settings=settings)
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)
         if discard_saved:

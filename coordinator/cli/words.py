@@ -112,10 +112,13 @@ def _place(migration: pb.Migration) -> Iterable[str]:
             yield f"the guest is on {destination}; what is left on {source} must not be started"
             yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"
         case pb.Migration.GUEST_LOCATION_NOWHERE if migration.error_reason in _OF_GUEST:
-            yield f"the guest has ended by itself; start it anew: ferry vm start {vm} --host {source}"
+            yield "the guest has ended by itself"
+            if not any(disk.is_newest for disk in migration.progress.disks):
+                yield f"start it anew: ferry vm start {vm} --host {source}"
         case pb.Migration.GUEST_LOCATION_NOWHERE:
             yield "the guest runs nowhere: its QEMU ended during the migration, and what was only in its memory is lost"
-            yield f"start it anew: ferry vm start {vm} --host {source}"
+            if not any(disk.is_newest for disk in migration.progress.disks):  # else the error says where they are
+                yield f"start it anew: ferry vm start {vm} --host {source}"
         case _:
             yield f"it is not known whether the guest is on {source} or on {destination}; start it on neither"
             yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"

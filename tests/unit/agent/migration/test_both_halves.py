@@ -231,6 +231,18 @@ def test_a_guest_that_is_half_on_each_side_goes_on_to_the_destination_when_nothi
         assert any(isinstance(w.source, out.HandedOver) and w.destination_qemu is Qemu.RUNS for w in worlds_from(world)), world
 
 
+def test_a_source_that_has_lost_a_guest_knows_whether_its_disks_may_be_newer_at_the_destination():
+    took = inc.Entering | inc.Filling | inc.Ending | inc.Resuming | inc.Running | inc.Finished | inc.Lost
+    lost = [world for world in every_world() if isinstance(world.source, out.Losing | out.Lost)]
+
+    assert {world.source.newest_is_there for world in lost} == {True, False}  # type: ignore[union-attr]
+    for world in lost:
+        if isinstance(world.destination, took):
+            assert world.source.newest_is_there, world  # type: ignore[union-attr]
+        if not world.token_given:
+            assert not world.source.newest_is_there, world  # type: ignore[union-attr]
+
+
 def test_no_reachable_world_gives_the_guest_up_on_both_sides_while_a_whole_copy_exists():
     for world in every_world():
         if isinstance(world.source, out.Retired):
