@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from agent.migration.disk_wishes import DiskPlace, DiskWishes, Mode, Which
-from agent.migration.order import DiskCopy, DiskEndpoint, DiskFacts, DiskMarker
+from agent.migration.order import DiskCopy, DiskEndpoint, DiskFacts, DiskMarker, FileProof
+from agent.vm.fingerprint import Fingerprint
 from common.errors import InvalidRequest
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.common.v1 import disks_pb2 as pb
@@ -85,6 +86,26 @@ def marker_message(value: DiskMarker) -> agent_pb.DiskMarker:
         source_path=value.source_path,
         inode=value.inode,
     )
+
+
+def file_proof(message: agent_pb.FileProof) -> FileProof:
+    """Decode what tells a file from another one.
+
+    Raises:
+        InvalidRequest: the places in it are out of range.
+    """
+    fingerprint = Fingerprint(message.size_bytes, tuple(message.offsets), message.digest) if message.digest else None
+    return FileProof(message.what, message.index, message.path, fingerprint, message.obstacle)
+
+
+def file_proof_message(value: FileProof) -> agent_pb.FileProof:
+    """Encode what tells a file from another one."""
+    found = value.fingerprint
+    message = agent_pb.FileProof(what=value.what, index=value.index, path=value.path, obstacle=value.obstacle)
+    if found is not None:
+        message.size_bytes, message.digest = found.size_bytes, found.digest
+        message.offsets.extend(found.offsets)
+    return message
 
 
 def disk_facts(message: agent_pb.DiskFacts) -> DiskFacts:

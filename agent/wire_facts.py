@@ -26,6 +26,7 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         known=frozenset(message.known),
         stored=message.stored,
         disks=tuple(wire_disks.disk_facts(disk) for disk in message.disks),
+        files=tuple(wire_disks.file_proof(file) for file in message.files),
     )
 
 
@@ -45,6 +46,7 @@ def source_facts_message(facts: SourceFacts) -> migration_pb2.SourceFacts:
         known=sorted(facts.known),
         stored=facts.stored,
         disks=[wire_disks.disk_facts_message(disk) for disk in facts.disks],
+        files=[wire_disks.file_proof_message(file) for file in facts.files],
     )
 
 

@@ -19,6 +19,7 @@ from agent.migration.checks import guest_cpu, memory_warnings
 from agent.migration.clocks import now_era, wall_s
 from agent.migration.disk_facts import describe_disks, refuse_jobs
 from agent.migration.disk_wishes import Which
+from agent.migration.named_files import prove_files
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
 from agent.migration.shared_disks import paths_of, remove_markers, unless_lost, write_markers
@@ -122,6 +123,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     disks: tuple[DiskFacts, ...] = ()
     with findings.check():
         disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)
+    files = await asyncio.to_thread(prove_files, running.definition, None if running.process is None else running.process.pid)
     backings = tuple(disk.backing_marker for disk in disks if disk.backing_marker is not None)
     markers, risks = _leave_markers(around, running.definition, wish, findings, backings)
     with unless_lost((*markers, *backings), around.store):
@@ -137,6 +139,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         known=ability.known,
         stored=b"" if stored is None else stored.to_bytes(),
         disks=disks,
+        files=files,
     )
     risks = (*memory_warnings(running.definition, running.accelerator, version), *risks, *losses)
     return Look(definition, facts, risks, (*markers, *backings), state is RunState.RUNNING)

@@ -13,6 +13,7 @@ from uuid import UUID
 from agent.migration import incoming as inc
 from agent.migration.adaptation import adapt, elsewhere
 from agent.migration.begin import Look, open_session, place_disks
+from agent.migration.named_files import prove_files
 from agent.migration.order import OFFLINE_URI, Begun, Endpoint, Offer, SourceFacts, Wish
 from agent.migration.prepare import Preparation
 from agent.migration.record import Facts
@@ -88,6 +89,7 @@ async def look_offline(around: Surroundings, vm: Vm, wish: Wish) -> Look:
     markers, risks = write_markers(here, around.store, force=wish.options.force)
     with unless_lost(markers, around.store):
         moved_markers = elsewhere(markers, here, definition)
+        files = await asyncio.to_thread(prove_files, here, None)
     facts = SourceFacts(
         host=around.identity,
         qemu_version="",
@@ -95,6 +97,7 @@ async def look_offline(around: Surroundings, vm: Vm, wish: Wish) -> Look:
         cpu_words=(),
         disk_markers=moved_markers,
         stored=stored.to_bytes(),
+        files=files,
     )
     return Look(definition, facts, risks, markers, is_running=False)
 
@@ -115,6 +118,7 @@ class OfflinePreparation(Preparation):
                 hint = " (disks of a stopped VM are not copied)"
                 risks = await asyncio.to_thread(check_marker, marker, source, here, force=force, hint=hint)
                 self.session.update(warnings=(*self.session.facts.warnings, *risks))
+        await self._compare_files((), findings)
 
     async def start(self) -> Endpoint:
         """Reserve name and UUID; the caller undoes it when this raises."""

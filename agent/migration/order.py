@@ -14,6 +14,7 @@ from agent.migration.disk_wishes import DiskWishes
 from agent.migration.means import Compression, Means, refuse_conflicts
 from agent.migration.modes import Modes
 from agent.migration.post_copy import PostCopy
+from agent.vm.fingerprint import Fingerprint
 from common.errors import InvalidRequest
 
 MAX_CHANNEL_COUNT: Final = 255
@@ -240,6 +241,25 @@ class DiskFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class FileProof:
+    """What tells a file that does not go along with the guest from another one.
+
+    Attributes:
+        what: its use, as `disk vda` or `kernel`.
+        index: of a disk's files: 0 is the image itself, the others are what it stands on.
+        path: on the source.
+        fingerprint: None where there is none to take: of an image that the guest writes to.
+        obstacle: why there is none though there should be, in a clause.
+    """
+
+    what: str
+    index: int
+    path: str
+    fingerprint: Fingerprint | None = None
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFacts:
     """What the destination has to know of the source.
 
@@ -249,6 +269,7 @@ class SourceFacts:
         known: what its QEMU can do in a migration; see `agent.migration.means_check`.
         stored: what the source keeps of the VM while it does not run, see `agent.vm.stored`; empty of a transient one.
         disks: the guest's disks.
+        files: what tells the files apart that do not go along with it.
     """
 
     host: HostIdentity
@@ -261,6 +282,7 @@ class SourceFacts:
     known: frozenset[str] = frozenset()
     stored: bytes = b""
     disks: tuple[DiskFacts, ...] = ()
+    files: tuple[FileProof, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

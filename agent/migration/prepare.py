@@ -5,6 +5,7 @@ Whatever fails here is undone before the error is told; the guest at the source 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Final
@@ -22,6 +23,7 @@ from agent.migration.disk_exports import DiskExports
 from agent.migration.incoming_disks import IncomingDisks
 from agent.migration.listening import Listening
 from agent.migration.means_check import OPTIONAL, OPTIONAL_IN_POST_COPY, Ability, agree, require
+from agent.migration.named_files import Comparison
 from agent.migration.order import Endpoint, Offer, Role, Transport
 from agent.migration.qemu_setup import apply_settings
 from agent.migration.record import Facts, Record
@@ -105,6 +107,15 @@ class Preparation:
         with findings.check():
             risks = check_caches(self.definition, source, here, force=force, but=self.disks.copied)
             self.session.update(warnings=(*self.session.facts.warnings, *risks))
+        await self._compare_files(self.disks.copied, findings)
+
+    async def _compare_files(self, copied: tuple[str, ...], findings: Findings) -> None:
+        """Hold files that do not go along with the guest against those of the source."""
+        source = self._source
+        facts = {disk.disk: disk for disk in source.disks}
+        comparison = Comparison(source.files, facts, source.host.name, self._around.identity.name, self._options.force)
+        risks = await asyncio.to_thread(comparison.check, self.definition, copied, self._options.disks.mode, findings)
+        self.session.update(warnings=(*self.session.facts.warnings, *risks))
 
     def _take_places(self) -> None:
         """Let definitions name the images where they are going to be here."""

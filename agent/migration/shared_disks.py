@@ -65,7 +65,7 @@ def write_markers(
                     f"disk {_disk(image)}: whether the destination sees the same file cannot be checked: "
                     f"{Path(image.path).parent}: {error.strerror}"
                 )
-                risks.append(_risk(text, "DISK_NOT_CHECKABLE", force=force, disk=_disk(image)))
+                risks.append(risk_of(text, "DISK_NOT_CHECKABLE", force=force, disk=_disk(image)))
         undo.pop_all()
     return tuple(markers), tuple(risks)
 
@@ -135,7 +135,7 @@ def check_marker(marker: DiskMarker, source: HostIdentity, here: HostIdentity, *
                 f"disk {marker.disk}: that the {what} {marker.image_path} is the same on {source.name} and {here.name} "
                 f"cannot be proved{hint}"
             )
-            return (_risk(text, "DISK_NOT_PROVED", force=force, disk=marker.disk),)
+            return (risk_of(text, "DISK_NOT_PROVED", force=force, disk=marker.disk),)
         case Sight.OTHER:
             raise WrongState(
                 f"disk {marker.disk}: {marker.image_path} on this host is not the file that {source.name} uses; "
@@ -159,7 +159,7 @@ def check_caches(
     if source.boot_id == here.boot_id:
         return ()
     return tuple(
-        _risk(
+        risk_of(
             f"disk {_disk(image)}: with cache mode unsafe the guest's last writes may not have left {source.name}",
             "CACHE_UNSAFE",
             force=force,
@@ -254,8 +254,12 @@ def _disk(image: HostFile) -> str:
     return image.what.removeprefix("disk ")
 
 
-def _risk(text: str, reason: str, *, force: bool, disk: str) -> str:
-    """Return what the user has taken on himself, or refuse it."""
+def risk_of(text: str, reason: str, *, force: bool, **facts: str) -> str:
+    """Return what the user has taken on himself.
+
+    Raises:
+        WrongState: he has not.
+    """
     if force:
         return Risk(text, reason)
-    raise WrongState(f"{text}; --force moves the guest all the same", reason=reason, disk=disk)
+    raise WrongState(f"{text}; --force moves the guest all the same", reason=reason, **facts)

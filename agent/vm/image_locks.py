@@ -58,6 +58,12 @@ def find_user(path: str, vms: Iterable[Vm]) -> Vm | None:
     return next((vm for vm in vms if vm.running is not None and any(key in wanted for key, _ in _used(vm.running))), None)
 
 
+def has_open(pid: int, path: str) -> bool | None:
+    """Say whether a process has what lies at a path open; None where that cannot be told."""
+    wanted, found = set(_keys(path)), {key for key, _ in _open_files(pid)}
+    return None if not found or not wanted else bool(wanted & found)
+
+
 def _files(definition: Definition) -> Iterator[HostFile]:
     return (file for file in host_files(definition) if file.use in (Use.READ, Use.WRITE))
 

@@ -20,6 +20,7 @@ from tests.e2e.disk_moves import allocated_bytes, copied_to, places
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab
 from tests.e2e.move import State, wishes
+from tests.e2e.refusals import assert_refused
 from tests.e2e.test_plan import ferry
 from tests.guests.disk import Area
 
@@ -32,9 +33,14 @@ def make_image(path: Path, kind: str, *words: str) -> Path:
     return path
 
 
-def write(path: Path, kind: str, command: str) -> None:
-    """Write to an image with a command of qemu-io."""
-    subprocess.run(("qemu-io", "-f", kind, "-c", command, path), check=True, stdout=subprocess.DEVNULL)
+def write(path: Path, kind: str, *commands: str) -> None:
+    """Write to an image with commands of qemu-io."""
+    words = [word for command in commands for word in ("-c", command)]
+    subprocess.run(("qemu-io", "-f", kind, *words, path), check=True, stdout=subprocess.DEVNULL)
+
+
+def copy_sparse(source: Path, path: Path) -> None:
+    subprocess.run(("cp", "--sparse=always", source, path), check=True)
 
 
 def info(path: Path, kind: str) -> dict[str, Any]:
@@ -221,6 +227,33 @@ async def test_a_disk_that_is_not_to_be_copied_is_refused_when_named_and_left_al
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
     assert not outcome.progress.disks
     await lab.assert_only_on("host-b", guest)
+
+
+@pytest.mark.parametrize("device", ["cdrom", pytest.param("disk", marks=pytest.mark.matrix)])
+async def test_another_image_under_a_read_only_disk_is_refused_and_an_equal_one_is_taken(device, lab: Lab):
+    source = make_image(lab.directory / "a.raw", "raw", "64M")
+    write(source, "raw", "write -P 5 0 2M", "write -P 6 40M 64k")
+    target = "sda" if device == "cdrom" else "vdb"
+    inside = image_disk(source, "raw", "<readonly/>", cdrom=device == "cdrom")
+    guest = await lab.start_guest(plan=Plan(inside=inside))
+    equal, other, longer = (lab.directory / name for name in ("equal.raw", "other.raw", "longer.raw"))
+    for path in (equal, other, longer):
+        copy_sparse(source, path)
+    write(other, "raw", "write -P 7 40M 64k")  # its beginning and its size are equal
+    os.truncate(longer, 65 << 20)
+
+    for path, why in ((other, "its content differs"), (longer, "68157440 bytes here and 67108864 there")):
+        options = wishes(disks=wish(**{target: path}))
+        await assert_refused(lab, guest, "DISK_NOT_PROVED", f"disk {target}", str(path), why, "--dest-path", options=options)
+    outcome = await (await lab.start_move(options=wishes(disks=wish(**{target: equal})))).outcome()
+
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+    await lab.assert_only_on("host-b", guest)
+    forced = wishes(disks=wish(**{target: other}))
+    forced.force = True
+    outcome = await (await lab.start_move(guest.name, "host-a", forced, source="host-b")).outcome()
+    assert outcome.state == State.STATE_SUCCEEDED, outcome.error
+    assert any("its content differs" in warning for warning in outcome.warnings), (outcome.error, list(outcome.warnings))
 
 
 @pytest.mark.parametrize(
