@@ -64,7 +64,7 @@ class AgentServicer(VmServicer):
         """Check and store a definition."""
 
         async def work() -> vm_pb2.DefineVmResponse:
-            vm = await self._vms.define(request.domain_xml, "domain XML")
+            vm = await self._vms.define(request.domain_xml, "domain XML", force=request.force)
             return vm_pb2.DefineVmResponse(vm=wire.vm(await self._vms.view(vm)))
 
         return await self._answers.once("DefineVm", request.request_id, work)

@@ -50,6 +50,10 @@ class SaveServicer(rpc.SaveServiceServicer):
 
     async def RestoreVm(self, request: pb.RestoreVmRequest, context: Context) -> pb.RestoreVmResponse:
         """Start to bring a guest back."""
+        if request.dry_run:
+            saved = self._jobs.inspect(request.path)
+            found = pb.VmJob(kind=pb.VmJob.KIND_RESTORE, vm_name=saved.name, vm_uuid=str(saved.uuid), path=request.path)
+            return pb.RestoreVmResponse(job=found)
 
         async def work() -> pb.RestoreVmResponse:
             job = await self._jobs.restore(request.path, paused=request.paused, force=request.force)

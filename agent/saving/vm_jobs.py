@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from agent.store import Store
+    from agent.vm.definition import Definition
     from agent.vm.lifecycle import Vms
     from agent.vm.vm import Vm
     from common.tasks import OwnedTasks
@@ -95,6 +96,14 @@ class VmJobs:
             return "the guest runs on" if guest_ran else "the guest is paused as it was"
 
         return self._start(work, guest_ran, save(self._vms, vm, work, order, guest_ran=guest_ran), undo_save)
+
+    def inspect(self, path: str) -> Definition:
+        """Read what a file says of its guest; the contents are not looked at.
+
+        Raises:
+            FerryError: it is no saved guest, or lies where files may not be read from.
+        """
+        return look(self._vms.premises.check_place(path)).definition
 
     async def restore(self, path: str, *, paused: bool = False, force: bool = False) -> VmJob:
         """Begin to bring the guest of a file back; where another host has newer copies of its disks, with `force` only.

@@ -31,6 +31,7 @@ from agent.vm.jobs import Job, JobLock, Jobs
 from agent.vm.older_disks import OlderDisks
 from agent.vm.premises import Premises
 from agent.vm.registry import Registry
+from agent.vm.replaced_images import check_images
 from agent.vm.running import adopted
 from agent.vm.stopping import power_off, quit_qemu
 from agent.vm.view import view_vm
@@ -155,14 +156,15 @@ class Vms:
 
     # What users do
 
-    async def define(self, xml: bytes, origin: str) -> Vm:
+    async def define(self, xml: bytes, origin: str, *, force: bool = False) -> Vm:
         """Store the definition in domain XML; of a VM with this name and UUID it takes the old one's place.
 
         A VM that runs keeps its running definition until it is started again.
 
         Raises:
             InvalidRequest: the XML is refused; the text says where.
-            WrongState: name or UUID belong to another VM, or this host's QEMU cannot build the machine.
+            WrongState: name or UUID belong to another VM, or this host's QEMU cannot build the machine, or a disk would go over to
+                another image than the one that it is on, and `force` is not given.
             Busy: a job holds the VM that is to be redefined.
         """
         definition = parse_domain(xml, origin)
@@ -170,6 +172,9 @@ class Vms:
         existing = self._registry.find(definition.uuid)
         with nullcontext() if existing is None else self.lock(existing, Job.DEFINE, ""):
             self._registry.check_free(definition)
+            if existing is not None and not force:
+                running = [] if existing.running is None else [existing.running.definition]
+                check_images(definition, [*running, *([] if existing.persistent is None else [existing.persistent])])
             definition = await self.premises.pin(definition)
             vm = self._registry.save(definition)
         reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED

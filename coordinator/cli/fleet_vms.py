@@ -33,13 +33,13 @@ async def list_vms(link: Link, host: str | None) -> tuple[HostVms, ...]:
         FerryError: the coordinator does not tell the hosts, or the one host asked does not answer.
     """
     if host is not None:
-        asked = await _ask(await link.agent(host))
+        asked = await ask_vms(await link.agent(host))
         if asked.error:
             raise Unreachable(asked.error)
         return (asked,)
     agents = [link.agent_at(known.name, known.agent_address) for known in await link.hosts()]
     async with asyncio.TaskGroup() as tasks:
-        asking = [tasks.create_task(_ask(agent)) for agent in agents]
+        asking = [tasks.create_task(ask_vms(agent)) for agent in agents]
     return tuple(task.result() for task in asking)
 
 
@@ -80,9 +80,10 @@ async def the_host(link: Link, host: str | None) -> Agent:
     return link.agent_at(hosts[0].name, hosts[0].agent_address)
 
 
-async def _ask(agent: Agent) -> HostVms:
+async def ask_vms(agent: Agent, *, timeout_s: float = LIST_TIMEOUT_S) -> HostVms:
+    """Ask one host for its VMs."""
     try:
-        response = await agent.peer.read(agent.stub.ListVms, pb.ListVmsRequest(), timeout_s=LIST_TIMEOUT_S)
+        response = await agent.peer.read(agent.stub.ListVms, pb.ListVmsRequest(), timeout_s=timeout_s)
     except FerryError as error:
         return HostVms(agent, (), error.text)
     return HostVms(agent, tuple(response.vms), "")

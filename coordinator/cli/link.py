@@ -139,6 +139,7 @@ class Agent:
     """The agent of one host."""
 
     host: str
+    address: str
     peer: Peer[agent_rpc.AgentServiceStub]
 
     @property
@@ -204,7 +205,7 @@ class Link:
         """Take the agent at an address."""
         channel = self._open(address)
         title = f"agent at {address}" if host == address else f"agent of {host} at {address}"
-        return Agent(host, Peer(title, channel, agent_rpc.AgentServiceStub(channel)))
+        return Agent(host, address, Peer(title, channel, agent_rpc.AgentServiceStub(channel)))
 
     def _open(self, address: str) -> grpc.aio.Channel:
         channel = open_channel(address, self._identity, options=_OPTIONS)

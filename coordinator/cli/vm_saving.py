@@ -13,6 +13,7 @@ from coordinator.cli.link import Agent, Link, new_request_id
 from coordinator.cli.options import DEFAULT_SETTINGS, Bandwidth, Host, Output, Settings, Switch, Vm, bandwidth_of, one_value
 from coordinator.cli.plain import to_plain
 from coordinator.cli.screen import Format, Screen
+from coordinator.cli.twins import refuse_second_guest
 from coordinator.cli.vm_jobs import follow, job_details, saves_of
 from ferry.agent.v1 import save_service_pb2 as pb
 
@@ -56,7 +57,9 @@ async def restore(  # noqa: PLR0913 -- an option each
     /,
     *,
     paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
-    force: Annotated[Switch, Parameter(help="Restore it also where another host has newer copies of its disks.")] = False,
+    force: Annotated[
+        Switch, Parameter(help="Restore it also where a guest with its UUID runs, or its disks are newer, on another host.")
+    ] = False,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
@@ -64,6 +67,10 @@ async def restore(  # noqa: PLR0913 -- an option each
     """Bring a saved guest back; the file stays. Every byte of it is checked first."""
     async with Link(settings) as link:
         agent = await the_host(link, host)
+        if not force:
+            asked = pb.RestoreVmRequest(path=file, dry_run=True)
+            saved = (await agent.peer.read(saves_of(agent).RestoreVm, asked)).job
+            await refuse_second_guest(link, agent, saved.vm_uuid, Screen())
         request = pb.RestoreVmRequest(request_id=new_request_id(), path=file, paused=paused, force=force)
         return await follow(agent, (await agent.peer.change(saves_of(agent).RestoreVm, request)).job, output)
 

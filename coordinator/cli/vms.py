@@ -17,6 +17,7 @@ from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings, Sw
 from coordinator.cli.plain import to_plain
 from coordinator.cli.report import vm_details, vms_table
 from coordinator.cli.screen import Format, Screen
+from coordinator.cli.twins import refuse_second_definition, refuse_second_guest, uuid_of
 from coordinator.cli.vm_control import autostart, console, destroy, pause, reset, resume, set_, show_vm
 from coordinator.cli.vm_events import events
 from ferry.agent.v1 import control_pb2
@@ -57,6 +58,9 @@ async def define(
     file: Annotated[str, Parameter(help="A libvirt domain XML; '-' reads stdin.")],
     /,
     *,
+    force: Annotated[
+        Switch, Parameter(help="Store it though another host has this VM, or a disk would go over to another image.")
+    ] = False,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
@@ -65,7 +69,9 @@ async def define(
     xml = read_definition(file)
     async with Link(settings) as link:
         agent = await the_host(link, host)
-        request = pb.DefineVmRequest(request_id=new_request_id(), domain_xml=xml)
+        if not force:
+            await refuse_second_definition(link, agent, uuid_of(xml), Screen())
+        request = pb.DefineVmRequest(request_id=new_request_id(), domain_xml=xml, force=force)
         vm = (await agent.peer.change(agent.stub.DefineVm, request)).vm
     show_vm(agent, vm, f"{vm.name} defined on {agent.host}", output)
     return ExitCode.DONE
@@ -77,7 +83,9 @@ async def create(  # noqa: PLR0913 -- an option each
     /,
     *,
     paused: Annotated[Switch, Parameter(help="Leave its vCPUs stopped.")] = False,
-    force: Annotated[Switch, Parameter(help="Start it also where another host has newer copies of its disks.")] = False,
+    force: Annotated[
+        Switch, Parameter(help="Start it also where a guest with its UUID runs, or its disks are newer, on another host.")
+    ] = False,
     host: Host = None,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
@@ -86,6 +94,8 @@ async def create(  # noqa: PLR0913 -- an option each
     xml = read_definition(file)
     async with Link(settings) as link:
         agent = await the_host(link, host)
+        if not force:
+            await refuse_second_guest(link, agent, uuid_of(xml), Screen())
         request = control_pb2.CreateVmRequest(request_id=new_request_id(), domain_xml=xml, paused=paused, force=force)
         made = (await agent.peer.change(agent.stub.CreateVm, request, timeout_s=START_TIMEOUT_S)).vm
     show_vm(agent, made, f"{made.name} started on {agent.host}, pid {made.pid}; it is gone when it stops", output)
@@ -102,7 +112,7 @@ async def start(  # noqa: PLR0913 -- an option each
     discard_saved: Annotated[Switch, Parameter(help="Remove its saved guest first, and boot.")] = False,
     force: Annotated[
         Switch,
-        Parameter(help="Start it though its guest was moved away and runs nowhere any more, or its disks are newer elsewhere."),
+        Parameter(help="Start it though its guest was moved away, or runs or has newer disks on another host: if you know better."),
     ] = False,
     host: Host = None,
     output: Output = Format.TABLE,
@@ -117,6 +127,9 @@ async def start(  # noqa: PLR0913 -- an option each
             from coordinator.cli.vm_saving import discard  # noqa: PLC0415 -- imported when it is used, as commands are
 
             await discard(agent, vm)
+        if not force:
+            known = (await agent.peer.read(agent.stub.GetVm, pb.GetVmRequest(vm=vm))).vm
+            await refuse_second_guest(link, agent, known.uuid, Screen())
         request = pb.StartVmRequest(request_id=new_request_id(), vm=vm, paused=paused, force=force)
         started = (await agent.peer.change(agent.stub.StartVm, request, timeout_s=START_TIMEOUT_S)).vm
     show_vm(agent, started, f"{started.name} started on {agent.host}, pid {started.pid}", output)

@@ -167,7 +167,7 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
         return vm_pb2.StopVmResponse(vm=vm_pb2.Vm(name=request.vm, state=vm_pb2.Vm.STATE_STOPPED))
 
     async def GetVm(self, request, context):  # noqa: N802
-        return vm_pb2.GetVmResponse(vm=self.vms[0])
+        return vm_pb2.GetVmResponse(vm=self.vms[0] if self.vms else vm_pb2.Vm(name=request.vm))
 
     async def FenceMigration(self, request, context):  # noqa: N802
         self._take(request)
