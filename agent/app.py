@@ -55,6 +55,7 @@ ALLOWED: Final = Allowed(
         "ResumeMigration": frozenset({Role.AGENT, Role.COORDINATOR}),
         "HandOver": frozenset({Role.AGENT}),
         "ReportChannels": frozenset({Role.AGENT}),
+        "PingMigration": frozenset({Role.AGENT}),
         "ProvePath": frozenset({Role.AGENT}),
         "ReopenMigration": frozenset({Role.AGENT}),
         "WatchMigration": frozenset(Role),

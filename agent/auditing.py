@@ -13,7 +13,7 @@ from common.rpc.audit import Audit, Call
 
 READERS: Final = frozenset(
     {"GetHost", "ListSpans", "GetVm", "ListVms", "WatchEvents", "ListEvents", "GetMigration", "ListMigrations"}
-    | {"WatchMigration", "WaitMigration", "ReportChannels"}
+    | {"WatchMigration", "WaitMigration", "ReportChannels", "PingMigration"}
 )
 LOCAL: Final = "local"
 _log = structlog.get_logger()

@@ -205,6 +205,11 @@ class AgentServicer(VmServicer):
         session.report_channels(tuple(request.local_ports), is_complete=request.is_complete)
         return pb.ReportChannelsResponse()
 
+    async def PingMigration(self, request: pb.PingMigrationRequest, context: Context) -> pb.PingMigrationResponse:
+        """Say that this agent is there and holds the destination's half."""
+        self._migrations.get_destination(request.migration_id)
+        return pb.PingMigrationResponse()
+
     async def FinishMigration(self, request: pb.FinishMigrationRequest, context: Context) -> pb.FinishMigrationResponse:
         """Keep the VM here."""
         self._migrations.check_epoch(request.migration_id, request.epoch)

@@ -318,7 +318,7 @@ class DiskCopies:
         except FerryError as error:
             session.observe(out.CancelRequested(Cause(error.text, error.reason)))
         else:
-            session.observe(out.MirrorsSettled())
+            session.heartbeat.tell(out.MirrorsSettled())
             self._see_amounts()
 
     async def break_connections(self) -> None:

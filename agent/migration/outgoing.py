@@ -23,7 +23,8 @@ From `Crossing`, which is the written decision, to the source's `completed` noth
 exists once, half on each side. `Losing` ends what is left here of a guest that its destination has lost.
 
 Any phase before `Sent` ends in `Lost` when QEMU ends, unless the destination may hold the whole guest by then. `Switching` is the
-written decision: it is saved before `migrate-continue` is sent. From `Sent` on only the destination may run the guest, until its
+written decision: it is saved before `migrate-continue` is sent. A guest is not given to a host whose agent does not answer: the
+phase stays what it is until it does, or the transfer is cancelled. From `Sent` on only the destination may run the guest, until its
 agent proves that it never did, or an operator fences it.
 """
 
@@ -212,7 +213,13 @@ class MirrorsReady:
 
 @dataclass(frozen=True, slots=True)
 class MirrorsSettled:
-    """Every copy has ended without an error while the guest stood still."""
+    """Every copy has ended without an error while the guest stood still.
+
+    Attributes:
+        destination_answers: whether the destination's agent has answered a moment ago; without it the guest is not given away.
+    """
+
+    destination_answers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +256,15 @@ class DestinationLost:
 
 @dataclass(frozen=True, slots=True)
 class QemuAtSwitchover:
-    """QEMU stopped the guest and waits in `pre-switchover`; `has_mirrors` tells that copies of disks have to be settled."""
+    """QEMU stopped the guest and waits in `pre-switchover`.
+
+    Attributes:
+        has_mirrors: whether copies of disks have to be settled.
+        destination_answers: whether the destination's agent has answered a moment ago; without it the guest is not given away.
+    """
 
     has_mirrors: bool = False
+    destination_answers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,8 @@ def _transferring(phase: out.Transferring, event: out.Event) -> out.Step:
 
 def _leaving(phase: out.Leaving, event: out.Event) -> out.Step:
     match event:
+        case out.QemuAtSwitchover(destination_answers=False):
+            return out.Step(phase)
         case out.QemuAtSwitchover(has_mirrors=True):
             return out.Step(out.Settling(leads_to_post_copy=True), (do.SettleMirrors(),))
         case out.QemuAtSwitchover():
@@ -150,6 +152,8 @@ def _leaving(phase: out.Leaving, event: out.Event) -> out.Step:
 
 def _before_switching(phase: out.Connecting | out.Transferring | out.Leaving, event: out.Event) -> out.Step:  # noqa: PLR0911 - one line an event
     match event:
+        case out.QemuAtSwitchover(destination_answers=False):
+            return out.Step(phase)
         case out.QemuAtSwitchover(has_mirrors=True):
             return out.Step(out.Settling(), (do.SettleMirrors(),))
         case out.QemuAtSwitchover():
@@ -172,6 +176,8 @@ def _before_switching(phase: out.Connecting | out.Transferring | out.Leaving, ev
 
 def _settling(phase: out.Settling, event: out.Event) -> out.Step:
     match event:
+        case out.MirrorsSettled(destination_answers=False):
+            return out.Step(phase)
         case out.MirrorsSettled():
             return out.Step(out.Crossing() if phase.leads_to_post_copy else out.Switching(), (do.ContinueMigration(),))
         case out.QemuAtSwitchover() | out.PostCopyRequested():

@@ -47,6 +47,15 @@ class Destination(Protocol):
     async def report_channels(self, migration_id: str, local_ports: tuple[int, ...], *, is_complete: bool) -> None:
         """Tell which connections are ours; with no ports at all, that we are about to connect."""
 
+    async def ping(self, migration_id: str, *, timeout_s: float) -> None:
+        """Return when the destination's agent answers, which says that it could run the guest.
+
+        Raises:
+            Unreachable: nobody is there.
+            Expired: no answer in time.
+            FerryError: it knows nothing of this migration.
+        """
+
     async def resume(self, migration_id: str, token: bytes, *, keep_paused: bool) -> float:
         """Give the guest away; return for how many seconds it has run there.
 

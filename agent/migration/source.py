@@ -17,6 +17,7 @@ from agent.migration.clocks import now_s
 from agent.migration.disk_copies import DiskCopies
 from agent.migration.disk_wishes import check_disk_bandwidth
 from agent.migration.errors import GuestNeverRan
+from agent.migration.heartbeat import Heartbeat
 from agent.migration.machine import Cause
 from agent.migration.network_gap import NetworkGapWatch
 from agent.migration.order import Endpoint
@@ -94,6 +95,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self._watcher = SourceWatch(self)
         self.recovery = Recovery(self)
         self.steering = Steering(self)
+        self.heartbeat = Heartbeat(self)
         self._network_gap = NetworkGapWatch(self)
 
     @property
@@ -128,6 +130,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     def host_name(self) -> str:
         """The name of this host."""
         return self._around.identity.name
+
+    @property
+    def standstill_s(self) -> float | None:
+        """For how long the guest has stood still because of the switch-over; None while it does not."""
+        began_s = self._watcher.standstill_began_s()
+        return None if began_s is None else now_s() - began_s
 
     def last_words(self) -> str:
         """Read QEMU's last message; empty when it said nothing."""

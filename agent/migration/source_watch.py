@@ -20,7 +20,7 @@ from agent.qemu.endings import GUEST_ENDS, of_exit, of_status
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected, Subscription
 from agent.qemu.threads import find_threads, is_working
-from common.errors import Bug, FerryError
+from common.errors import Bug, FerryError, Unreachable
 
 if TYPE_CHECKING:
     from agent.migration.source import SourceSession
@@ -76,6 +76,7 @@ class SourceWatch:
             group.create_task(self._watch_connect())
             group.create_task(self._watch_destination())
             group.create_task(self._session.steering.run())
+            group.create_task(self._session.heartbeat.run())
             group.create_task(self._guest.run())
             group.create_task(self._session.disks.watch(after_restart=after_restart))
 
@@ -152,7 +153,7 @@ class SourceWatch:
             case MigrationStatus.PRE_SWITCHOVER:
                 if session.facts.timeline.stopped_at_s is None:
                     session.update(timeline=replace(session.facts.timeline, stopped_at_s=at_s))
-                session.observe(out.QemuAtSwitchover(has_mirrors=session.disks.are_wanted))
+                session.heartbeat.tell(out.QemuAtSwitchover(has_mirrors=session.disks.are_wanted))
             case MigrationStatus.COMPLETED:
                 session.observe(out.QemuCompleted(), timeline=replace(session.facts.timeline, completed_at_s=at_s))
             case _:
@@ -317,23 +318,30 @@ class SourceWatch:
         session = self._session
         while True:
             await session.wait_change()
-            started_s = self._standstill_began_s()
+            started_s = self.standstill_began_s()
             if started_s is None:
                 continue
             limit_s = session.facts.options.max_downtime_s + STANDSTILL_MARGIN_S
             await asyncio.sleep(max(started_s + limit_s - now_s(), 0.0))
-            began_s = self._standstill_began_s()
+            began_s = self.standstill_began_s()
             if began_s is not None and now_s() - began_s >= limit_s:
                 text = (
                     f"the guest stood still for {now_s() - began_s:.1f} s and {self._peer()} did not acknowledge it "
                     f"(allowed: {session.facts.options.max_downtime_s:g} s), so the guest goes on here"
                 )
+                reason = "STANDSTILL_TOO_LONG"
+                if session.heartbeat.silence:
+                    reason = "PEER_SILENT"
+                    text = (
+                        f"{session.heartbeat.silence} while the guest stood still for {now_s() - began_s:.1f} s "
+                        f"(allowed: {session.facts.options.max_downtime_s:g} s), so the guest was not given to it and goes on here"
+                    )
                 if isinstance(session.phase, out.Crossing | out.Following):
                     if isinstance(session.phase, out.Crossing) or await self._is_mute():  # QEMU 7.2 sends the devices in either
                         session.observe(out.StoodStillTooLong())
                     await asyncio.sleep(STANDSTILL_MARGIN_S)
                 else:
-                    session.observe(out.CancelRequested(Cause(text, "STANDSTILL_TOO_LONG")))
+                    session.observe(out.CancelRequested(Cause(text, reason)))
 
     async def _is_mute(self) -> bool:
         try:
@@ -342,7 +350,7 @@ class SourceWatch:
             return True
         return False
 
-    def _standstill_began_s(self) -> float | None:
+    def standstill_began_s(self) -> float | None:
         """Say since when the guest stands still because of the switch-over, not because somebody wished it."""
         session = self._session
         if not isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING)) and session.phase != out.Following():
@@ -372,7 +380,7 @@ class SourceWatch:
             if session.destination is None or isinstance(session.phase, out.Begun):
                 await session.wait_change()
                 continue
-            with suppress(FerryError):
+            try:
                 async for report in session.destination.watch(session.facts.migration_id):
                     self.destination_is_over = report.is_undone or report.is_final
                     if report.error and report.error != session.facts.peer_words:
@@ -384,7 +392,19 @@ class SourceWatch:
                     if report.is_undone and isinstance(session.phase, (out.Mirroring, *_ON_THE_WAY, out.Switching)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
                         session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))
+            except Unreachable as error:
+                self._see_peer_gone(error)
+            except FerryError as error:
+                _log.debug("destination not followed", migration=session.facts.migration_id, error=error.text)
             await asyncio.sleep(WATCH_RETRY_S)
+
+    def _see_peer_gone(self, error: Unreachable) -> None:
+        """Take the guest back from a host whose agent has just gone, unless QEMU was quicker."""
+        session = self._session
+        session.heartbeat.suspect()
+        if isinstance(session.phase, out.Switching):
+            text = f"the agent of {self._peer()} went away while the guest was being given to it ({error.text})"
+            session.observe(out.CancelRequested(Cause(text, error.reason)))
 
     async def _until(self, phase: type) -> None:
         while not isinstance(self._session.phase, phase):

@@ -10,7 +10,7 @@ from opentelemetry import trace
 
 from agent.migration import outgoing as out
 from agent.migration.clocks import now_s
-from agent.migration.convergence import Choice, Decision, Sample, begin, change_bounds, observe
+from agent.migration.convergence import HELD_LIMIT_S, Choice, Decision, Sample, begin, change_bounds, observe
 from agent.migration.machine import Cause
 from agent.migration.qemu_setup import bounds, downtime_ms, throttle
 from agent.migration.transfer_spans import untraced
@@ -30,6 +30,7 @@ class Steering:
 
     def __init__(self, session: SourceSession) -> None:
         self._session = session
+        self._is_held = False
         decided = session.facts.decisions
         self._outlook = begin(bounds(session.facts.options))
         if decided:  # by an agent before this one
@@ -37,8 +38,23 @@ class Steering:
 
     @property
     def limit_s(self) -> float:
-        """The `downtime-limit` that QEMU has."""
-        return self._outlook.qemu_limit_s
+        """The `downtime-limit` that QEMU should have."""
+        limit_s = self._outlook.qemu_limit_s
+        return min(limit_s, HELD_LIMIT_S) if self._is_held else limit_s
+
+    async def hold(self, *, is_held: bool) -> None:
+        """Keep QEMU from switching over, as far as a limit can, while nobody is there to take the guest; or no longer."""
+        before, self._is_held = self._is_held, is_held
+        if before is is_held:
+            return
+        try:
+            await self._set_limit()
+        except FerryError:
+            self._is_held = before
+            raise
+
+    async def _set_limit(self) -> None:
+        await self._session.qemu.set_parameters({"downtime-limit": downtime_ms(self.limit_s)})
 
     async def run(self) -> None:
         """Steer until memory is no longer on its way."""
@@ -101,7 +117,7 @@ class Steering:
         session = self._session
         match decision.choice:
             case Choice.RAISE_DOWNTIME | Choice.HOLD | Choice.RELEASE:
-                await session.qemu.set_parameters({"downtime-limit": downtime_ms(decision.limit_s)})
+                await self._set_limit()
             case Choice.THROTTLE:
                 await session.qemu.set_parameters(throttle(session.facts.options))
             case Choice.PAUSE:

@@ -1,8 +1,8 @@
 """Spans around gRPC calls, with the W3C trace context in the metadata.
 
 Our own, because the instrumentation package breaks grpc.aio: a cancelled client task does not cancel its call there. The call is
-never awaited here; the span ends in its done callback. No spans for what never ends (Watch...), nor for health and reflection;
-what is asked on a stream has the spans of the call that it stands for, by `asking` and `server_span`.
+never awaited here; the span ends in its done callback. No spans for what never ends (Watch...) or is asked all the time (Ping...),
+nor for health and reflection; what is asked on a stream has the spans of the call that it stands for: `asking` and `server_span`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-_UNTRACED: Final = ("Watch", "Relay", "HandOver", "ListSpans", "GetTrace")
+_UNTRACED: Final = ("Watch", "Relay", "HandOver", "Ping", "ListSpans", "GetTrace")
 _tracer = trace.get_tracer("common.rpc")
 _propagator: Final = TraceContextTextMapPropagator()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.guest import Plan
+from tests.e2e.held import sent, start_held
 from tests.e2e.lab import Lab, frozen, now_s, refused
-from tests.e2e.move import WAYS, Move, State, Where, wishes
+from tests.e2e.move import WAYS, Move, State, Where
 from tests.e2e.steps import steps
 
 CANCEL_LIMIT_S = 2.0
@@ -123,13 +124,10 @@ async def test_a_cancel_sent_at_the_switch_over_leaves_one_guest_whoever_wins(wa
 
 
 async def test_a_cancel_after_the_guest_was_sent_is_refused_and_the_move_ends_well(lab: Lab):
-    guest = await lab.start_guest()
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
-    await move.wait_source_phase("Transferring")
+    guest, move = await start_held(lab)
 
-    with frozen(lab.fleet.pid("agent-b")):
-        await move.update(bandwidth_mib_s=0)
-        half = await move.wait_source_phase("Sent")
+    async with sent(lab, guest, move):
+        half = await move.at_source()
         assert half.resume_token
         with refused("GUEST_SENT", "host-b", move.id):
             await move.cancel()

@@ -12,6 +12,7 @@ import pytest
 from deploy.lab.fleet import Fleet
 from ferry.common.v1.budget_pb2 import POLICY_FAST
 from tests.e2e.guest import Plan
+from tests.e2e.held import PATIENT_S, TINY, sent
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import State, seconds, wishes
 from tests.e2e.stepped_clock import SteppedClock, stepped_fleet
@@ -22,7 +23,6 @@ PHASES = ("Transferring", "Switching", "Sent")
 ALLOWED_S = 0.3
 MARGIN_S = 2.0
 SLOW_MIB_S = 2.0
-TINY = Plan(megabytes=1, dirty_mib_s=0.1)
 BUSY = Plan(dirty_mib_s=4.0)
 LONGEST_S = 20.0
 
@@ -104,14 +104,18 @@ async def test_what_is_told_of_a_move_does_not_follow_the_wall_clock(step, phase
     lab = stepped_lab
     guest = await lab.start_guest(plan=TINY)
     pid = await lab.qemu_pid("host-a")
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=1, policy=POLICY_FAST))
+    move = await lab.start_move(options=wishes(bandwidth_mib_s=1, max_downtime_s=PATIENT_S, policy=POLICY_FAST))
     await move.wait_source_phase("Transferring")
     began_s = now_s()
 
-    with frozen(lab.fleet.pid("agent-a" if phase == "Switching" else "agent-b")):
-        if phase != "Transferring":
-            await guest.wait_stopped(pid, 0.2)
-        clock.set_ahead(STEPS_S[step])
+    if phase == "Sent":
+        async with sent(lab, guest, move):
+            clock.set_ahead(STEPS_S[step])
+    else:
+        with frozen(lab.fleet.pid("agent-a" if phase == "Switching" else "agent-b")):
+            if phase == "Switching":
+                await guest.wait_stopped(pid, 0.2)
+            clock.set_ahead(STEPS_S[step])
     outcome = await move.outcome()
     lasted_s = now_s() - began_s
 

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests.e2e.guest import Plan
+from tests.e2e.held import sent, start_held
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import WAYS, State, Where, wishes
 from tests.e2e.waiting import until
@@ -60,14 +61,10 @@ async def test_a_destination_killed_while_the_guest_changes_hands_gives_it_back(
 
 async def test_a_destination_killed_between_completion_and_resume_gives_the_guest_back(lab: Lab):
     """The destination's agent proves that the guest never ran there, so the source may take it back."""
-    guest = await lab.start_guest()
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
-    await move.wait_source_phase("Transferring")
+    guest, move = await start_held(lab)
     process = await lab.qemu_pid("host-b")
 
-    with frozen(lab.fleet.pid("agent-b")):
-        await move.update(bandwidth_mib_s=0)
-        await move.wait_source_phase("Sent")
+    async with sent(lab, guest, move):
         os.kill(process, signal.SIGKILL)
         await until(lambda: process not in lab.qemus(), "the end of the destination's QEMU")
     outcome = await move.outcome()
@@ -100,13 +97,9 @@ async def test_a_source_killed_while_memory_is_sent_ends_the_guest_and_the_move_
 
 
 async def test_a_source_killed_between_completion_and_resume_does_not_take_the_guest_along(lab: Lab):
-    guest = await lab.start_guest()
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
-    await move.wait_source_phase("Transferring")
+    guest, move = await start_held(lab)
 
-    with frozen(lab.fleet.pid("agent-b")):
-        await move.update(bandwidth_mib_s=0)
-        await move.wait_source_phase("Sent")
+    async with sent(lab, guest, move):
         os.kill(await lab.qemu_pid("host-a"), signal.SIGKILL)
     outcome = await move.outcome()
 

@@ -8,6 +8,7 @@ import pytest
 
 from ferry.common.v1.budget_pb2 import POLICY_FAST
 from tests.e2e.guest import Guest, Plan
+from tests.e2e.held import sent, start_held
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import WAYS, Move, State, Where, Whole, wishes
 from tests.e2e.tables import cases, one_each
@@ -166,13 +167,9 @@ async def test_a_source_agent_killed_after_its_decision_takes_the_guest_back_if_
 
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_server_killed_between_completion_and_resume_finishes_the_move(server, lab: Lab):
-    guest = await lab.start_guest()
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
-    await move.wait_source_phase("Transferring")
+    guest, move = await start_held(lab)
 
-    with frozen(lab.fleet.pid("agent-b")):
-        await move.update(bandwidth_mib_s=0)
-        await move.wait_source_phase("Sent")
+    async with sent(lab, guest, move):
         await lab.kill(server)
         if server != "agent-b":
             await lab.restart(server)

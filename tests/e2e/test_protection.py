@@ -64,6 +64,7 @@ OF_THE_MIGRATION: Final = frozenset(
         "ResumeMigration",
         "HandOver",
         "ReportChannels",
+        "PingMigration",
         "FinishMigration",
         "ConfirmMigration",
         "AbandonMigration",

@@ -11,8 +11,9 @@ import pytest
 from deploy.lab.network import TwoHosts
 from ferry.common.v1.budget_pb2 import POLICY_FAST
 from tests.e2e.guest import Plan
+from tests.e2e.held import sent, start_held
 from tests.e2e.lab import Lab, frozen, now_s
-from tests.e2e.move import WAYS, State, Where, wishes
+from tests.e2e.move import WAYS, State, Where
 from tests.e2e.tables import cases, one_each
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("network")]
@@ -175,13 +176,9 @@ async def test_a_network_silent_after_migrate_continue_gives_the_guest_back(way,
 async def test_a_network_silent_after_completion_keeps_the_guest_for_the_destination(lab_apart: Lab, network: TwoHosts):
     """From `completed` on the source never starts the guest: it stands still until the destination can be reached."""
     lab = lab_apart
-    guest = await lab.start_guest()
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
-    await move.wait_source_phase("Transferring")
+    guest, move = await start_held(lab)
 
-    with frozen(lab.fleet.pid("agent-b")) as let_agent_go_on:
-        await move.update(bandwidth_mib_s=0)
-        await move.wait_source_phase("Sent")
+    async with sent(lab, guest, move) as let_agent_go_on:
         with silenced(network, "host-b"):
             let_agent_go_on()
             half = await move.wait_source(lambda half: half.waiting_for, "whom it waits for", timeout_s=30)

@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from tests.e2e.guest import MIB, Guest, Plan, domain
-from tests.e2e.lab import PAUSED, RUNNING, Lab, frozen, now_s, refused
+from tests.e2e.held import sent, start_held
+from tests.e2e.lab import PAUSED, RUNNING, Lab, now_s, refused
 from tests.e2e.move import WAYS, Half, Move, State, wishes
 from tests.guests.console import Console
 
@@ -156,13 +157,9 @@ async def test_a_guest_that_its_user_had_paused_stays_paused_after_a_cancel(lab:
 
 
 async def test_pause_and_new_bounds_are_refused_while_the_guest_changes_hands(lab: Lab):
-    guest = await lab.start_guest()
-    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
-    await move.wait_source_phase("Transferring")
+    guest, move = await start_held(lab)
 
-    with frozen(lab.fleet.pid("agent-b")):
-        await move.update(bandwidth_mib_s=0)
-        await move.wait_source_phase("Sent")
+    async with sent(lab, guest, move):
         with refused("TOO_LATE", move.id, "Sent"):
             await move.pause()
         with refused("NOT_PAUSED", move.id):

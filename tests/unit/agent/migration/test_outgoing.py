@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -113,6 +114,26 @@ def test_no_history_gives_a_guest_away_whose_disks_are_not_settled():
     for history in histories(outgoing_steps.step, settling, EVENTS, 4):
         if any(isinstance(phase, out.Switching | out.Crossing | out.Sent) for phase in history.phases):
             assert out.MirrorsSettled() in history.events or out.QemuCompleted() in history.events
+
+
+def test_nothing_decides_to_give_a_guest_to_a_host_whose_agent_does_not_answer():
+    for phase in (out.Connecting(), out.Transferring(), out.Leaving(), out.Settling(), out.Settling(leads_to_post_copy=True)):
+        for event in (out.QemuAtSwitchover(destination_answers=False), out.MirrorsSettled(destination_answers=False)):
+            with suppress(InvalidTransition):
+                assert outgoing_steps.step(phase, event) == out.Step(phase)
+
+
+def test_a_guest_waits_in_its_phase_for_an_agent_that_does_not_answer_and_can_be_taken_back():
+    at_switchover = out.QemuAtSwitchover(destination_answers=False)
+    to_the_brink = (out.PerformRequested(), out.QemuActive(), at_switchover)
+
+    assert replay(*to_the_brink) == (out.Transferring(), (do.StartTransfer(),))
+    assert replay(*to_the_brink, out.QemuAtSwitchover())[0] == out.Switching()
+    assert replay(*WITH_DISKS, out.MirrorsSettled(destination_answers=False))[0] == out.Settling()
+    for history in (to_the_brink, (*WITH_DISKS, out.MirrorsSettled(destination_answers=False))):
+        phase, effects = replay(*history, out.CancelRequested(CAUSE), out.QemuGaveUp(CAUSE), out.GuestRestored())
+        assert phase == out.Kept(CAUSE)
+        assert do.ContinueMigration() not in effects
 
 
 def test_a_guest_whose_disks_cannot_be_settled_stays():
