@@ -25,6 +25,7 @@ from agent.blockjobs.sweep import sweep
 from agent.blockjobs.work import Work
 from agent.qemu.block_commands import BlockCommands
 from agent.qemu.errors import QemuRefused
+from agent.vm.image_activation import ensure_own_images
 from agent.vm.jobs import DiskLock
 from common.errors import NotFound, WrongState
 
@@ -203,6 +204,7 @@ class BlockJobs:
         self._vms.jobs.take_disk(vm.name, lock)
         try:
             commands = commands_of(self._vms, vm)
+            await ensure_own_images(self._vms.qemu(vm), vm.name)
             chain = await get_chain(vm, commands, disk)
             ground = Ground(vm, self._vms.all(), disk, chain, job_id, self._wall_clock())
             work = Work(await asyncio.to_thread(plan, ground), vm, lock, self._records)

@@ -30,6 +30,7 @@ from agent.qemu.endings import refusal_of
 from agent.qemu.status import RunState
 from agent.vm.definition import Definition
 from agent.vm.disk_images import placed
+from agent.vm.image_activation import ensure_own_images
 from agent.vm.jobs import Job, JobLock
 from agent.vm.stored import Stored, find_stored
 from agent.vm.vm import Vm
@@ -45,12 +46,13 @@ async def begin(around: Surroundings, wish: Wish) -> tuple[SourceSession, Begun]
 
     Raises:
         NotFound: this host has no such VM.
-        WrongState: it does not run, or is in a state that cannot be moved.
+        WrongState: it does not run, or is in a state that cannot be moved, or another process uses an image of its.
         Busy: another job holds it.
     """
     vm = get_running_vm(around, wish.vm)
     lock = around.vms.lock(vm, Job.MIGRATION_OUT, wish.migration_id)
     try:
+        await ensure_own_images(around.vms.qemu(vm), vm.name)
         seen = await look(around, vm, wish, Findings())
         with unless_lost(seen.markers, around.store):
             return open_session(around, vm, lock, wish, seen)

@@ -28,10 +28,11 @@ from agent.migration.record import Record, find_cause
 from agent.migration.session import Machine, Session
 from agent.migration.strangers import Strangers
 from agent.migration.surroundings import Surroundings
+from agent.migration.taking_over import Goes, take_over
 from agent.qemu.commands import Qemu
 from agent.qemu.endings import of_exit, of_stop, reset_of, stop_of
 from agent.qemu.errors import QemuGone
-from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
+from agent.qemu.status import MigrationReport, MigrationStatus, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.jobs import JobLock
 from agent.vm.vm import Vm
@@ -294,14 +295,12 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             try:
                 if self.facts.copies:
                     await stop_exports(self.qemu)
-                if self.phase.keep_paused:
-                    self.update(guest_ran=True, arrival=replace(self.facts.arrival, is_paused=True))
-                    self.observe(inc.GuestRuns())
-                    return
-                await self.qemu.cont()
-                # RESUME comes before the answer; asking is for an event that was missed.
-                if self.facts.guest_ran or await self.qemu.query_status() is RunState.RUNNING:
-                    self.update(guest_ran=True, waiting_for="")
+                goes = await take_over(
+                    self.qemu, self.facts.vm_name, keep_paused=self.phase.keep_paused, has_run=lambda: self.facts.guest_ran
+                )
+                if goes is not Goes.NOT_YET:
+                    is_paused = goes is Goes.STAYS_STOPPED
+                    self.update(guest_ran=True, waiting_for="", arrival=replace(self.facts.arrival, is_paused=is_paused))
                     self.observe(inc.GuestRuns())
                     return
             except QemuGone:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 YANK_ANSWER_S: Final = 0.5
 _NO_SOCKET: Final = "ferry-none"
+_NO_EXPORT: Final = "ferry-activate"
 # A job that has ended waits to be dismissed, so that its error can be read.
 _KEPT: Final = {"auto-finalize": True, "auto-dismiss": False}
 
@@ -112,6 +113,26 @@ class BlockCommands:
     async def reopen_node(self, *options: Mapping[str, object]) -> None:
         """Change the options of open nodes, all or none; what is not given gets its default."""
         await self._execute("blockdev-reopen", {"options": [dict(one) for one in options]})
+
+    async def activate_all(self) -> None:
+        """Make every image this QEMU's own to read and write, all or none; does nothing where it is. QEMU 10.0 and newer.
+
+        Raises:
+            QemuRefused: another process holds the lock of one; of class `CommandNotFound` on an older QEMU.
+        """
+        await self._execute("blockdev-set-active", {"active": True})
+
+    async def activate_node(self, node: str) -> None:
+        """Make an image, with all that it stands on, this QEMU's own; also before QEMU 10.0, which has no command for it.
+
+        An export is begun: QEMU activates the node first, hides why that fails, then looks for its NBD server. Only query_graph()
+        tells what came of it. Source: block/export/export.c, blk_exp_add().
+        """
+        try:
+            await self._execute("block-export-add", {"type": "nbd", "id": _NO_EXPORT, "node-name": node, "name": _NO_EXPORT})
+        except QemuRefused:  # mostly: no NBD server
+            return
+        await self._execute("block-export-del", {"id": _NO_EXPORT, "mode": "hard"})
 
     async def yank_nodes(self, nodes: Sequence[str]) -> None:
         """Break the connections of nodes, out of band: also while QEMU's main loop waits for one of them."""

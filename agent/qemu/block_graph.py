@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agent.qemu.decoding import as_list, as_mapping, get_int, get_str
+from agent.qemu.machine import decode_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,12 +26,19 @@ _DATA, _IMAGE, _COW = "file", "image", "backing"
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Who uses a node: another node, a job or a device, in which role."""
+    """Who uses a node: another node, a job or a device, in which role.
+
+    Attributes:
+        permissions: what the parent may do.
+        shared: what it lets others do.
+    """
 
     parent: str
     parent_type: str
     role: str
     child: str
+    permissions: tuple[str, ...]
+    shared: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,22 @@ class Graph:
         """Name the jobs that work on any of these nodes, or on what is above them and made for a job."""
         return frozenset(edge.parent for edge in self.edges if edge.parent_type == _JOB and edge.child in nodes)
 
+    def roots(self) -> tuple[str, ...]:
+        """List the nodes that no other node stands on; what is below them is theirs."""
+        below = {edge.child for edge in self.edges if edge.parent_type == _DRIVER}
+        return tuple(node for node in self.nodes if node not in below)
+
+    def unclaimed(self) -> frozenset[str]:
+        """Name the nodes whose drives neither write nor keep others from anything.
+
+        So it is where they are inactive, and of a drive without a device, or of a read-only one whose device has `share-rw`.
+        Source: block/block-backend.c, blk_root_activate().
+        """
+        drives = (edge for edge in self.edges if edge.parent_type == _BACKEND)
+        return frozenset(
+            edge.child for edge in drives if "write" not in edge.permissions and _ALL_PERMISSIONS.issubset(edge.shared)
+        )
+
     def is_used(self, node: str) -> bool:
         """Say whether a node, a job or a device uses this one."""
         return any(edge.child == node for edge in self.edges)
@@ -82,6 +106,8 @@ class Graph:
 
 _DRIVER: Final = "block-driver"
 _JOB: Final = "block-job"
+_BACKEND: Final = "block-backend"
+_ALL_PERMISSIONS: Final = frozenset({"consistent-read", "write", "write-unchanged", "resize"})
 
 
 def decode_graph(reply: object) -> Graph:
@@ -95,4 +121,11 @@ def decode_graph(reply: object) -> Graph:
 
 def _edge(edge: Mapping[str, object], nodes: Mapping[int, Mapping[str, object]]) -> Edge:
     parent, child = nodes[get_int(edge, "parent")], nodes[get_int(edge, "child")]
-    return Edge(get_str(parent, "name"), get_str(parent, "type"), get_str(edge, "name"), get_str(child, "name"))
+    return Edge(
+        get_str(parent, "name"),
+        get_str(parent, "type"),
+        get_str(edge, "name"),
+        get_str(child, "name"),
+        decode_names(edge["perm"], "perm"),
+        decode_names(edge["shared-perm"], "shared-perm"),
+    )

@@ -105,6 +105,10 @@ class Qemu:
         """Return what the CPU model wants and vCPU 0 lacks; should be empty."""
         return decode_names(await self._cpu_property("unavailable-features"), "unavailable-features")
 
+    async def shares_writes(self, device: str) -> bool:
+        """Say whether a device, by its QOM path, lets others write to its image (`share-rw`)."""
+        return await self._execute("qom-get", {"path": device, "property": "share-rw"}) is True
+
     async def query_memory_size(self) -> MemorySize:
         """Return the guest's memory."""
         return decode_memory_size(await self._execute("query-memory-size-summary"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from agent.saving.save_file import Header, read_header, verify
 from agent.saving.transfer import MAPPED_RAM, read_guest, run_on
 from agent.vm.definition import Definition
+from agent.vm.image_activation import activate_images
 from common.errors import InvalidRequest, WrongState
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ async def restore(vms: Vms, work: Work, saved: Saved, *, on_loaded: Callable[[],
         work.progress(0, saved.header.contents_bytes)
         qemu = vms.qemu(vms.get(str(saved.definition.uuid)))
         await read_guest(qemu, work, file, is_mapped_ram=saved.is_mapped_ram)
+    await activate_images(qemu, work.job.vm_name)  # QEMU itself would load it all the same and refuse to let it run
     on_loaded()
     vms.keep_here(work.lock)
     if guest_runs:

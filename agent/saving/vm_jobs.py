@@ -27,6 +27,7 @@ from agent.saving.restore import Saved, look, restore
 from agent.saving.save import SaveOrder, check_can_save, find_guest_runs, save, undo
 from agent.saving.transfer import MAPPED_RAM, NO_BOUND_BYTES_PER_SECOND
 from agent.saving.work import Cancelled, Work
+from agent.vm.image_activation import ensure_own_images
 from agent.vm.jobs import Job
 from common.errors import Expired, FerryError, NotFound, WrongState
 
@@ -86,6 +87,7 @@ class VmJobs:
         try:
             await check_can_save(self._vms, vm, is_mapped_ram=is_mapped_ram)
             guest_ran = await find_guest_runs(self._vms.qemu(vm), vm, "saved")
+            await ensure_own_images(self._vms.qemu(vm), vm.name)
             work.bound(bandwidth_bytes_per_second)
         except BaseException:
             work.lock.release()
@@ -222,7 +224,10 @@ class VmJobs:
             if not loaded.is_set():
                 return "the file is as it was"
             use_up()  # the guest may have run since and changed its disks
-            return "the guest had been loaded: ferry vm show tells what it does"
+            return (
+                f"its guest is here all the same: ferry vm show {vm.name} tells whether it runs, ferry vm resume {vm.name} lets it "
+                f"run, ferry vm stop --force {vm.name} ends it"
+            )
 
         return self._start(work, guest_runs, bring_back(), undo_restore)
 

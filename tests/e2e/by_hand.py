@@ -69,8 +69,14 @@ async def by_hand(lab: Lab, binary: str, *arguments: str, argv0: str = "") -> As
     image = tick.build(MEGABYTES, 2.0, verify_mib_s=16.0, directory=lab.directory)
     image.rename(lab.directory / "tick.img")
     (lab.directory / ODD_NAME).hardlink_to(lab.directory / "tick.img")
-    hand = ByHand(lab, lab.directory)
-    words = [word.replace("{dir}", str(lab.directory)) for word in arguments]
+    async with another_by_hand(ByHand(lab, lab.directory), binary, *arguments, argv0=argv0) as hand:
+        yield hand
+
+
+@asynccontextmanager
+async def another_by_hand(hand: ByHand, binary: str, *arguments: str, argv0: str = "") -> AsyncIterator[ByHand]:
+    """Start one more QEMU in the same directory."""
+    words = [word.replace("{dir}", str(hand.directory)) for word in arguments]
     process = _start(hand, [argv0 or binary, *words], binary)
     try:
         await until(lambda: _listens(hand.socket) or process.poll() not in (None, 0), "a QEMU that listens")

@@ -41,7 +41,7 @@ class FakeAnswers:
     def __init__(self, version: str, migration: FakeMigration, emit: Callable[..., None]) -> None:
         self.refusals: dict[str, str] = {}
         self.replies: dict[str, object] = {}
-        self.properties: dict[str, object] = {}
+        self.properties: dict[str, object] = {"share-rw": True}  # of the one image that is asked about
         self.objects: set[str] = set()
         self._version = version
         self._migration = migration
@@ -67,10 +67,20 @@ class FakeAnswers:
             "cont": lambda _: migration.cont(),
             "stop": lambda _: migration.stop(),
             "yank": lambda _: migration.yank(),
+            "block-export-add": self._block_export_add,
+            "x-debug-query-block-graph": lambda _: self._recorded(f"x-debug-query-block-graph.{self._activity}"),
+            "query-block": lambda _: self._recorded(f"query-block.{self._activity}"),
             "quit": lambda _: emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"}),
             "system_powerdown": lambda _: emit("POWERDOWN"),
             "system_reset": lambda _: emit("RESET", {"guest": False, "reason": "host-qmp-system-reset"}),
         }
+
+        if version != "7.2":
+            self._commands["blockdev-set-active"] = lambda _: migration.activate_images()
+
+    @property
+    def _activity(self) -> str:
+        return "active" if self._migration.has_images else "inactive"
 
     def give(self, command: str, arguments: Json) -> object:
         """Do what the command says and return its reply."""
@@ -127,6 +137,11 @@ class FakeAnswers:
         self.parameters |= arguments
         self._migration.max_bandwidth = cast("int", self.parameters["max-bandwidth"])
         self._migration.go_on()
+
+    def _block_export_add(self, _arguments: Json) -> None:
+        if not self._migration.image_is_locked:
+            self._migration.activate_images()
+        raise Refused("NBD server not running")
 
     def _object_del(self, arguments: Json) -> None:
         identifier = str(arguments["id"])

@@ -42,6 +42,8 @@ class FakeMigration:
         self.error_desc: str | None = None
         self.capabilities: dict[str, bool] = {}
         self.holds: set[Status] = set()
+        self.has_images = not is_incoming  # whether its images are active
+        self.image_is_locked = False  # by another process
         self.cancel_passes_device = False  # a race that real ones lose seldom: `device` is told before `cancelling`
         self.max_bandwidth = 1 << 40
         self.uri: str | None = None
@@ -121,7 +123,10 @@ class FakeMigration:
                 raise Refused("Migration is not finalized yet")
             case RunState.RUNNING:
                 pass
+            case RunState.SHUTDOWN | RunState.INTERNAL_ERROR:
+                raise Refused("Resetting the Virtual Machine is required")
             case _:
+                self.activate_images()
                 self._run()
 
     def stop(self) -> None:
@@ -133,6 +138,11 @@ class FakeMigration:
                 self._emit("STOP")
             case _:
                 pass  # in pre-switchover it is accepted and lost
+
+    def activate_images(self) -> None:
+        if self.image_is_locked:
+            raise Refused('Failed to get "write" lock')
+        self.has_images = True
 
     def yank(self) -> None:
         """Break the channels; without effect before they are up."""

@@ -23,6 +23,7 @@ from agent.qemu.status import MigrationStatus, RunState
 from tests.contract.real import real_qemu
 from tests.fakes.network import LOOPBACK, black_hole, closed_port
 from tests.fakes.relay import Relay
+from tests.transcripts.record_activation import record_activation
 from tests.transcripts.record_blocks import record_blocks
 
 if TYPE_CHECKING:
@@ -277,6 +278,7 @@ async def main(binary: Path, wanted: list[str]) -> None:
         record_postcopy,
         record_figures,
         record_blocks,
+        record_activation,
     ):
         if not wanted or record.__name__ in wanted:
             await record(recorder)
