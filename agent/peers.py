@@ -52,13 +52,8 @@ class RemoteDestination:
         request = pb.ResumeMigrationRequest(
             request_id=f"{migration_id}-resume", migration_id=migration_id, resume_token=token, keep_paused=keep_paused
         )
-        try:
-            with calls_to(self._peer):
-                ran_for = await self._resume(request)
-        except WrongState as error:
-            if error.reason == GuestNeverRan.default_reason:
-                raise GuestNeverRan(error.text) from error
-            raise
+        with self._refusals():
+            ran_for = await self._resume(request)
         return wire.seconds(ran_for)
 
     async def _resume(self, request: pb.ResumeMigrationRequest) -> Duration:
@@ -114,7 +109,8 @@ class RemoteDestination:
                     is_final=half.is_final,
                     error=half.error,
                     reason=half.error_reason,
-                    is_lost=half.guest_location == pb.Migration.GUEST_LOCATION_NOWHERE,
+                    is_lost=half.phase == "Lost",
+                    is_kept=half.is_definition_kept,
                 )
 
 

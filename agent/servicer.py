@@ -11,6 +11,7 @@ import grpc
 
 from agent import wire, wire_past
 from agent.host import Host
+from agent.migration import operator_actions
 from agent.migration import outgoing as out
 from agent.migration.machine import Cause
 from agent.migration.migrations import Migrations
@@ -220,7 +221,8 @@ class AgentServicer(VmServicer):
     async def ConfirmMigration(self, request: pb.ConfirmMigrationRequest, context: Context) -> pb.ConfirmMigrationResponse:
         """End the source's QEMU."""
         self._migrations.check_epoch(request.migration_id, request.epoch)
-        return pb.ConfirmMigrationResponse(migration=wire.migration(await self._migrations.confirm(request.migration_id)))
+        lost = wire.lost_guest(request.lost) if request.HasField("lost") else None
+        return pb.ConfirmMigrationResponse(migration=wire.migration(await self._migrations.confirm(request.migration_id, lost)))
 
     # steering
 
@@ -289,8 +291,15 @@ class AgentServicer(VmServicer):
 
     async def FenceMigration(self, request: pb.FenceMigrationRequest, context: Context) -> pb.FenceMigrationResponse:
         """Own the guest here."""
-        session = await self._migrations.fence(request.migration_id, peer_is_dead=request.peer_is_dead)
+        session = self._migrations.get(request.migration_id)
+        await operator_actions.fence(session, peer_is_dead=request.peer_is_dead)
         return pb.FenceMigrationResponse(migration=wire.migration(session))
+
+    async def ReleaseMigration(self, request: pb.ReleaseMigrationRequest, context: Context) -> pb.ReleaseMigrationResponse:
+        """Let go of this host's half."""
+        session = self._migrations.get(request.migration_id)
+        await operator_actions.release(session, is_forced=request.force)
+        return pb.ReleaseMigrationResponse(migration=wire.migration(session))
 
     # looking
 
@@ -301,7 +310,8 @@ class AgentServicer(VmServicer):
 
     async def ListMigrations(self, request: pb.ListMigrationsRequest, context: Context) -> pb.ListMigrationsResponse:
         """List the halves."""
-        return pb.ListMigrationsResponse(migrations=[wire.migration(session) for session in self._migrations.all()])
+        sessions = [one for one in self._migrations.all() if not (request.unfinished and one.is_over)]
+        return pb.ListMigrationsResponse(migrations=[wire.migration(session) for session in sessions])
 
     async def WatchMigration(self, request: pb.WatchMigrationRequest, context: Context) -> AsyncIterator[pb.WatchMigrationResponse]:
         """Send the current state at once, then every change, and end after a final one."""

@@ -14,15 +14,17 @@ from agent.migration import incoming as inc
 from agent.migration import newest_disks
 from agent.migration.clocks import now_s
 from agent.migration.convergence import Decision
-from agent.migration.migrations import AnySession
+from agent.migration.machine import Cause
+from agent.migration.operator_actions import AnySession, advice_of, side_of
 from agent.migration.order import DEFAULT_DOWNTIME_S, Begun, Endpoint, HostIdentity, Offer, Options, Role, Transport, Wish
+from agent.migration.outgoing import DestinationLost
 from agent.migration.progress import Leg, Progress, Timeline
 from agent.migration.record import find_cause, tells_all
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import DiskJob, VmEvent
 from agent.vm.vm import VmState, VmView
-from agent.wire_phases import MAY_TELL_TOKEN, state_and_place
+from agent.wire_phases import MAY_TELL_TOKEN, advice_messages, state_and_place
 from ferry.agent.v1 import adoption_pb2, host_pb2, migration_pb2, vm_pb2
 from ferry.common.v1 import migration_pb2 as common_pb2
 
@@ -180,6 +182,8 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         guest_ran=facts.guest_ran,
         waiting_for=facts.waiting_for,
         keep_paused=facts.stays_paused,
+        advice=advice_messages(side_of(session), advice_of(session)),
+        is_definition_kept=isinstance(phase, inc.Lost) and phase.is_kept,
     )
     if facts.ended_at_s is not None:
         message.end_time.CopyFrom(timestamp(facts.ended_at_s))
@@ -197,6 +201,11 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
     if with_token and isinstance(phase, MAY_TELL_TOKEN):
         message.resume_token = bytes.fromhex(facts.token)
     return message
+
+
+def lost_guest(message: migration_pb2.LostGuest) -> DestinationLost:
+    """Decode how a guest ended at the destination."""
+    return DestinationLost(Cause(message.cause, message.reason or "QEMU_ENDED"), message.is_definition_kept)
 
 
 def _error_text(session: AnySession) -> str:

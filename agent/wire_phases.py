@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
+from agent.migration.advice import Advice, Command, Side
 from agent.migration.record import find_cause
 from ferry.agent.v1 import migration_pb2
 
+_COMMANDS: Final = {
+    Command.FENCE: migration_pb2.Advice.COMMAND_FENCE,
+    Command.RELEASE: migration_pb2.Advice.COMMAND_RELEASE,
+    Command.RECOVER: migration_pb2.Advice.COMMAND_RECOVER,
+}
 _State = migration_pb2.Migration.State
 _Where = migration_pb2.Migration.GuestLocation
 
@@ -43,6 +50,7 @@ STATES: Final[dict[type, tuple[_State.ValueType, _Where.ValueType]]] = {
     inc.Ending: (_State.STATE_POST_COPY, _Where.GUEST_LOCATION_NOWHERE),
     inc.Resuming: (_State.STATE_HANDING_OVER, _Where.GUEST_LOCATION_DESTINATION),
     inc.Running: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_DESTINATION),
+    inc.KeepingDefinition: (_State.STATE_HANDED_OVER, _Where.GUEST_LOCATION_NOWHERE),
     inc.Finished: (_State.STATE_SUCCEEDED, _Where.GUEST_LOCATION_DESTINATION),
     inc.Undoing: (_State.STATE_CANCELLING, _Where.GUEST_LOCATION_SOURCE),
     inc.Abandoned: (_State.STATE_FAILED, _Where.GUEST_LOCATION_SOURCE),
@@ -59,3 +67,11 @@ def state_and_place(phase: out.Phase | inc.Phase) -> tuple[_State.ValueType, _Wh
     if isinstance(phase, out.Kept | inc.Abandoned) and cause is not None and cause.by_wish:
         state = _State.STATE_CANCELLED
     return state, where
+
+
+def advice_messages(side: Side, advised: Iterable[Advice]) -> list[migration_pb2.Advice]:
+    """Encode what an operator may do about a half."""
+    return [
+        migration_pb2.Advice(command=_COMMANDS[one.command], is_forced=one.is_forced, condition=side.condition(one))
+        for one in advised
+    ]

@@ -19,7 +19,7 @@ from common.identity import Identity
 from common.rpc.channel import open_channel
 from common.rpc.status import calls_to
 from coordinator.agent_plans import Arrival, Departure, Seen
-from coordinator.halves import Bounds, Half, HalfState, Location, Move
+from coordinator.halves import Advice, Bounds, Half, HalfState, Location, Move
 from ferry.agent.v1 import agent_service_pb2_grpc as rpc
 from ferry.agent.v1 import host_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
@@ -219,6 +219,18 @@ class Agent:
         )
         return await self._change(self._stub.ConfirmMigration, request)
 
+    async def confirm_lost(self, move: Move, lost: Half) -> Half:
+        """Source: end its QEMU, since the guest was taken over and has ended at the destination."""
+        request = pb.ConfirmMigrationRequest(
+            request_id=f"{move.migration_id}-confirm-lost",
+            epoch=move.epoch,
+            migration_id=move.migration_id,
+            lost=pb.LostGuest(
+                cause=f"{move.destination}: {lost.error}", reason=lost.error_reason, is_definition_kept=lost.is_definition_kept
+            ),
+        )
+        return await self._change(self._stub.ConfirmMigration, request)
+
     async def cancel(self, move: Move, cause: str) -> Half:
         """Source: keep the guest."""
         request = pb.CancelMigrationRequest(
@@ -325,6 +337,11 @@ _COMING: Final = "migration-in"
 _WITH_GUEST: Final = (vm_pb2.Vm.STATE_RUNNING, vm_pb2.Vm.STATE_PAUSED)
 _NOT_RUNNING: Final = (vm_pb2.Vm.STATE_STOPPED, vm_pb2.Vm.STATE_CRASHED)
 _KNOWN_STATES: Final = frozenset(state.value for state in HalfState)
+_VERBS: Final = {
+    pb.Advice.COMMAND_FENCE: "fence",
+    pb.Advice.COMMAND_RELEASE: "release",
+    pb.Advice.COMMAND_RECOVER: "recover",
+}
 _KNOWN_LOCATIONS: Final = frozenset(location.value for location in Location)
 MAY_HAVE_HAPPENED: Final = (Unreachable, Expired)
 
@@ -350,6 +367,9 @@ def _half(message: pb.Migration) -> Half:
         downtime=_bytes(message, "downtime"),
         phases=tuple((leg.name, leg.duration.ToNanoseconds() / _NS) for leg in message.phases),
         warnings=tuple(message.warnings),
+        epoch=message.epoch,
+        advice=tuple(Advice(_VERBS[one.command], one.is_forced, one.condition) for one in message.advice if one.command in _VERBS),
+        is_definition_kept=message.is_definition_kept,
     )
 
 

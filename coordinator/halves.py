@@ -26,13 +26,28 @@ class HalfState(Enum):
 
 
 class Location(Enum):
-    """Where the guest is; the values are those of the protocol's GuestLocation."""
+    """Where the guest is; the values are those of the protocols' GuestLocation. ENDED_THERE: only of a whole migration."""
 
     UNKNOWN = 0
     SOURCE = 1
     DESTINATION = 2
     SWITCHING = 3
     NOWHERE = 4
+    ENDED_THERE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A command that works on a half as it is, as its agent tells it.
+
+    Attributes:
+        verb: of `ferry migration`.
+        condition: when it is right, in words.
+    """
+
+    verb: str
+    is_forced: bool
+    condition: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +57,10 @@ class Half:
     Attributes:
         options, progress, downtime: serialised, empty when there is none.
         resume_token: only at the source, only once its QEMU has completed. Never stored.
-        waiting_for: what this half waits for, with the way to go on; empty when nothing.
+        waiting_for: what this half waits for; empty when nothing.
+        epoch: the highest that its agent has seen.
+        advice: what an operator may do about it.
+        is_definition_kept: at a destination that has lost the guest, whether it stored the VM.
     """
 
     state: HalfState
@@ -63,6 +81,9 @@ class Half:
     downtime: bytes
     phases: tuple[tuple[str, float], ...]
     warnings: tuple[str, ...]
+    epoch: int = 0
+    advice: tuple[Advice, ...] = ()
+    is_definition_kept: bool = False
 
     def __repr__(self) -> str:
         """Show no token."""

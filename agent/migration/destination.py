@@ -31,7 +31,7 @@ from agent.migration.surroundings import Surroundings
 from agent.migration.taking_over import Goes, take_over
 from agent.qemu.commands import Qemu
 from agent.qemu.endings import of_exit, of_stop, reset_of, stop_of
-from agent.qemu.errors import QemuGone
+from agent.qemu.errors import QemuGone, QemuRefused
 from agent.qemu.status import MigrationReport, MigrationStatus, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.jobs import JobLock
@@ -46,6 +46,7 @@ TIDY_TIMEOUT_S: Final = 1.0
 STDERR_GRACE_S: Final = 0.05
 
 _BEFORE_LOADED = (inc.Reserved, inc.Listening, inc.Loading)
+_BEFORE_TAKEN = (*_BEFORE_LOADED, inc.Loaded, inc.Arrived)
 _TAKEN_OVER = (inc.Entering, inc.Filling, inc.Resuming, inc.Running)
 _log = structlog.get_logger()
 
@@ -89,6 +90,9 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         self.endpoint: Endpoint | None = None
         self._runs_since_s: float | None = None
         self._shutdown_reason = ""
+        self._may_have_run = not isinstance(
+            record.phase, _BEFORE_TAKEN
+        )  # a `cont` that was not refused, of this agent or an earlier one
         self._strangers: Strangers | None = None
         self.link = DestinationLink(self, around)
 
@@ -130,19 +134,23 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             raise InvalidRequest(f"migration {self.facts.migration_id}: wrong resume token", reason="RESUME_TOKEN_WRONG")
         return await self._resume(keep_paused=keep_paused)
 
-    async def fence(self) -> None:
-        """Let the guest go on here on an operator's word that the source is dead.
+    async def own(self) -> None:
+        """Let the guest go on here, and keep it, without the source's token.
 
         Raises:
-            WrongState: the guest is not in doubt.
+            Expired: it does not run yet; ask again.
         """
-        if not isinstance(self.phase, inc.Loaded | inc.Resuming):
-            raise WrongState(
-                f"migration {self.facts.migration_id} cannot be fenced: the guest is not in doubt here "
-                f"(phase {type(self.phase).__name__})",
-                reason="NOT_IN_DOUBT",
-            )
         await self._resume(keep_paused=self.facts.stays_paused)
+        await self.finish()
+
+    @property
+    def host_name(self) -> str:
+        """The name of this host."""
+        return self._around.identity.name
+
+    async def ask_qemu(self) -> None:
+        """Ask QEMU how the migration is, and take the answer as truth."""
+        await self._ask_qemu()
 
     async def _resume(self, *, keep_paused: bool) -> float:
         if isinstance(self.phase, _BEFORE_LOADED):  # QEMU's event may still be on its way
@@ -163,12 +171,14 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             )
             try:
                 async with asyncio.timeout(RESUME_TIMEOUT_S):
-                    await self.wait_phase(inc.Running, inc.Filling, inc.Ending)
+                    await self.wait_phase(inc.Running, inc.Filling, inc.Ending, inc.Undoing)
             except TimeoutError as error:
                 why = self.facts.waiting_for or f"no answer in {RESUME_TIMEOUT_S:g} s"
                 raise Expired(f"the guest does not run here yet: {why}", reason="GUEST_NOT_RUNNING_YET") from error
+        if isinstance(self.phase, inc.Undoing | inc.Abandoned):  # every `cont` was refused until QEMU ended
+            return await self._refuse_undone()
         if isinstance(self.phase, inc.Lost | inc.Ending):
-            raise GuestLost.because(self.phase.cause)
+            raise GuestLost.because(self.phase.cause, is_kept=isinstance(self.phase, inc.Lost) and self.phase.is_kept)
         return 0.0 if self._runs_since_s is None else max(now_s() - self._runs_since_s, 0.0)
 
     def _has_qemu_ended(self) -> bool:
@@ -270,7 +280,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         ending = of_exit(self._shutdown_reason, words, during="migration", where=where)
         if ending.is_guests and isinstance(self.phase, inc.Running):
             self.update(warnings=(*self.facts.warnings, f"{ending.text}, after it had come"))
-        self.observe(inc.QemuExited(Cause(ending.text, ending.reason), by_guest=ending.is_guests))
+        never_ran = not (self._may_have_run or self.facts.guest_ran)
+        self.observe(inc.QemuExited(Cause(ending.text, ending.reason), by_guest=ending.is_guests, never_ran=never_ran))
 
     def _load_failed(self) -> Cause:
         words = "" if self._vm is None else self._around.vms.last_words(self._vm)
@@ -284,6 +295,10 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 await self._run_guest()
             case inc.EnsureUndone():
                 await self._undo()
+            case inc.EnsureDefinitionKept():
+                await self._keep_definition()
+            case inc.EnsureFinished():
+                await self.finish()
 
     def _on_bug(self, error: Exception) -> None:
         cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
@@ -295,9 +310,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             try:
                 if self.facts.copies:
                     await stop_exports(self.qemu)
-                goes = await take_over(
-                    self.qemu, self.facts.vm_name, keep_paused=self.phase.keep_paused, has_run=lambda: self.facts.guest_ran
-                )
+                goes = await self._take_over(keep_paused=self.phase.keep_paused)
                 if goes is not Goes.NOT_YET:
                     is_paused = goes is Goes.STAYS_STOPPED
                     self.update(guest_ran=True, waiting_for="", arrival=replace(self.facts.arrival, is_paused=is_paused))
@@ -310,6 +323,35 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                 self.update(waiting_for=error.text)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RETRY_LAST_S)
+
+    async def _take_over(self, *, keep_paused: bool) -> Goes:
+        """Let the guest go on; remember whether it may have run."""
+        may_have_run, self._may_have_run = self._may_have_run, self._may_have_run or not keep_paused
+        try:
+            return await take_over(self.qemu, self.facts.vm_name, keep_paused=keep_paused, has_run=lambda: self.facts.guest_ran)
+        except QemuRefused:  # it stands as it stood
+            self._may_have_run = may_have_run
+            raise
+
+    async def _keep_definition(self) -> None:
+        """Store what this host is to keep of a guest that ended here."""
+        delay_s = RETRY_FIRST_S
+        while isinstance(self.phase, inc.KeepingDefinition):
+            try:
+                await self._keep_vm()
+            except FerryError as error:
+                self.update(waiting_for=error.text)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RETRY_LAST_S)
+            else:
+                self.update(waiting_for="", warnings=(*self.facts.warnings, *self._autostart_warning()))
+                self.observe(inc.DefinitionKept())
+
+    def _autostart_warning(self) -> tuple[str, ...]:
+        if self.facts.stored is None or not self.facts.stored.autostart:
+            return ()
+        name = self.facts.vm_name
+        return (f"{name} does not start with {self.host_name} any more, since it ended in the move: ferry vm autostart {name}",)
 
     async def finish(self) -> None:
         """Make the VM this host's own, and drop what only the migration needed. May be repeated.
@@ -341,9 +383,9 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             running = self._vm.running
             self._around.vms.older_disks.forget(self._vm.last_definition if running is None else running.definition)
 
-    async def _keep_lost(self) -> None:
-        """Keep the VM of a guest that ended here where its newest disks are; it does not start with its host."""
-        if not self.facts.copies or self._lock is None or self._vm is None:
+    async def _keep_vm(self) -> None:
+        """Keep the VM of a guest that ended here; not with its host, since it may be started elsewhere by force."""
+        if self._lock is None or self._vm is None:
             return
         while self._vm.running is not None:  # noqa: ASYNC110 -- until the end of its QEMU is on record, in a moment
             await asyncio.sleep(RETRY_FIRST_S)
@@ -388,7 +430,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             else:
                 if isinstance(self.phase, inc.Undoing):  # whoever hears that it is undone may try again at once
                     await asyncio.to_thread(self._discard_images)
-                self.observe(inc.Undone())
+                self.observe(inc.Undone(never_ran=not (self._may_have_run or self.facts.guest_ran)))
 
     def _discard_images(self) -> None:
         for made in self.facts.made_images:
@@ -409,8 +451,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         await self.link.close()
         if isinstance(self.phase, inc.Abandoned):
             self._discard_images()
-        elif isinstance(self.phase, inc.Lost):
-            await self._keep_lost()
+        elif isinstance(self.phase, inc.Lost) and self.facts.copies and not self.phase.is_kept:
+            await self._keep_vm()  # where its newest disks are
         # A QEMU that is killed leaves the sockets that it listened on.
         for purpose in ("in", "nbd-in"):
             self._around.store.session_socket_path(self.facts.migration_id, purpose).unlink(missing_ok=True)

@@ -162,7 +162,7 @@ class DestinationLink:
         session = self._session
         phase = session.phase
         if isinstance(phase, inc.Lost | inc.Ending):
-            raise GuestLost.because(phase.cause)
+            raise GuestLost.because(phase.cause, is_kept=isinstance(phase, inc.Lost) and phase.is_kept)
         if isinstance(phase, inc.Undoing | inc.Abandoned):
             raise GuestNeverRan(f"the guest never ran here and its QEMU is gone: {phase.cause.text}")
         if isinstance(phase, inc.Loaded | inc.Resuming | inc.Running | inc.Finished):

@@ -28,11 +28,16 @@ class GuestLost(WrongState):
     default_reason = "GUEST_LOST"
 
     @classmethod
-    def because(cls, cause: Cause) -> Self:
-        """Make it with what `cause` finds again."""
-        return cls(f"the guest was taken over and is gone: {cause.text}", cause=cause.reason)
+    def because(cls, cause: Cause, *, is_kept: bool) -> Self:
+        """Make it with what `cause` and `is_kept` find again."""
+        return cls(f"the guest was taken over and is gone: {cause.text}", cause=cause.reason, kept="yes" if is_kept else "no")
 
     @property
     def cause(self) -> str:
         """The reason of the end."""
         return self.facts.get("cause", self.reason)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the destination stored the VM."""
+        return self.facts.get("kept") == "yes"

@@ -2,7 +2,7 @@
 
     Reserved -> Listening -> Loading -> Loaded -> Resuming -> Running -> Finished
         |           |           |         |          |          |
-        `-----------+-----------+---------'          `----------+-> Lost
+        `-----------+-----------+---------'          `----------+-> KeepingDefinition -> Lost
                     v
                  Undoing -> Abandoned
 
@@ -66,7 +66,7 @@ class Filling:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The source's QEMU ended with memory that is missing here; what is here of the guest is being ended."""
+    """What is here of the guest is being ended: the source's QEMU ended with memory that is missing here, or an operator let go."""
 
     cause: Cause
 
@@ -81,6 +81,13 @@ class Resuming:
 @dataclass(frozen=True, slots=True)
 class Running:
     """The guest is here: it runs, or stands still because its user had paused it, or has ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepingDefinition:
+    """The guest's QEMU ended here after it was taken over; its definition is being stored here, where its newest disks are."""
+
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +111,14 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Final: QEMU ended here after the guest was taken over; the guest runs nowhere."""
+    """Final: QEMU ended here after the guest was taken over; the guest runs nowhere.
+
+    Attributes:
+        is_kept: whether its definition was stored here.
+    """
 
     cause: Cause
+    is_kept: bool = False
 
 
 Phase: TypeAlias = (
@@ -120,6 +132,7 @@ Phase: TypeAlias = (
     | Ending
     | Resuming
     | Running
+    | KeepingDefinition
     | Finished
     | Undoing
     | Abandoned
@@ -161,10 +174,12 @@ class QemuExited:
 
     Attributes:
         by_guest: whether the guest itself ended it: then it has been here, and nothing of it is missed.
+        never_ran: whether QEMU is known to have refused every `cont`.
     """
 
     cause: Cause
     by_guest: bool = False
+    never_ran: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +205,42 @@ class AbandonRequested:
 
     Attributes:
         source_has_ended: the source's half is over: it keeps the guest, or its QEMU has ended.
+        may_come_halved: post-copy is allowed, so the guest may be coming without QEMU having said so yet.
     """
 
     cause: Cause
     source_has_ended: bool = False
+    may_come_halved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRequested:
+    """An operator wants this half to end without a coordinator.
+
+    Attributes:
+        is_forced: also where that may end the only copy of the guest.
+        may_come_halved: as for an abandon.
+    """
+
+    cause: Cause
+    is_forced: bool = False
+    may_come_halved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DefinitionKept:
+    """The VM is stored as this host's own, unless it was transient at the source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """QEMU is gone and nothing is left of Prepare."""
+    """QEMU is gone and nothing is left of Prepare.
+
+    Attributes:
+        never_ran: whether QEMU is known to have refused every `cont`.
+    """
+
+    never_ran: bool = False
 
 
 Event: TypeAlias = (
@@ -212,6 +254,8 @@ Event: TypeAlias = (
     | GuestRuns
     | FinishRequested
     | AbandonRequested
+    | ReleaseRequested
+    | DefinitionKept
     | Undone
 )
 
@@ -227,13 +271,23 @@ class EnsureUndone:
     """End QEMU and remove what Prepare made; report Undone."""
 
 
-Effect: TypeAlias = EnsureGuestRuns | EnsureUndone
+@dataclass(frozen=True, slots=True)
+class EnsureDefinitionKept:
+    """Store the VM as this host's own, as the source had it; report DefinitionKept."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureFinished:
+    """Make the VM this host's own as Finish does; report FinishRequested."""
+
+
+Effect: TypeAlias = EnsureGuestRuns | EnsureUndone | EnsureDefinitionKept | EnsureFinished
 Step: TypeAlias = AnyStep[Phase, Effect]
 
 FINAL = (Finished, Abandoned, Lost)
 
 
-def step(phase: Phase, event: Event) -> Step:  # noqa: PLR0911 - one line a phase
+def step(phase: Phase, event: Event) -> Step:  # noqa: C901, PLR0911 - one line a phase
     """Answer an event.
 
     Raises:
@@ -254,6 +308,8 @@ def step(phase: Phase, event: Event) -> Step:  # noqa: PLR0911 - one line a phas
             return _resuming(phase, event)
         case Running():
             return _running(phase, event)
+        case KeepingDefinition():
+            return _keeping_definition(phase, event)
         case Undoing():
             return _undoing(phase, event)
         case Finished() | Abandoned() | Lost():
@@ -269,6 +325,8 @@ def effects_after_restart(phase: Phase) -> tuple[Effect, ...]:
             return (EnsureGuestRuns(),)
         case Undoing() | Ending():
             return (EnsureUndone(),)
+        case KeepingDefinition():
+            return (EnsureDefinitionKept(),)
         case _:
             return ()
 
@@ -283,6 +341,14 @@ def _before_loaded(phase: Reserved | Listening | Loading, event: Event) -> Step:
             return Step(Loaded())
         case ((Listening() | Loading()), GuestArrived()):
             return Step(Arrived())
+        case (
+            (Listening() | Loading()),
+            AbandonRequested(source_has_ended=False, may_come_halved=True)
+            | ReleaseRequested(is_forced=False, may_come_halved=True),
+        ):
+            raise InvalidTransition(phase, event)
+        case _, ReleaseRequested(cause):
+            return Step(Undoing(cause), (EnsureUndone(),))
         case _:
             return _undo_or_refuse(phase, event)
 
@@ -291,6 +357,8 @@ def _loaded(phase: Loaded, event: Event) -> Step:
     match event:
         case ResumeRequested(keep_paused):
             return Step(Resuming(keep_paused), (EnsureGuestRuns(),))
+        case ReleaseRequested(cause, is_forced=True):
+            return Step(Undoing(cause), (EnsureUndone(),))
         case _:
             return _undo_or_refuse(phase, event)
 
@@ -303,6 +371,8 @@ def _arrived(phase: Arrived, event: Event) -> Step:
             return Step(Loaded())
         case AbandonRequested(source_has_ended=False):  # the source's QEMU may have given up its own half
             raise InvalidTransition(phase, event)
+        case ReleaseRequested(cause, is_forced=True):
+            return Step(Undoing(cause), (EnsureUndone(),))
         case _:
             return _undo_or_refuse(phase, event)
 
@@ -311,7 +381,7 @@ def _in_post_copy(phase: Entering | Filling, event: Event) -> Step:
     match phase, event:
         case _, QemuExited(cause):
             return Step(Lost(cause))
-        case _, AbandonRequested(cause, source_has_ended=True):
+        case _, AbandonRequested(cause, source_has_ended=True) | ReleaseRequested(cause, is_forced=True):
             return Step(Ending(cause), (EnsureUndone(),))
         case _, ResumeRequested():
             return Step(phase)
@@ -327,9 +397,11 @@ def _in_post_copy(phase: Entering | Filling, event: Event) -> Step:
 
 def _ending(phase: Ending, event: Event) -> Step:
     match event:
+        case Undone(never_ran=True):
+            return Step(Abandoned(phase.cause))
         case Undone():
             return Step(Lost(phase.cause))
-        case QemuGaveUp() | QemuExited() | AbandonRequested():
+        case QemuGaveUp() | QemuExited() | AbandonRequested() | ReleaseRequested():
             return Step(phase)
         case _:
             raise InvalidTransition(phase, event)
@@ -349,8 +421,12 @@ def _resuming(phase: Resuming, event: Event) -> Step:
             return Step(Running())
         case ResumeRequested():
             return Step(phase)
+        case QemuExited(cause, never_ran=True):
+            return Step(Undoing(cause), (EnsureUndone(),))
         case QemuExited(cause):
-            return Step(Lost(cause))
+            return Step(KeepingDefinition(cause), (EnsureDefinitionKept(),))
+        case ReleaseRequested(cause, is_forced=True):
+            return Step(Ending(cause), (EnsureUndone(),))
         case _:
             raise InvalidTransition(phase, event)
 
@@ -364,7 +440,19 @@ def _running(phase: Running, event: Event) -> Step:
         case QemuExited(by_guest=True):  # it came, ran, and ended by itself: its definition is still to be kept
             return Step(phase)
         case QemuExited(cause):
-            return Step(Lost(cause))
+            return Step(KeepingDefinition(cause), (EnsureDefinitionKept(),))
+        case ReleaseRequested():
+            return Step(phase, (EnsureFinished(),))
+        case _:
+            raise InvalidTransition(phase, event)
+
+
+def _keeping_definition(phase: KeepingDefinition, event: Event) -> Step:
+    match event:
+        case DefinitionKept():
+            return Step(Lost(phase.cause, is_kept=True))
+        case QemuExited() | AbandonRequested() | ReleaseRequested():
+            return Step(phase)
         case _:
             raise InvalidTransition(phase, event)
 
@@ -373,7 +461,7 @@ def _undoing(phase: Undoing, event: Event) -> Step:
     match event:
         case Undone():
             return Step(Abandoned(phase.cause))
-        case QemuGaveUp() | QemuExited() | AbandonRequested():
+        case QemuGaveUp() | QemuExited() | AbandonRequested() | ReleaseRequested():
             return Step(phase)
         case _:
             raise InvalidTransition(phase, event)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 import structlog
@@ -19,6 +19,7 @@ from agent.migration.clocks import now_era
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
 from agent.migration.offline import begin_offline, preparation, reserve_again
+from agent.migration.operator_actions import AnySession, ask_destination, ask_source, may_come_halved, wait_over
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.past import Past, PastMigrations, past_of
 from agent.migration.record import Facts, Record, check_migration_id, incoming_record, outgoing_record, read_role
@@ -36,7 +37,6 @@ RESTORE_TIMEOUT_S: Final = 10.0
 
 P = TypeVar("P")
 
-AnySession: TypeAlias = SourceSession | DestinationSession
 _log = structlog.get_logger()
 
 
@@ -287,7 +287,7 @@ class Migrations:
         session = self.get_source(migration_id)
         if isinstance(session.phase, out.Kept | out.Lost):
             return session
-        session.request(out.CancelRequested(cause), f"cannot be cancelled: {session.too_late}", "GUEST_SENT")
+        ask_source(session, out.CancelRequested(cause), f"cannot be cancelled: {session.too_late}", "GUEST_SENT")
         return session
 
     async def pause(self, migration_id: str) -> SourceSession:
@@ -317,56 +317,29 @@ class Migrations:
             WrongState: the guest may have run here.
         """
         session = self.get_destination(migration_id)
-        if isinstance(session.phase, inc.Loading) and session.facts.options.post_copy.is_allowed and not source_has_ended:
-            raise WrongState(
-                f"migration {migration_id}: cannot be abandoned: the guest may be coming by post-copy; cancel it at the source",
-                reason="GUEST_MAY_BE_HERE",
-            )
         if not isinstance(session.phase, inc.Abandoned | inc.Lost):
-            session.request(
-                inc.AbandonRequested(cause, source_has_ended),
-                f"cannot be abandoned: not possible any more, the guest runs on {self._around.identity.name}",
-                "GUEST_RAN_HERE",
-            )
-        with suppress(TimeoutError):  # also where it was undone by itself: what it made may still be being removed
-            async with asyncio.timeout(RESTORE_TIMEOUT_S):
-                while not session.is_over:
-                    await session.wait_change()
+            event = inc.AbandonRequested(cause, source_has_ended, may_come_halved=may_come_halved(session))
+            if isinstance(session.phase, inc.Listening | inc.Loading):
+                why = (
+                    "the guest may be coming by post-copy; it is abandoned once the source has ended its half",
+                    "GUEST_MAY_BE_HERE",
+                )
+            else:
+                why = f"not possible any more, the guest runs on {self._around.identity.name}", "GUEST_RAN_HERE"
+            ask_destination(session, event, f"cannot be abandoned: {why[0]}", why[1])
+        await wait_over(session)  # also where it was undone by itself: what it made may still be being removed
         return session
 
-    async def confirm(self, migration_id: str) -> SourceSession:
-        """End the source's QEMU, now that the guest is kept at the destination; waits until it is gone.
+    async def confirm(self, migration_id: str, lost: out.DestinationLost | None = None) -> SourceSession:
+        """End the source's QEMU, now that the guest is kept, or `lost`, at the destination; waits until it is gone.
 
         Raises:
             WrongState: the guest is still here.
         """
         session = self.get_source(migration_id)
-        if not isinstance(session.phase, out.Retiring | out.Retired):
-            session.request(out.ConfirmRequested(), "cannot be confirmed: the guest was not sent", "GUEST_NOT_SENT")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RESTORE_TIMEOUT_S):
-                while not session.is_over:
-                    await session.wait_change()
-        return session
-
-    async def fence(self, migration_id: str, *, peer_is_dead: bool) -> AnySession:
-        """Own the guest here, on an operator's word that the other host is dead.
-
-        Raises:
-            InvalidRequest: without that word.
-            WrongState: the guest is not in doubt.
-        """
-        session = self.get(migration_id)
-        if not peer_is_dead:
-            raise InvalidRequest(
-                "fencing needs your word that the guest does not and will not run on the other host (peer_is_dead)",
-                reason="WORD_MISSING",
-            )
-        if isinstance(session, DestinationSession):
-            await session.fence()
-        else:
-            cause = Cause(f"fenced by an operator: {session.facts.peer or 'the destination'} is dead", "FENCED", by_wish=True)
-            session.request(out.Fenced(cause), "cannot be fenced: the guest is not in doubt", "NOT_IN_DOUBT")
+        if not isinstance(session.phase, out.Retiring | out.Retired | out.Losing | out.Lost):
+            ask_source(session, lost or out.ConfirmRequested(), "cannot be confirmed: the guest was not sent", "GUEST_NOT_SENT")
+        await wait_over(session)
         return session
 
 

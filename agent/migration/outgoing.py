@@ -20,7 +20,8 @@ In post-copy the guest goes first and the rest of its memory follows:
                                             Broken        (the connection was lost; it is made anew)
 
 From `Crossing`, which is the written decision, to the source's `completed` nothing is cancelled and no QEMU is ended: the guest
-exists once, half on each side. `Losing` ends what is left here of a guest that its destination has lost.
+exists once, half on each side. `Losing` ends what is left here of a guest that its destination has lost, also from `Sent` and
+`HandedOver`: what ran there has written to its disks since, so what is here is never run again.
 
 Any phase before `Sent` ends in `Lost` when QEMU ends, unless the destination may hold the whole guest by then. `Switching` is the
 written decision: it is saved before `migrate-continue` is sent. A guest is not given to a host whose agent does not answer: the
@@ -108,13 +109,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Losing:
-    """The destination lost the guest in post-copy; its rest here is being ended, the guest runs nowhere.
+    """The destination lost the guest; its rest here is being ended, the guest runs nowhere.
 
     Attributes:
+        is_kept_there: whether the destination has stored the definition, so that it goes from here.
         newest_is_there: whether the guest may have run at the destination, so that disks that were copied are newest there.
     """
 
     cause: Cause
+    is_kept_there: bool = False
     newest_is_there: bool = False
 
 
@@ -132,7 +135,13 @@ class HandedOver:
 
 @dataclass(frozen=True, slots=True)
 class Retiring:
-    """The husk is being ended; the guest is at the destination."""
+    """The husk is being ended; the guest is at the destination.
+
+    Attributes:
+        keeps_definition: whether the definition stays here, marked as moved away: nobody has said that it is kept there.
+    """
+
+    keeps_definition: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +258,14 @@ class StoodStillTooLong:
 
 @dataclass(frozen=True, slots=True)
 class DestinationLost:
-    """The destination's agent proves that the guest's QEMU ended there."""
+    """The destination's agent proves that it had taken the guest over and that its QEMU ended there.
+
+    Attributes:
+        is_kept_there: whether the destination has stored the definition.
+    """
 
     cause: Cause
+    is_kept_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +343,18 @@ class Fenced:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseRequested:
+    """An operator wants this half to end without a coordinator.
+
+    Attributes:
+        is_forced: also where that may end the only copy of the guest.
+    """
+
+    cause: Cause
+    is_forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ConfirmRequested:
     """The coordinator has the destination's word that the guest is kept there."""
 
@@ -363,6 +389,7 @@ Event: TypeAlias = (
     | ResumeAnswered
     | DestinationNeverRan
     | Fenced
+    | ReleaseRequested
     | ConfirmRequested
     | GuestRestored
     | HuskEnded

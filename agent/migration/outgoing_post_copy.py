@@ -45,8 +45,8 @@ def in_post_copy(phase: out.Following | out.Broken, event: out.Event) -> out.Ste
             return out.Step(phase, (do.CutConnection(),))
         case out.DestinationNeverRan(cause) if not phase.is_resumed:
             return _never_ran(phase, cause)
-        case out.DestinationLost(cause):
-            return out.Step(out.Losing(cause, newest_is_there=True), (do.EnsureLostEnded(),))
+        case out.DestinationLost(cause, is_kept_there):
+            return out.Step(out.Losing(cause, is_kept_there, newest_is_there=True), (do.EnsureLostEnded(),))
         case out.QemuExited(cause):
             return out.Step(out.Lost(cause, newest_is_there=True))
         case _:

@@ -8,6 +8,7 @@ from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
 from agent.migration import outgoing_post_copy as post_copy
 from agent.migration.machine import Cause, InvalidTransition
+from agent.migration.outgoing_release import release
 
 
 def step(phase: out.Phase, event: out.Event) -> out.Step:  # noqa: C901, PLR0911, PLR0912 - one line a phase
@@ -16,6 +17,8 @@ def step(phase: out.Phase, event: out.Event) -> out.Step:  # noqa: C901, PLR0911
     Raises:
         InvalidTransition: the event has no meaning in this phase.
     """
+    if isinstance(event, out.ReleaseRequested):
+        return release(phase, event)
     match phase:
         case out.Begun():
             return _begun(phase, event)
@@ -218,7 +221,7 @@ def _ended_while_switching(event: out.QemuExited) -> out.Step:
     return out.Step(out.Lost(event.cause))
 
 
-def _sent(phase: out.Sent, event: out.Event) -> out.Step:
+def _sent(phase: out.Sent, event: out.Event) -> out.Step:  # noqa: PLR0911 - one line an event
     match event:
         case out.ResumeAnswered():
             return out.Step(out.HandedOver())
@@ -230,6 +233,8 @@ def _sent(phase: out.Sent, event: out.Event) -> out.Step:
             return out.Step(
                 out.Lost(Cause(f"the guest's QEMU on the source ended while the guest changed hands; {cause.text}", "QEMU_ENDED"))
             )
+        case out.DestinationLost(cause, is_kept_there):
+            return out.Step(out.Losing(cause, is_kept_there, newest_is_there=True), (do.EnsureLostEnded(),))
         case out.Fenced(cause) if phase.qemu_is_gone:
             return out.Step(out.Lost(cause, newest_is_there=True))
         case out.DestinationNeverRan(cause) | out.Fenced(cause):
@@ -242,6 +247,8 @@ def _handed_over(phase: out.HandedOver, event: out.Event) -> out.Step:
     match event:
         case out.ConfirmRequested():
             return out.Step(out.Retiring(), (do.EnsureHuskEnded(),))
+        case out.DestinationLost(cause, is_kept_there):
+            return out.Step(out.Losing(cause, is_kept_there, newest_is_there=True), (do.EnsureLostEnded(),))
         case out.QemuExited():
             return out.Step(phase)
         case _:

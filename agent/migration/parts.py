@@ -19,6 +19,7 @@ class PeerReport:
         is_undone: the guest never ran there and never will.
         error: why it failed; empty while it has not.
         is_lost: the guest was taken over there, and its QEMU has ended.
+        is_kept: where it is lost, whether the VM was stored there.
     """
 
     is_undone: bool
@@ -26,6 +27,7 @@ class PeerReport:
     error: str
     reason: str
     is_lost: bool = False
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Destination(Protocol):
 
         Raises:
             GuestNeverRan: the destination proves that it never ran there and that its QEMU is gone.
+            GuestLost: it was taken over there, and its QEMU has ended.
             Unreachable, Expired: it may have happened; ask again.
         """
 

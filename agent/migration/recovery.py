@@ -86,7 +86,7 @@ class Recovery:
                 await self._try_once()
             except (GuestLost, GuestNeverRan) as error:
                 if isinstance(error, GuestLost):
-                    session.observe(out.DestinationLost(Cause(error.text, error.cause)))
+                    session.observe(out.DestinationLost(Cause(error.text, error.cause), error.is_kept))
                 else:
                     session.observe(out.DestinationNeverRan(Cause(error.text, error.reason)))
                 return
@@ -179,10 +179,10 @@ class Recovery:
         facts = self._session.facts
         since = time.strftime("%H:%M:%S UTC", time.gmtime(wall_of(facts.broken_since_s or now_s())))
         peer = facts.peer or "the destination"
-        how = "it is made anew by itself; at once"
+        how = "it is made anew by itself"
         if self._is_spent:
             how = "another loss while it recovers would end the destination's QEMU, so the next attempt needs your word"
         return (
             f"the guest runs on {peer} and waits for memory that is still on {self._session.host_name}, since {since}: "
-            f"the connection was lost{': ' if why else ''}{why}; {how}: ferry migration recover {facts.migration_id}"
+            f"the connection was lost{': ' if why else ''}{why}; {how}"
         )

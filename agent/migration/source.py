@@ -16,7 +16,7 @@ from agent.migration import outgoing_effects as do
 from agent.migration.clocks import now_s
 from agent.migration.disk_copies import DiskCopies
 from agent.migration.disk_wishes import check_disk_bandwidth
-from agent.migration.errors import GuestNeverRan
+from agent.migration.errors import GuestLost, GuestNeverRan
 from agent.migration.heartbeat import Heartbeat
 from agent.migration.machine import Cause
 from agent.migration.network_gap import NetworkGapWatch
@@ -431,7 +431,9 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         delay_s = RETRY_FIRST_S
         while isinstance(self.phase, out.Losing):
             try:
-                if self._lock is not None:
+                if self._lock is not None and self.phase.is_kept_there:
+                    await self._around.vms.drop(self._lock, kept_for=self._keeper())
+                elif self._lock is not None:
                     await self._around.vms.end_lost(self._lock)
             except FerryError as error:
                 self.update(waiting_for=f"the source's QEMU does not end: {error.text}")
@@ -562,6 +564,9 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             except GuestNeverRan as error:
                 self.observe(out.DestinationNeverRan(Cause(error.text, error.reason)))
                 return
+            except GuestLost as error:
+                self.observe(out.DestinationLost(Cause(error.text, error.cause), error.is_kept))
+                return
             except FerryError as error:
                 self.update(waiting_for=self._waiting_text(error.text))
             else:
@@ -586,16 +591,10 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     def _waiting_text(self, why: str) -> str:
         peer = self.facts.peer or "the destination"
+        rest = ""
         if not isinstance(self.phase, out.Sent):
-            return (
-                f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again. "
-                f"Part of the guest's memory is still on {self.host_name}: end no QEMU of it"
-            )
-        return (
-            f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again. "
-            f"If {peer} is dead for good and the guest does not run there: "
-            f"ferry migration fence {self.facts.migration_id} --host {self._around.identity.name}"
-        )
+            rest = f". Part of the guest's memory is still on {self.host_name}: end no QEMU of it"
+        return f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again{rest}"
 
     async def _keep_figures(self) -> None:
         """Read the final figures off QEMU, now that the guest runs at the destination."""
@@ -624,7 +623,9 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     def _keeper(self) -> str:
         """Name who has the guest where the definition is to stay here."""
-        return (self.facts.peer or "another host") if self.facts.options.modes.keeps_source_definition else ""
+        keeps_definition = isinstance(self.phase, out.Retiring) and self.phase.keeps_definition
+        keeps_definition |= self.facts.options.modes.keeps_source_definition
+        return (self.facts.peer or "another host") if keeps_definition else ""
 
     async def _tidy(self) -> None:
         newest_disks.settle(self._around.vms, self._lock, self.facts, self.phase)

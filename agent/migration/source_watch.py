@@ -388,7 +388,7 @@ class SourceWatch:
                     if report.is_lost:
                         lost = "" if report.reason in GUEST_ENDS else "; the guest was lost there"
                         text = f"{self._peer()}: {report.error or 'its QEMU ended'}{lost}"
-                        session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED")))
+                        session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED"), report.is_kept))
                     if report.is_undone and isinstance(session.phase, (out.Mirroring, *_ON_THE_WAY, out.Switching)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
                         session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))

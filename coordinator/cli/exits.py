@@ -49,7 +49,7 @@ def of_migration(migration: pb.Migration) -> ExitCode:
     match migration.guest_location:
         case pb.Migration.GUEST_LOCATION_SOURCE:
             return ExitCode.ROLLED_BACK
-        case pb.Migration.GUEST_LOCATION_NOWHERE:
+        case pb.Migration.GUEST_LOCATION_NOWHERE | pb.Migration.GUEST_LOCATION_ENDED_AT_DESTINATION:
             return ExitCode.LOST
         case _:
             return ExitCode.UNKNOWN

@@ -251,6 +251,37 @@ async def fence(
     return ExitCode.DONE
 
 
+@app.command
+async def release(
+    migration_id: MigrationId,
+    /,
+    *,
+    host: Annotated[str, Parameter(metavar="HOST", help="The host that lets go; name, or address of its agent.")],
+    force: Annotated[Switch, Parameter(help="Also where that may end the only copy of the guest.")] = False,
+    output: Output = Format.TABLE,
+    settings: Settings = DEFAULT_SETTINGS,
+) -> ExitCode:
+    """End one host's side of a migration at its agent, without a coordinator.
+
+    What was not sent is kept, what came is kept, what moved on is let go. Never makes a second copy of the guest.
+
+    `ferry doctor` names the sides that no coordinator drives, with the command for each.
+    """
+    screen = Screen()
+    async with Link(settings) as link:
+        full_id = await _full_id(link, migration_id, screen)
+        agent = await link.agent(host)
+        request = agent_pb.ReleaseMigrationRequest(request_id=new_request_id(), migration_id=full_id, force=force)
+        half = (await agent.peer.change(agent.stub.ReleaseMigration, request)).migration
+    state = "has let go of it" if half.is_final else "is letting go of it"
+    screen.note(f"{half.vm_name}: {agent.host} {state} ({half.phase})")
+    for warning in half.warnings:
+        screen.warn(warning)
+    if output is not Format.TABLE:
+        screen.show(_without_token(half), lambda: "", output)
+    return ExitCode.DONE
+
+
 async def _get(coordinator: Coordinator, migration_id: str) -> pb.Migration:
     request = pb.GetMigrationRequest(migration_id=migration_id)
     return (await coordinator.read(coordinator.stub.GetMigration, request)).migration

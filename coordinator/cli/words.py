@@ -41,6 +41,8 @@ def location_word(migration: pb.Migration) -> str:
             return "between the hosts"
         case pb.Migration.GUEST_LOCATION_NOWHERE:
             return "nowhere"
+        case pb.Migration.GUEST_LOCATION_ENDED_AT_DESTINATION:
+            return f"ended on {migration.destination_host}"
         case _:
             return "not known"
 
@@ -65,6 +67,8 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
             return
         case pb.Migration.STATE_CANCELLED:
             yield f"{vm} was not moved to {destination}: {migration.error or 'cancelled'}"
+        case pb.Migration.STATE_FAILED if migration.guest_location == pb.Migration.GUEST_LOCATION_ENDED_AT_DESTINATION:
+            yield f"{vm} moved to {destination} and has ended there: {_cause(migration)}"
         case pb.Migration.STATE_FAILED:
             yield f"{vm} was not moved to {destination}: {_cause(migration)}"
         case pb.Migration.STATE_WAITING if migration.phase in {"Following", "Broken"}:
@@ -73,7 +77,7 @@ def outcome(migration: pb.Migration) -> Iterable[str]:
             return
         case pb.Migration.STATE_WAITING:
             yield f"{vm} stands still and waits: {_cause(migration)}"
-            yield from _waiting(migration)
+            yield "it goes on by itself as soon as that host answers again; nothing is lost until then"
             return
         case _:
             yield f"{vm} is on its way from {source} to {destination} ({state_word(migration)})"
@@ -119,15 +123,9 @@ def _place(migration: pb.Migration) -> Iterable[str]:
             yield "the guest runs nowhere: its QEMU ended during the migration, and what was only in its memory is lost"
             if not any(disk.is_newest for disk in migration.progress.disks):  # else the error says where they are
                 yield f"start it anew: ferry vm start {vm} --host {source}"
+        case pb.Migration.GUEST_LOCATION_ENDED_AT_DESTINATION:
+            yield f"the guest ran on {destination} and its QEMU ended there, where its definition and its newest disks are"
+            yield f"start it there: ferry vm start {migration.options.destination_name or vm} --host {destination}"
         case _:
             yield f"it is not known whether the guest is on {source} or on {destination}; start it on neither"
             yield f"look at both: ferry vm ls, ferry migration show {short_id(migration.id)}"
-
-
-def _waiting(migration: pb.Migration) -> Iterable[str]:
-    short = short_id(migration.id)
-    yield "it goes on by itself as soon as that host answers again; nothing is lost until then"
-    yield (
-        "only if that host is dead for good (powered off, not merely silent), give the guest to the other one: "
-        f"ferry migration fence {short} --host {migration.source_host}  or  --host {migration.destination_host}"
-    )

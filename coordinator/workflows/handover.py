@@ -84,7 +84,7 @@ async def complete(moving: Moving) -> None:
         await _ensure_resumed(moving)
     if not moving.move.state.is_final:
         moving.change(state=MoveState.FINISHING, location=Location.DESTINATION, error="", error_reason="")
-    kept = await moving.step("finish", lambda: _until_answered(moving, "finish", lambda: moving.destination.finish(moving.move)))
+    kept = await moving.step("finish", lambda: _until_answered(moving, "finish", lambda: _finish(moving)))
     half = await moving.step("confirm", lambda: _until_answered(moving, "confirm", lambda: _confirm(moving)))
     if half is not None and half.state in _GIVEN:
         moving.board.see(moving.migration_id, half)
@@ -113,11 +113,11 @@ async def _ensure_resumed(moving: Moving) -> None:
             try:
                 await moving.attempt("resume", lambda: _resume(moving))
             except FerryError as error:
-                moving.wait(texts.destination_silent(moving.move, error.text))
+                moving.wait(texts.destination_silent(moving.move, error.text, source))
             else:
                 return
         elif isinstance(destination, Silent):
-            moving.wait(texts.destination_silent(moving.move, destination.why))
+            moving.wait(texts.destination_silent(moving.move, destination.why, source))
         elif isinstance(source, Silent):
             moving.wait(texts.source_silent(moving.move, source.why, destination))
         elif source is not None:
@@ -131,6 +131,21 @@ def _is_resuming(destination: Word) -> bool:
 
 async def _resume(moving: Moving) -> None:
     await moving.destination.resume(moving.migration_id, moving.resume_token, keep_paused=moving.keep_paused)
+
+
+async def _finish(moving: Moving) -> Half:
+    """Let the destination keep the guest.
+
+    Raises:
+        TurnedBack: it has ended there.
+    """
+    try:
+        return await moving.destination.finish(moving.move)
+    except WrongState:
+        half = await moving.destination.find(moving.migration_id)
+        if half is not None and half.location is Location.NOWHERE:
+            raise TurnedBack from None
+        raise
 
 
 async def _confirm(moving: Moving) -> Half | None:

@@ -20,6 +20,7 @@ from coordinator.board import Board, state_of
 from coordinator.halves import Half, Location, Move, MoveState
 from coordinator.ownership import Silent, Word
 from coordinator.slots import Slots
+from coordinator.workflows import texts
 from coordinator.workflows.pace import Pace
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ T = TypeVar("T")
 WAITING: Final = "WAITING_FOR_HOST"
 QUEUED: Final = "QUEUED"
 CANCELLED: Final = "CANCELLED"
+_BY_WISH: Final = frozenset({CANCELLED, "RELEASED"})
 SUPERSEDED: Final = "EPOCH_STALE"
 _WAITING_MARK: Final = "; waiting: "
 _tracer = trace.get_tracer("coordinator")
@@ -118,7 +120,8 @@ class Moving:
             return
         self.change(state=MoveState.WAITING if half.waiting_for else state_of(half))
         if self.failure is None:
-            self.change(error=half.error or half.waiting_for, error_reason=WAITING if half.waiting_for else half.error_reason)
+            waits = texts.half_waits(self.move, half) if half.waiting_for else ""
+            self.change(error=half.error or waits, error_reason=WAITING if half.waiting_for else half.error_reason)
 
     def _learn(self, half: Half) -> None:
         if half.resume_token:
@@ -162,7 +165,7 @@ class Moving:
         if self.move.state.is_final:
             return
         failure = self.failure or Failure(f"{self.move.source} does not know the migration any more", "MIGRATION_UNKNOWN")
-        was_cancelled = failure.reason == CANCELLED and location is Location.SOURCE
+        was_cancelled = failure.reason in _BY_WISH and location is Location.SOURCE
         self._end(MoveState.CANCELLED if was_cancelled else MoveState.FAILED, location, failure)
 
     def _end(self, state: MoveState, location: Location, failure: Failure) -> None:

@@ -56,7 +56,7 @@ async def _settle_once(moving: Moving, source: Word, destination: Word, *, is_pa
         case Decision.ASK_AGAIN if is_patient:
             moving.wait(texts.word_missing(moving.move, source, destination))
         case Decision.FENCE:
-            moving.wait(texts.source_lost(moving.move, source))
+            moving.wait(texts.source_lost(moving.move, source, destination))
         case Decision.CONFLICT:
             await _end_conflict(moving, destination)
         case decision if isinstance(source, Half) and not source.is_final:
@@ -68,10 +68,12 @@ async def _settle_once(moving: Moving, source: Word, destination: Word, *, is_pa
 
 
 async def _end_source(moving: Moving, source: Half, destination: Word, decision: Decision) -> None:
-    """Cancel what can be cancelled; a source that gave the guest away keeps its last state for an operator."""
+    """Cancel what can be cancelled; a source that gave away a guest that has ended lets go of what it still holds."""
     if decision is Decision.LOST:
         moving.change(location=Location.NOWHERE)
         moving.wait(texts.destination_lost(moving.move, destination))
+        if isinstance(destination, Half) and destination.is_final:
+            await moving.attempt("confirm", lambda: moving.source.confirm_lost(moving.move, destination))
         return
     moving.see(source)
     if source.state is not HalfState.CANCELLING:
@@ -85,12 +87,13 @@ async def _end(moving: Moving, source: Word, destination: Word, location: Locati
             moving.note(Failure(half.error, half.error_reason))
     if isinstance(source, Half):
         moving.see(source)
-    moving.fail(location)
+    is_kept_there = isinstance(destination, Half) and destination.is_definition_kept
+    moving.fail(Location.ENDED_THERE if is_kept_there and location is Location.NOWHERE else location)
     if isinstance(destination, Silent):
         moving.wait(destination.why)
         return
     if destination is not None and not destination.is_final:
-        has_ended = isinstance(source, Half) and source.is_final
+        has_ended = source is None or (isinstance(source, Half) and source.is_final)  # what its agent has forgotten had ended
         destination = await moving.attempt(
             "abandon", lambda: moving.destination.abandon(moving.move, moving.cause, source_has_ended=has_ended)
         )
@@ -100,6 +103,9 @@ async def _end(moving: Moving, source: Word, destination: Word, location: Locati
 async def _end_conflict(moving: Moving, destination: Word) -> None:
     """Let go of the guest on both hosts, loudly: what is to be ended is an operator's choice."""
     if isinstance(destination, Half) and not destination.is_final:
+        if destination.state is not HalfState.HANDED_OVER:
+            moving.wait(texts.conflict_waits(moving.move, destination))
+            return
         await moving.attempt("finish", lambda: moving.destination.finish(moving.move))
     moving.failure = Failure(texts.conflict(moving.move), "GUEST_ON_BOTH_HOSTS")
     moving.fail(Location.UNKNOWN)

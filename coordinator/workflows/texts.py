@@ -1,26 +1,28 @@
-"""What a migration that waits tells: why, and how an operator may go on. Pure."""
+"""What a migration that waits tells: why, and how an operator may go on. Pure.
+
+The commands are those that the agents advise for their halves as they are now; none is made up here.
+"""
 
 from __future__ import annotations
 
+from common.advice import migration_command
 from coordinator.halves import Half, Move
 from coordinator.ownership import Silent, Word, holds_all
 
 
 def source_silent(move: Move, why: str, destination: Word) -> str:
     """Tell that the source's agent does not answer."""
+    state = "the move goes on by itself, this is asked again"
     if holds_all(destination):
-        return (
-            f"{why}; {move.destination} holds the whole guest and waits for word from {move.source}. "
-            f"If {move.source} is dead for good: {_fence(move, move.destination)}"
-        )
-    return f"{why}; the move goes on by itself, this is asked again"
+        state = f"{move.destination} holds the whole guest and waits for word from {move.source}"
+    return f"{why}; {state}{_advice(move, move.destination, destination)}"
 
 
-def destination_silent(move: Move, why: str) -> str:
+def destination_silent(move: Move, why: str, source: Word) -> str:
     """Tell that the guest was given away and the destination does not take it."""
     return (
         f"the guest is stopped and given to {move.destination}, which does not run it yet: {why}; "
-        f"it is asked again and again. If {move.destination} is dead for good: {_fence(move, move.source)}"
+        f"it is asked again and again{_advice(move, move.source, source)}"
     )
 
 
@@ -29,26 +31,25 @@ def word_missing(move: Move, source: Word, destination: Word) -> str:
     if isinstance(source, Silent):
         return source_silent(move, source.why, destination)
     if isinstance(destination, Silent):
-        return f"{destination.why}; this is asked again"
+        return f"{destination.why}; this is asked again{_advice(move, move.source, source)}"
     return f"{move.destination} has not said yet whether it has all of the guest; this is asked again"
 
 
-def source_lost(move: Move, source: Word) -> str:
+def half_waits(move: Move, source: Half) -> str:
+    """Tell what the source's half waits for."""
+    return f"{source.waiting_for}{_advice(move, move.source, source)}"
+
+
+def source_lost(move: Move, source: Word, destination: Word) -> str:
     """Tell that the source cannot run the guest and the destination holds all of it."""
     why = source.error if isinstance(source, Half) and source.error else f"{move.source} does not know the migration any more"
-    return (
-        f"{why}: {move.destination} may hold the whole guest. If {move.source} is sure not to run it: "
-        f"{_fence(move, move.destination)}"
-    )
+    return f"{why}: {move.destination} may hold the whole guest{_advice(move, move.destination, destination)}"
 
 
 def destination_lost(move: Move, destination: Word) -> str:
-    """Tell that the guest ended at the destination while the source still holds what it gave away."""
+    """Tell that the guest ended at the destination while the source still ends what it holds of it."""
     why = f" ({destination.error})" if isinstance(destination, Half) and destination.error else ""
-    return (
-        f"the guest ended on {move.destination} after it had been given away{why}; {move.source} holds it as it was then. "
-        f"To go on from there, only if it has written nothing to its disks since: {_fence(move, move.source)}"
-    )
+    return f"the guest ended on {move.destination} after it had been taken over{why}; {move.source} ends what it still holds of it"
 
 
 def conflict(move: Move) -> str:
@@ -60,10 +61,24 @@ def conflict(move: Move) -> str:
     )
 
 
+def conflict_waits(move: Move, destination: Word) -> str:
+    """Tell that the source owns the guest again and the destination is about to run it."""
+    return (
+        f"{move.source} was fenced and {move.destination} is about to run the guest too"
+        f"{_advice(move, move.destination, destination)}"
+    )
+
+
 def superseded(why: str) -> str:
     """Tell that this coordinator has nothing to say any more."""
     return f"another coordinator has taken this migration over: {why}"
 
 
-def _fence(move: Move, host: str) -> str:
-    return f"ferry migration fence {move.migration_id} --host {host}"
+def _advice(move: Move, host: str, word: Word) -> str:
+    """Tell what works on a half as it is."""
+    if not isinstance(word, Half):
+        return ""
+    return "".join(
+        f"; {one.condition}: {migration_command(one.verb, move.migration_id, host=host, is_forced=one.is_forced)}"
+        for one in word.advice
+    )

@@ -199,6 +199,12 @@ class Move:
         )
         return (await self._coordinator.UpdateMigration(request)).migration
 
+    async def hasten(self) -> Half:
+        """Lift the bound of the bandwidth at the source itself, without the coordinator."""
+        epoch = (await self.at_source()).epoch
+        request = agent_pb.UpdateMigrationRequest(epoch=epoch, migration_id=self.id, bandwidth_bytes_per_second=0)
+        return (await self.source.UpdateMigration(request)).migration
+
 
 def post_copy(
     when: post_copy_pb.PostCopy.When.ValueType = post_copy_pb.PostCopy.WHEN_AFTER_FIRST_PASS,

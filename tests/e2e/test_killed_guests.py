@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from ferry.agent.v1 import vm_pb2
 from tests.e2e.guest import Plan
 from tests.e2e.held import sent, start_held
 from tests.e2e.lab import Lab, frozen, now_s
@@ -75,6 +76,28 @@ async def test_a_destination_killed_between_completion_and_resume_gives_the_gues
     await guest.console.wait_ticks(5)
     await lab.assert_only_on("host-a", guest)
     guest.assert_whole()
+
+
+async def test_a_guest_that_ran_at_the_destination_and_was_killed_there_has_ended_there_and_starts_there(lab: Lab):
+    """What the source holds is older than the guest's disks: it is never run again."""
+    guest = await lab.start_guest()
+    move = await lab.start_move(options=wishes(bandwidth_mib_s=SLOW_MIB_S))
+    await move.wait_source_phase("Transferring")
+
+    with frozen(lab.fleet.pid("coordinator")):
+        await move.hasten()
+        await move.wait_source_phase("HandedOver")
+        os.kill(await lab.qemu_pid("host-b"), signal.SIGKILL)
+        await move.wait_source_phase("Lost")
+        await until(lambda: not lab.qemus(), "no QEMU left")
+    outcome = await move.outcome()
+
+    assert (outcome.state, outcome.guest_location) == (State.STATE_FAILED, Where.GUEST_LOCATION_ENDED_AT_DESTINATION)
+    assert outcome.error_reason == "QEMU_ENDED"
+    assert "host-b" in outcome.error
+    assert await lab.vms("host-a") == {}
+    assert await lab.vms("host-b") == {guest.name: "STOPPED"}
+    await lab.agents["host-b"].StartVm(vm_pb2.StartVmRequest(vm=guest.name))
 
 
 async def test_a_source_killed_while_memory_is_sent_ends_the_guest_and_the_move_says_so(lab: Lab):

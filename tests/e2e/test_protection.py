@@ -77,6 +77,7 @@ OF_THE_MIGRATION: Final = frozenset(
         "ProvePath",
         "ReopenMigration",
         "FenceMigration",
+        "ReleaseMigration",
     }
 )
 # Calls that are allowed, or that find another reason to refuse, and why that is right.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from deploy.lab.network import TwoHosts
+from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.common.v1.budget_pb2 import POLICY_FAST
 from tests.e2e.guest import Plan
 from tests.e2e.held import sent, start_held
@@ -188,7 +189,8 @@ async def test_a_network_silent_after_completion_keeps_the_guest_for_the_destina
 
     assert half.phase == "Sent"
     assert "host-b" in half.waiting_for
-    assert "fence" in half.waiting_for
+    assert [advice.command for advice in half.advice] == [agent_pb.Advice.COMMAND_FENCE, agent_pb.Advice.COMMAND_RELEASE]
+    assert "ferry migration fence" in whole.error
     assert "host-b" in whole.error
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
     await guest.console.wait_sweeps(1)

@@ -134,8 +134,10 @@ class FakeAgent(rpc.AgentServiceServicer):
 
     async def ConfirmMigration(self, request: Any, context: Any) -> pb.ConfirmMigrationResponse:
         async with self._call("Confirm", request):
-            if not isinstance(self._world.get(self._host), out.Retired):
-                self._world.request(self._host, out.ConfirmRequested(), "GUEST_NOT_SENT")
+            lost = out.DestinationLost(Cause(request.lost.cause, request.lost.reason), request.lost.is_definition_kept)
+            event = lost if request.HasField("lost") else out.ConfirmRequested()
+            if not isinstance(self._world.get(self._host), out.Retired | out.Lost):
+                self._world.request(self._host, event, "GUEST_NOT_SENT")
         return pb.ConfirmMigrationResponse(migration=self._half())
 
     async def CancelMigration(self, request: Any, context: Any) -> pb.CancelMigrationResponse:

@@ -15,9 +15,10 @@ from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
 from agent.migration import outgoing_steps
+from agent.migration.advice import Side, for_destination, for_source
 from agent.migration.machine import Cause, InvalidTransition
 from agent.migration.record import find_cause
-from agent.wire_phases import MAY_TELL_TOKEN, STATES
+from agent.wire_phases import MAY_TELL_TOKEN, STATES, advice_messages
 from common.errors import FerryError, NotFound, WrongState
 from ferry.agent.v1 import migration_pb2 as pb
 from ferry.common.v1 import migration_pb2 as common_pb
@@ -26,6 +27,12 @@ TOKEN = bytes(range(200, 232))
 KEY = "ab" * 32
 TUNNEL_TOKEN = "tunnel-token-of-a-test"
 TIMEOUT_S = 10.0
+_RESULTS: dict[type, inc.Event] = {
+    inc.EnsureGuestRuns: inc.GuestRuns(),
+    inc.EnsureUndone: inc.Undone(),
+    inc.EnsureDefinitionKept: inc.DefinitionKept(),
+    inc.EnsureFinished: inc.FinishRequested(),
+}
 _MEANS_NOTHING = "the guest is not where this makes sense"
 
 AnyPhase: TypeAlias = inc.Phase | out.Phase
@@ -138,7 +145,7 @@ class World:
             taken = inc.step(phase, event)  # type: ignore[arg-type]
             self._put(host, taken.phase)
             for wish in taken.effects:
-                self.apply(host, inc.GuestRuns() if isinstance(wish, inc.EnsureGuestRuns) else inc.Undone())
+                self.apply(host, _RESULTS[type(wish)])
 
     def complete(self, outcome: Outcome) -> None:
         """Let both QEMUs end a transfer that goes on."""
@@ -184,7 +191,16 @@ class World:
             error_reason="" if cause is None else cause.reason,
             resume_token=TOKEN if isinstance(phase, MAY_TELL_TOKEN) else b"",
             progress=self.progress.get(host),
+            epoch=self.epochs.get(host, 0),
+            advice=self._advice(host, phase),
+            is_definition_kept=isinstance(phase, inc.Lost) and phase.is_kept,
         )
+
+    def _advice(self, host: str, phase: AnyPhase) -> list[pb.Advice]:
+        is_source = isinstance(phase, out.Phase.__args__)
+        advised = for_source(phase) if is_source else for_destination(phase, may_come_halved=False)  # type: ignore[arg-type]
+        peer = "host-b" if host == "host-a" else "host-a"
+        return advice_messages(Side("m", host, peer, is_source=is_source), advised)
 
     def _put(self, host: str, phase: AnyPhase) -> None:
         self.phases[host] = phase
@@ -203,7 +219,7 @@ class World:
                 self.apply(host, out.QemuGaveUp(Cause("cancelled", "CANCELLED", by_wish=True)))
             case do.EnsureGuestRestored():
                 self.apply(host, out.GuestRestored())
-            case do.EnsureHuskEnded():
+            case do.EnsureHuskEnded() | do.EnsureLostEnded():
                 self.apply(host, out.HuskEnded())
             case do.RequestResume() if self.outcome is Outcome.HANDED_OVER:
                 self.apply("host-b", inc.ResumeRequested())

@@ -112,7 +112,9 @@ async def test_a_silent_source_while_the_destination_holds_all_of_the_guest_tell
         world.apply("host-b", inc.ResumeRequested())  # an operator fenced it
         await here.wait_error(migration_id, "confirm is repeated")
 
-    assert f"If host-a is dead for good: ferry migration fence {migration_id} --host host-b" in waiting.error
+    assert f"if host-a is dead for good (powered off, not merely silent): ferry migration fence {migration_id} --host host-b" in (
+        waiting.error
+    )
     assert ("host-b", "Abandon") not in calls
     assert world.names["host-b"] == "Finished"
 
@@ -203,7 +205,7 @@ async def test_a_destination_that_proves_it_never_ran_the_guest_gives_it_back(tm
     assert world.names == {"host-a": "Kept", "host-b": "Abandoned"}
 
 
-async def test_a_guest_that_ended_after_it_was_taken_over_is_told_as_that_and_nothing_is_thrown_away(tmp_path: Path):
+async def test_a_guest_that_ended_after_it_was_taken_over_has_ended_there_and_the_source_lets_go_of_it(tmp_path: Path):
     world = World()
     world.holds_before["Finish"] = asyncio.Event()
     async with between(world, tmp_path) as (here, _):
@@ -211,11 +213,11 @@ async def test_a_guest_that_ended_after_it_was_taken_over_is_told_as_that_and_no
         await world.wait_called("Finish")
         world.apply("host-b", inc.QemuExited(CAUSE))
         world.holds_before.pop("Finish").set()
-        waiting = await here.wait_error(migration_id, "the guest ended on host-b")
+        move = await here.wait_end(migration_id)
 
-    assert (waiting.state, waiting.location) == (MoveState.WAITING, Location.NOWHERE)
-    assert "QEMU ended" in waiting.error
-    assert ("host-a", "Confirm") not in world.calls
+    assert (move.state, move.location, move.error) == (MoveState.FAILED, Location.ENDED_THERE, "host-b: QEMU ended")
+    assert world.names == {"host-a": "Lost", "host-b": "Lost"}
+    assert not world.was_double
 
 
 async def test_two_owners_after_a_mistaken_fence_are_told_loudly(tmp_path: Path):

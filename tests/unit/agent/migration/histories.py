@@ -28,7 +28,7 @@ class History(Generic[P, V, F]):
 
 
 def histories(step: Callable[[P, V], Step[P, F]], start: P, events: tuple[V, ...], length: int) -> Iterator[History[P, V, F]]:
-    """Yield every history of at most `length` events, the empty one included."""
+    """Yield every history of at most `length` events that change something, the empty one included."""
     stack: list[History[P, V, F]] = [History((), (start,), ())]
     while stack:
         history = stack.pop()
@@ -40,4 +40,6 @@ def histories(step: Callable[[P, V], Step[P, F]], start: P, events: tuple[V, ...
                 after = step(history.phase, event)
             except InvalidTransition:
                 continue
+            if after.phase == history.phase and not after.effects:
+                continue  # what changes nothing makes no other history
             stack.append(History((*history.events, event), (*history.phases, after.phase), (*history.effects, *after.effects)))

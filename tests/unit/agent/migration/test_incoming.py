@@ -24,6 +24,10 @@ EVENTS: tuple[inc.Event, ...] = (
     inc.FinishRequested(),
     inc.AbandonRequested(CAUSE),
     inc.AbandonRequested(CAUSE, source_has_ended=True),
+    inc.AbandonRequested(CAUSE, may_come_halved=True),
+    inc.ReleaseRequested(CAUSE),
+    inc.ReleaseRequested(CAUSE, is_forced=True),
+    inc.DefinitionKept(),
     inc.Undone(),
 )
 LENGTH = 7
@@ -77,7 +81,32 @@ def test_a_guest_that_ends_by_itself_once_it_is_all_here_is_finished_all_the_sam
 
     assert after == inc.Step(inc.Running())
     assert inc.step(after.phase, inc.FinishRequested()).phase == inc.Finished()
-    assert inc.step(inc.Running(), inc.QemuExited(CAUSE)).phase == inc.Lost(CAUSE)
+
+
+def test_a_guest_whose_qemu_ended_after_it_was_taken_over_is_kept_here_before_it_is_told_as_lost():
+    for phase in (inc.Resuming(), inc.Running()):
+        after = inc.step(phase, inc.QemuExited(CAUSE))
+
+        assert after == inc.Step(inc.KeepingDefinition(CAUSE), (inc.EnsureDefinitionKept(),))
+        assert inc.step(after.phase, inc.DefinitionKept()).phase == inc.Lost(CAUSE, is_kept=True)
+
+
+def test_a_guest_that_was_taken_over_and_could_never_be_run_goes_back_to_the_source():
+    after = inc.step(inc.Resuming(), inc.QemuExited(CAUSE, never_ran=True))
+    released = inc.step(inc.Resuming(), inc.ReleaseRequested(CAUSE, is_forced=True))
+
+    assert after == inc.Step(inc.Undoing(CAUSE), (inc.EnsureUndone(),))
+    assert inc.step(released.phase, inc.Undone(never_ran=True)).phase == inc.Abandoned(CAUSE)
+    assert inc.step(released.phase, inc.Undone()).phase == inc.Lost(CAUSE)
+
+
+def test_a_guest_that_may_be_coming_by_post_copy_is_abandoned_only_once_the_source_has_ended():
+    for phase in (inc.Listening(), inc.Loading()):
+        for event in (inc.AbandonRequested(CAUSE, may_come_halved=True), inc.ReleaseRequested(CAUSE, may_come_halved=True)):
+            with pytest.raises(InvalidTransition):
+                inc.step(phase, event)
+        ended = inc.AbandonRequested(CAUSE, source_has_ended=True, may_come_halved=True)
+        assert inc.step(phase, ended).phase == inc.Undoing(CAUSE)
 
 
 def test_resume_is_refused_before_the_guest_is_loaded():

@@ -27,6 +27,8 @@ EVENTS: tuple[out.Event, ...] = (
     out.QemuLinkLost(),
     out.StoodStillTooLong(),
     out.DestinationLost(CAUSE),
+    out.ReleaseRequested(CAUSE),
+    out.ReleaseRequested(CAUSE, is_forced=True),
     out.QemuCompleted(),
     out.QemuGaveUp(CAUSE),
     out.QemuExited(CAUSE),
@@ -209,9 +211,28 @@ def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is
         for index, (before, after) in enumerate(pairwise(history.phases)):
             if isinstance(after, out.Losing) and not isinstance(before, out.Losing):
                 proofs = (out.DestinationLost, out.DestinationNeverRan)
-                assert isinstance(history.events[index], proofs) or isinstance(before, out.Refused)
+                is_forced = history.events[index] == out.ReleaseRequested(CAUSE, is_forced=True)
+                assert isinstance(history.events[index], proofs) or is_forced or isinstance(before, out.Refused)
             if isinstance(before, out.Following | out.Broken):
                 assert not isinstance(after, out.Retiring | out.Keeping | out.Cancelling)
+
+
+def test_what_ran_at_the_destination_and_ended_there_is_never_run_here_again():
+    for phase in (out.Sent(), out.Sent(qemu_is_gone=True), out.HandedOver(), out.Following(), out.Broken(is_resumed=True)):
+        after = outgoing_steps.step(phase, out.DestinationLost(CAUSE, is_kept_there=True))
+
+        assert after == out.Step(out.Losing(CAUSE, is_kept_there=True, newest_is_there=True), (do.EnsureLostEnded(),))
+        assert outgoing_steps.step(after.phase, out.HuskEnded()).phase == out.Lost(CAUSE, newest_is_there=True)
+
+
+def test_a_release_keeps_what_was_not_sent_and_lets_go_of_what_runs_at_the_destination():
+    assert outgoing_steps.step(out.Begun(), out.ReleaseRequested(CAUSE)).phase == out.Keeping(CAUSE)
+    assert outgoing_steps.step(out.Transferring(), out.ReleaseRequested(CAUSE)).phase == out.Cancelling(CAUSE)
+    assert outgoing_steps.step(out.HandedOver(), out.ReleaseRequested(CAUSE)).phase == out.Retiring(keeps_definition=True)
+    assert outgoing_steps.step(out.Keeping(CAUSE), out.ReleaseRequested(CAUSE)).phase == out.Kept(CAUSE)
+    for phase in (out.Sent(), out.Broken(), out.Following(), out.Crossing()):
+        with pytest.raises(InvalidTransition):
+            outgoing_steps.step(phase, out.ReleaseRequested(CAUSE))
 
 
 def test_a_paused_guest_is_started_again_before_the_switch_over_only():
@@ -251,7 +272,7 @@ def test_no_history_gives_the_guest_away_and_keeps_it_unless_the_destination_is_
             if isinstance(before, out.Sent) and isinstance(after, out.Keeping):
                 assert isinstance(history.events[index], out.DestinationNeverRan | out.Fenced)
             if isinstance(before, out.HandedOver | out.Retiring):
-                assert isinstance(after, out.HandedOver | out.Retiring | out.Retired)
+                assert isinstance(after, out.HandedOver | out.Retiring | out.Retired | out.Losing)
 
 
 def test_no_history_leaves_a_final_phase():

@@ -150,14 +150,14 @@ async def test_another_destination_is_tried_again_by_itself():
     assert source.phase == out.Following(is_resumed=True)
 
 
-async def test_what_is_told_names_both_hosts_since_when_and_the_command():
+async def test_what_is_told_names_both_hosts_and_since_when():
     source = FakeSource([SILENT, SILENT, PathProof("", is_fragile=False)])
     one = made(source)
     since = time.strftime("%H:%M:%S UTC", time.gmtime((FACTS.broken_since_s or 0.0) + time.time() - boot_s()))
 
     assert one._waiting_text("no answer") == (
         f"the guest runs on host-b and waits for memory that is still on host-a, since {since}: the connection "
-        "was lost: no answer; it is made anew by itself; at once: ferry migration recover m-1"
+        "was lost: no answer; it is made anew by itself"
     )
 
 
