@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from agent.qemu.endings import GUEST_ENDS
 from common.errors import WrongState
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class GuestLost(WrongState):
     @classmethod
     def because(cls, cause: Cause, *, is_kept: bool) -> Self:
         """Make it with what `cause` and `is_kept` find again."""
-        return cls(f"the guest was taken over and is gone: {cause.text}", cause=cause.reason, kept="yes" if is_kept else "no")
+        end = "has ended" if cause.reason in GUEST_ENDS else "is lost"
+        return cls(f"the guest was taken over and {end}: {cause.text}", cause=cause.reason, kept="yes" if is_kept else "no")
 
     @property
     def cause(self) -> str:

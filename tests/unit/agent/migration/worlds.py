@@ -166,6 +166,8 @@ def _qemus(world: World, reachable: Reachable) -> Iterator[World]:
             yield replace(world, destination_qemu=Qemu.HOLDS)
         case Qemu.SENDS, Qemu.HOLDS:
             yield replace(world, source_qemu=Qemu.HOLDS)  # acknowledged
+        case ((Qemu.RUNS | Qemu.HOLDS | Qemu.GONE), Qemu.WAITS) if world.token_given:
+            yield replace(world, destination_qemu=Qemu.GONE)  # what it was sent broke off
         case ((Qemu.SENDS | Qemu.HALVING), Qemu.GONE):
             yield replace(world, source_qemu=Qemu.RUNS)
         case ((Qemu.WAITS | Qemu.SENDS), _) if reachable.source and isinstance(world.source, out.Cancelling):
