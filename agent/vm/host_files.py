@@ -25,6 +25,8 @@ _WORDS: Final = frozenset({"mount_tag", "name", "serial", "tag", "vendor", "prod
 # What has a slash and is no path: of the VM's own directory, a network, the address of a server.
 _HARMLESS: Final = re.compile(r"(unix:)?\{run\}/[^/]+|[0-9A-Fa-f.:]+/[0-9]+|(nbd|https?|ftps?|iscsi|sftp|ssh)://[^/].*")
 FILE_DRIVERS: Final = frozenset({"file", "host_device", "host_cdrom"})
+# Drivers of images on a server whose key `path` is the server's.
+_PATHS_OF_SERVERS: Final = frozenset({"gluster", "nfs", "ssh"})
 
 
 class Use(Enum):
@@ -79,6 +81,7 @@ def hidden_paths(definition: Definition) -> tuple[str, ...]:
         for key, value in option.strings()
         if "/" in value
         and not _is_word(option, key)
+        and not _is_of_server(option, value)
         and value.removeprefix("unix:") not in known
         and not _HARMLESS.fullmatch(value)
     )
@@ -158,6 +161,10 @@ def _is_word(option: Option, key: str) -> bool:
     return key in _WORDS or (option.name == "smbios" and key not in ("file", "path"))
 
 
+def _is_of_server(option: Option, value: str) -> bool:
+    return option.name == "blockdev" and option.get("driver") in _PATHS_OF_SERVERS and option.get("path") == value
+
+
 def _of_display(option: Option) -> Iterator[HostFile]:
     for key, value in option.strings():
         if value.startswith("unix:/"):
@@ -168,7 +175,7 @@ def _of_display(option: Option) -> Iterator[HostFile]:
 
 def _of_others(option: Option, name: str) -> Iterator[HostFile]:
     for key, value in option.strings():
-        if not value.startswith("/") or _is_word(option, key):
+        if not value.startswith("/") or _is_word(option, key) or _is_of_server(option, value):
             continue
         if name == "object" and option.get("qom-type") == "rng-random" and value in RANDOM_SOURCES:
             continue

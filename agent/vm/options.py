@@ -74,6 +74,7 @@ RUN_DIR: Final = "{run}"
 _IMPLIED: Final = {
     "audiodev": "driver",
     "chardev": "backend",
+    "display": "type",
     "device": "driver",
     "fsdev": "fsdriver",
     "fw_cfg": "name",

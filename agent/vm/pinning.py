@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def pin(definition: Definition, facts: BinaryFacts) -> Definition:
-    """Give the definition a versioned machine type.
+    """Give the definition a versioned machine type, and leave out what is switched off of a CPU and unknown to this QEMU anyway.
 
     Raises:
         WrongState: this QEMU does not know the machine type, or gives it fewer vCPUs.
@@ -37,4 +37,11 @@ def pin(definition: Definition, facts: BinaryFacts) -> Definition:
             machine=machine.name,
             most=machine.cpu_max_count,
         )
-    return replace(definition, machine=machine.name)
+    cpu = definition.cpu
+    known = {name: value for name, value in cpu.properties.items() if value is not False or is_known(name, facts)}
+    return replace(definition, machine=machine.name, cpu=replace(cpu, properties=known))
+
+
+def is_known(feature: str, facts: BinaryFacts) -> bool:
+    """Say whether a QEMU has a feature of CPUs."""
+    return bool({feature, feature.replace("_", "-")} & facts.cpu_properties)

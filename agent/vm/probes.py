@@ -9,6 +9,7 @@ from agent.qemu import accelerator
 from agent.qemu.binary import Binaries
 from agent.vm.argv import cpu_model
 from agent.vm.definition import Accelerator
+from agent.vm.pinning import is_known
 from common.errors import WrongState
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def check_cpu_model(definition: Definition, facts: BinaryFacts) -> None:
     if model is not None and model not in facts.cpu_models:
         raise WrongState(f"CPU model {model} is unknown to this host's QEMU", reason="CPU_MODEL_UNKNOWN", model=model)
     for name in definition.cpu.properties:
-        if not {name, name.replace("_", "-")} & facts.cpu_properties:
+        if not is_known(name, facts):
             raise WrongState(f"CPU feature {name} is unknown to this host's QEMU", reason="CPU_FEATURE_UNKNOWN", feature=name)
 
 

@@ -32,14 +32,25 @@ if TYPE_CHECKING:
 
 PLACE = Path(os.environ.get("FERRY_LIBVIRT_DOMAINS", Path(__file__).parents[3] / "shared" / "libvirt-domains"))
 DOMAINS = sorted(PLACE.glob("*.xml"))
-LEAST_BUILT = 0.6
+LEAST_BUILT = 0.75
 REFUSAL = re.compile(r"[\w.-]+\.xml:[1-9][0-9]*: /domain")
 START_TIMEOUT_S = 20.0
 # Names that a program chooses, what hangs on the host of libvirt's tests, and what libvirt chooses by chance.
 _NAMES = frozenset({"id", "drive", "netdev", "chardev", "rng", "memdev", "audiodev", "fsdev", "vhostfd", "device_id", "iothread"})
 _CHOSEN = {"vhost-vsock-auto": "guest-cid", "genid-auto": "guid"}
 # Stand-ins for devices that a test host has not.
-_ABSENT = ("vfio-pci", "usb-host", "virtio-input-host-pci", "vhost-vsock-pci", "vhost-scsi-pci")
+_ABSENT = (
+    "vfio-pci",
+    "vhost-user-blk-pci",
+    "virtio-vga-gl",
+    "virtio-gpu-gl",
+    "usb-host",
+    "virtio-input-host-pci",
+    "vhost-vsock-pci",
+    "vhost-scsi-pci",
+)
+_STORAGE = frozenset({"file", "host_device", "host_cdrom", "nbd", "rbd", "iscsi", "gluster", "http", "https", "ftp", "ftps", "nfs"})
+_OF_SPICE = frozenset({"tls-port", "x509-dir", "tls-channel", "gl", "rendernode"})
 _NEEDS_KVM = frozenset({"intel-iommu-eim"})  # more CPUs than a machine without KVM's interrupt controller takes
 _MISSING = pytest.mark.skipif(not DOMAINS, reason=f"no libvirt domains in {PLACE}")
 
@@ -122,7 +133,7 @@ def words_of(words: Sequence[str], option: str) -> list[str]:
 
 def with_stand_ins(definition: Definition, place: Path) -> Definition:
     """Put small files of this test in the place of files, and simple devices in that of devices of the host."""
-    formats = {option.get("file"): option.get("driver") for option in definition.find("blockdev")}
+    formats = {option.get("file"): option.get("driver").replace("luks", "raw") for option in definition.find("blockdev")}
     return replace(
         definition,
         options=tuple(_stand_in(option, place, formats) for option in definition.options),
@@ -133,14 +144,28 @@ def with_stand_ins(definition: Definition, place: Path) -> Definition:
 
 def _stand_in(option: Option, place: Path, formats: dict[str, str]) -> Option:
     match option.name:
-        case "blockdev" if option.get("driver") in ("file", "host_device", "host_cdrom", "nbd"):
+        case "blockdev" if option.get("driver") in _STORAGE:
             node = option.get("node-name")
             path = _make_image(place / f"{node}.img", formats.get(node, "raw"))
             return of_json("blockdev", {"driver": "file", "filename": str(path)} | _kept(option, "node-name", "read-only", "cache"))
+        case "blockdev" if option.get("driver") == "luks" or "encrypt" in option.properties:
+            return replace(option, properties={"driver": "raw"} | _kept(option, "node-name", "read-only", "file", "cache"))
         case "object":
             return _object(option, place)
         case "device":
             return _device(option)
+        case _:
+            return _desktop(option, place)
+
+
+def _desktop(option: Option, place: Path) -> Option:
+    match option.name:
+        case "spice" if option.properties.keys() & {"tls-port", "gl"}:
+            return replace(option, properties={key: value for key, value in option.properties.items() if key not in _OF_SPICE})
+        case "display" if option.properties:
+            return replace(option, properties={"type": "none"})
+        case "audiodev" if option.get("driver") not in ("none", "wav", "spice"):
+            return of_json("audiodev", {"driver": "none"} | _kept(option, "id"))
         case _:
             return _host_side(option, place)
 
@@ -173,14 +198,18 @@ def _object(option: Option, place: Path) -> Option:
         return of_json("object", {"qom-type": "memory-backend-ram", "reserve": False} | _kept(option, "id", "size", "share"))
     if option.get("qom-type") == "memory-backend-memfd":
         return of_json("object", {"qom-type": "memory-backend-memfd"} | _kept(option, "id", "size", "share"))
-    if option.get("qom-type") == "input-linux":
+    if option.get("qom-type") in ("input-linux", "secret"):
         return of_json("object", {"qom-type": "rng-builtin"} | _kept(option, "id"))
     return option
 
 
 def _device(option: Option) -> Option:
-    if not option.get("driver").startswith(_ABSENT):
+    if not option.get("driver").startswith((*_ABSENT, "scsi-block")):
         return of_json("device", {key: value for key, value in option.properties.items() if key != "prealloc"})
+    if option.get("driver").startswith(("virtio-vga-gl", "virtio-gpu-gl")):
+        return of_json("device", option.properties | {"driver": option.get("driver").replace("-gl", "")})
+    if option.get("driver") == "scsi-block":
+        return of_json("device", option.properties | {"driver": "scsi-hd"})
     if option.get("driver") == "usb-host":
         return of_json("device", {"driver": "usb-mouse"})
     return of_json("device", {"driver": "pci-testdev"} | _kept(option, "bus", "addr"))

@@ -18,6 +18,10 @@ SYSINFO = (
     "<os><type machine='q35'>hvm</type><smbios mode='sysinfo'/></os>"
     "<sysinfo type='smbios'><system><entry name='product'>p</entry></system></sysinfo>"
 )
+_DISK_OF_HTTP = (
+    "<disk type='network'><source protocol='http' name='i'><host name='h'/>{}</source><target dev='vda' bus='virtio'/></disk>"
+)
+_ACCELERATED = "<video><model type='virtio'><acceleration accel3d='yes'/></model></video>"
 _SCSI = "<controller type='scsi' model='virtio-scsi'/>"
 
 
@@ -149,11 +153,19 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("disk = file", DISK.format(inside="")),
         ("disk = block", "<disk type='block'><source dev='/dev/sdx'/><target dev='vda'/></disk>"),
         ("disk = network, nbd", "<disk type='network'><source protocol='nbd'><host name='h'/></source><target dev='vda'/></disk>"),
-        ("disk = network, rbd, iscsi, http, ...", "<disk type='network'><source protocol='rbd'/><target dev='vda'/></disk>"),
-        ("disk = volume, dir, nvme, vhostuser", "<disk type='volume'><source/><target dev='vda'/></disk>"),
+        (
+            "disk = network, rbd, iscsi, gluster, nfs, ssh, http, https, ftp, ftps",
+            "<disk type='network'><source protocol='rbd' name='pool/image'><host name='h'/></source><target dev='vda'/></disk>",
+        ),
+        ("disk = network: cookies", _DISK_OF_HTTP.format("<cookies><cookie name='a'>b</cookie></cookies>")),
+        (
+            "disk = vhostuser (blocks migration)",
+            "<disk type='vhostuser'><source type='unix' path='/s'/><target dev='vda' bus='virtio'/></disk>",
+        ),
+        ("disk = volume, dir, nvme", "<disk type='volume'><source/><target dev='vda'/></disk>"),
         ("device = cdrom, bus = sata", "<disk device='cdrom'><target dev='sda' bus='sata'/></disk>"),
         ("device = floppy", "<disk device='floppy'><source file='/f'/><target dev='fda'/></disk>"),
-        ("device = lun", "<disk type='block' device='lun'><source dev='/dev/sdx'/><target dev='sda'/></disk>"),
+        ("device = lun", f"{_SCSI}<disk type='block' device='lun'><source dev='/dev/sdx'/><target dev='sda'/></disk>"),
         ("bus = scsi", f"{_SCSI}<disk><source file='/d'/><target dev='sda'/></disk>"),
         ("bus = usb", "<controller type='usb'/><disk><source file='/d'/><target dev='sda' bus='usb'/></disk>"),
         ("bus = sd, xen", "<disk><source file='/d'/><target dev='sda' bus='sd'/></disk>"),
@@ -174,7 +186,10 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("iotune", DISK.format(inside="<iotune><total_iops_sec>9</total_iops_sec></iotune>")),
         ("geometry", "<disk><source file='/d'/><target dev='vda'/><geometry cyls='9' heads='9' secs='9'/></disk>"),
         ("blockio", DISK.format(inside="<blockio logical_block_size='4096'/>")),
-        ("encryption", DISK.format(inside="<encryption format='luks'/>")),
+        (
+            "auth, encryption = luks (secrets are files in /etc/ferry/secrets)",
+            DISK.format(inside="<encryption format='luks'><secret type='passphrase' usage='web'/></encryption>"),
+        ),
         ("throttlefilters", DISK.format(inside="<throttlefilters/>")),
     ),
     "Controllers": _at(
@@ -202,7 +217,15 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
             "<interface type='network'><source network='n' bridge='virbr0'/></interface>",
         ),
         (
-            "interface = network without, direct, vhostuser, vdpa, hostdev",
+            "interface = network, default (its bridge is virbr0)",
+            "<interface type='network'><source network='default'/></interface>",
+        ),
+        (
+            "interface = vhostuser, vdpa (block migration)",
+            "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/><model type='virtio'/></interface>",
+        ),
+        (
+            "interface = network without, direct, hostdev",
             "<interface type='network'><source network='n'/></interface>",
         ),
         ("rom", CARD.format(inside="<rom enabled='no'/>")),
@@ -246,18 +269,23 @@ SECTIONS: dict[str, tuple[Sample, ...]] = {
         ("graphics = vnc, @passwd", "<graphics type='vnc' passwd='p'/>"),
         ("graphics = spice", "<graphics type='spice' autoport='yes'/>"),
         (
-            "graphics = spice: channel = secure, tlsPort, passwd, gl",
-            "<graphics type='spice'><channel name='main' mode='secure'/></graphics>",
+            "graphics = spice: channel = secure, tlsPort, gl",
+            "<graphics type='spice' port='5900' tlsPort='5901'><channel name='main' mode='secure'/></graphics>",
         ),
-        ("graphics = sdl, egl-headless, dbus, rdp", "<graphics type='sdl'/>"),
+        ("graphics = spice, @passwd", "<graphics type='spice' passwd='p'/>"),
+        ("graphics = sdl, egl-headless, dbus", "<graphics type='egl-headless'/>"),
+        ("graphics = rdp", "<graphics type='rdp'/>"),
         ("video: vga, cirrus, qxl, virtio, bochs, vmvga, ramfb", "<video><model type='virtio'/></video>"),
-        ("video/acceleration = yes", "<video><model type='virtio'><acceleration accel3d='yes'/></model></video>"),
+        (
+            "video/acceleration = yes (blocks migration)",
+            _ACCELERATED,
+        ),
         ("input: mouse, tablet, keyboard on usb, virtio", "<input type='tablet' bus='virtio'/>"),
         ("input on ps2", "<input type='mouse' bus='ps2'/>"),
         ("input = passthrough, evdev (blocks migration)", "<input type='evdev'><source dev='/dev/input/event1'/></input>"),
         ("sound", "<sound model='ich9'/>"),
         ("audio = none, file, spice", "<audio id='2' type='none'/>"),
-        ("audio = alsa, pulseaudio, pipewire, ...", "<audio id='1' type='alsa'/>"),
+        ("audio = alsa, pulseaudio, pipewire, jack, oss, sdl, coreaudio, dbus", "<audio id='1' type='alsa'/>"),
     ),
     "Other devices": _at(
         "devices",

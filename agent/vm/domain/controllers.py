@@ -79,6 +79,7 @@ def read_controllers(devices: Element, plan: Plan) -> None:
         next_index[kind] = max(next_index.get(kind, 0), index + 1)
         has_usb = has_usb or kind == "usb"
         _read_controller(element, kind, index, plan)
+    _join_companions(plan)
     if plan.board is Board.Q35:
         plan.controllers.setdefault(("sata", 0), Device(devices, "builtin", {"driver": "ahci", "id": "ide"}))
     if not has_usb:
@@ -194,7 +195,7 @@ def _read_usb_controller(element: Element, index: int, plan: Plan) -> None:
         companion = Device(
             element,
             "controller",
-            {**properties, "masterbus": f"{name}.0", "firstport": first or 0},
+            {**properties, "masterbus": str(index), "firstport": first or 0},
             slot,
             read_pci_address(element),
         )
@@ -203,6 +204,18 @@ def _read_usb_controller(element: Element, index: int, plan: Plan) -> None:
     if owner is not None:
         raise element.invalid(f"USB controller {index} is given twice")
     _add(plan, element, ("usb", index), {**properties, "id": name}, slot)
+
+
+def _join_companions(plan: Plan) -> None:
+    """Name the controller that each companion belongs to: the one of its index, wherever it stands."""
+    for device in plan.devices:
+        if "masterbus" not in device.properties:
+            continue
+        index = int(str(device.properties["masterbus"]))
+        master = plan.controllers.get(("usb", index))
+        if master is None:
+            raise device.element.invalid(f"USB controller {index}, which it belongs to, is not defined")
+        device.properties["masterbus"] = f"{master.id}.0"
 
 
 def _add_usb(plan: Plan, devices: Element) -> None:

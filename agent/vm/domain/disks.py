@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from agent.vm import rules
 from agent.vm.definition import Disk
 from agent.vm.domain.addresses import read_alias, read_boot_order, read_numbers, read_pci_address
 from agent.vm.domain.controllers import need, read_usb
 from agent.vm.domain.images import Image, chain, read_image, read_storage
 from agent.vm.domain.plan import Board, Device
 from agent.vm.domain.virtio import models, read_switches, slot_of
-from agent.vm.options import Option, of_json
+from agent.vm.options import Option, keyval, of_json
 
 if TYPE_CHECKING:
     from agent.vm.domain.plan import Plan
     from agent.vm.domain.reader import Element
 
-_BUSES: Final = ("ide", "fdc", "scsi", "virtio", "usb", "sata")  # the order of the command line, which is libvirt's
+_BUSES: Final = ("ide", "fdc", "scsi", "virtio", "usb", "sata")
 _PREFIXES: Final = {"hd": "ide", "sd": "scsi", "vd": "virtio", "fd": "fdc"}
 _TARGET: Final = re.compile(r"(hd|sd|vd|fd)([a-z]{1,3})")
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
@@ -51,14 +52,18 @@ class Place:
 
 
 def read_disks(devices: Element, plan: Plan) -> None:
-    """Read every disk, in libvirt's order of buses and targets."""
+    """Read every disk, in libvirt's order: buses as they first appear, and the targets of each sorted.
+
+    Source: virDomainDiskInsert of libvirt.
+    """
     read = [_DiskReader(element, plan) for element in devices.children("disk")]
     seen: set[str] = set()
     for disk in read:
         if disk.name in seen:
             raise disk.element.invalid(f"disk target {disk.name} is given twice")
         seen.add(disk.name)
-    for disk in sorted(read, key=lambda one: (_BUSES.index(one.bus), one.index)):
+    buses = [*dict.fromkeys(disk.bus for disk in read)]
+    for disk in sorted(read, key=lambda one: (buses.index(one.bus), one.index)):
         disk.read()
 
 
@@ -66,7 +71,7 @@ class _DiskReader:
     def __init__(self, element: Element, plan: Plan) -> None:
         self.element = element
         self._plan = plan
-        self._kind = element.choice("type", {name: name for name in ("file", "block", "network")}) or "file"
+        self._kind = element.choice("type", {name: name for name in ("file", "block", "network", "vhostuser")}) or "file"
         self._device = element.choice("device", {name: name for name in ("disk", "cdrom", "floppy", "lun")}) or "disk"
         target = element.get_child("target")
         self.name = target.get_attribute("dev")
@@ -82,11 +87,55 @@ class _DiskReader:
         target.finish()
         element.accept("snapshot")  # what snapshots by libvirt do with it
         if self._device == "lun":
-            raise element.attribute_not_carried("device", "lun")
+            self._check_lun()
         if (self.bus == "fdc") is not (self._device == "floppy"):
             raise element.invalid(f"a {self._device} on bus {self.bus}")
 
+    def _check_lun(self) -> None:
+        """A disk whose SCSI commands go to the host's device as they are; QEMU's virtio disks of today pass none on."""
+        if self._kind not in ("block", "network") or self.bus != "scsi":
+            raise self.element.attribute_not_carried("device", f"lun, of type {self._kind} on bus {self.bus}")
+        self.element.choice("rawio", {"yes": None, "no": None})  # a privilege that the agent's units decide about
+        self.element.choice("sgio", {"filtered": None})
+
     def read(self) -> None:
+        if self._kind == "vhostuser":
+            self._read_vhost_user()
+        else:
+            self._read_image()
+
+    def _read_vhost_user(self) -> None:
+        """Read a disk that another process of the host serves: QEMU has a socket and no image of it."""
+        element, plan = self.element, self._plan
+        if self.bus != "virtio" or self._device != "disk":
+            raise element.invalid(f"type vhostuser: a disk on bus virtio is wanted, not a {self._device} on {self.bus}")
+        ending = element.choice("model", models("virtio")) or ""
+        driver = element.child("driver")
+        if driver is not None:
+            driver.accept("name", "qemu")
+            driver.accept("type", "raw")
+        properties = self._read_driver(driver)
+        source = element.get_child("source")
+        source.choice("type", {"unix": None})
+        socket: dict[str, object] = {"backend": "socket", "id": f"chr-vu-{self.name}", "path": source.get_attribute("path")}
+        with source.located():
+            rules.check_path(str(socket["path"]))
+        reconnect = source.child("reconnect")
+        if reconnect is not None:
+            if reconnect.choice("enabled", {"yes": True, "no": False}):
+                socket["reconnect"] = reconnect.number_attribute("timeout") or 0
+            reconnect.finish()
+        source.finish()
+        address = read_pci_address(element)
+        name = read_alias(element, f"virtio-disk{self.index}")
+        front = {"driver": f"vhost-user-blk-pci{ending}", **properties, "chardev": socket["id"], "id": name}
+        device = Device(element, "disk", front, slot_of(plan, ending), address, before=[keyval("chardev", socket)])
+        device.boot_index, device.boots_as = read_boot_order(element), "hd"
+        element.finish()
+        plan.blockers.append(f"disk {self.name} of a vhost-user process of the host")
+        plan.add(device)
+
+    def _read_image(self) -> None:
         element, plan = self.element, self._plan
         endings = models("virtio")
         ending = element.choice("model", endings) or ""
@@ -96,8 +145,15 @@ class _DiskReader:
         is_cdrom = self._device == "cdrom"
         is_read_only = element.has("readonly") or is_cdrom
         is_shareable = element.has("shareable")
+        if is_shareable and not is_read_only and image.cache is None:
+            image = replace(image, cache="none")  # as libvirt does: another host must see what was written
         source = element.child("source")
-        storage = None if source is None else read_storage(source, self._kind, is_cdrom=is_cdrom)
+        auth, encryption = element.child("auth"), element.child("encryption")
+        storage = (
+            None
+            if source is None
+            else read_storage(source, self._kind, self.name, is_cdrom=is_cdrom, auth=auth, encryption=encryption)
+        )
         if storage is None and self._device == "disk":
             raise element.invalid("a disk needs a source")
         nodes = [] if storage is None else chain(element, self.name, storage, image, is_read_only=is_read_only)
@@ -119,7 +175,7 @@ class _DiskReader:
             device.pci = slot_of(plan, ending)
         device.before = nodes
         device.boot_index = order
-        device.boots_as = {"disk": "hd", "cdrom": "cdrom", "floppy": "fd"}[self._device]
+        device.boots_as = {"disk": "hd", "lun": "hd", "cdrom": "cdrom", "floppy": "fd"}[self._device]
         element.finish()
         plan.add(device)
         if storage is not None:
@@ -167,9 +223,12 @@ class _DiskReader:
             number = driver.number_attribute(name)
             if number is not None:
                 properties[key] = number
+        on_write, on_read = driver.choice("error_policy", _POLICIES), driver.choice("rerror_policy", _POLICIES)
+        if on_read is None and on_write != "enospc":  # which means something for writes alone
+            on_read = on_write
         chosen: dict[str, object] = {
-            "werror": driver.choice("error_policy", _POLICIES),
-            "rerror": driver.choice("rerror_policy", _POLICIES),
+            "werror": on_write,
+            "rerror": on_read,
             "ioeventfd": driver.switch("ioeventfd"),
             "event_idx": driver.switch("event_idx"),
         }
@@ -285,7 +344,7 @@ class _DiskReader:
 
     def _scsi(self, properties: dict[str, object]) -> Device:
         place = self._place()
-        driver = "scsi-cd" if self._device == "cdrom" else "scsi-hd"
+        driver = {"cdrom": "scsi-cd", "lun": "scsi-block"}.get(self._device, "scsi-hd")
         controller = need(self._plan, "scsi", place.controller, self.element)
         is_narrow = self._plan.controllers["scsi", place.controller].properties["driver"] in _NARROW
         where: dict[str, object]
@@ -301,6 +360,8 @@ class _DiskReader:
         default = f"scsi{place.controller}-{tail}"
         name = read_alias(self.element, default)
         properties["device_id"] = properties.get("device_id") or f"drive-{name}"
+        if self._device == "lun":  # the host's device says itself what it is
+            properties = {key: value for key, value in properties.items() if key not in ("device_id", "write-cache")}
         return Device(self.element, "disk", {"driver": driver, "bus": f"{controller}.0", **where, **properties, "id": name})
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agent.vm import rules
+from agent.vm.domain.network_storage import read_network
+from agent.vm.domain.secrets import read_secret
+from agent.vm.host_files import FILE_DRIVERS
 from agent.vm.options import Option, of_json
 
 if TYPE_CHECKING:
@@ -24,6 +27,24 @@ _CACHES: Final = {
 }
 _AIOS: Final = {"threads": "threads", "native": "native", "io_uring": "io_uring"}
 _MAX_DEPTH: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """How an image is encrypted: `luks` or `luks2`, by QEMU or by librbd below it, with the key in an object of this id."""
+
+    kind: str
+    key: str
+    is_of_rbd: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where an image is: the properties of its storage node, and the secrets that have to stand before it."""
+
+    properties: dict[str, object]
+    before: tuple[Option, ...] = ()
+    encryption: Encryption | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +92,34 @@ def read_image(driver: Element | None) -> Image:
     return image
 
 
-def read_storage(source: Element, kind: str, *, is_cdrom: bool = False) -> dict[str, object] | None:
-    """Read where an image is into the properties of a storage node; None when the drive is empty.
+def read_storage(  # noqa: PLR0913 - what the disk around it adds
+    source: Element,
+    kind: str,
+    name: str,
+    *,
+    is_cdrom: bool = False,
+    auth: Element | None = None,
+    encryption: Element | None = None,
+) -> Storage | None:
+    """Read where an image is; None when the drive is empty.
 
-    `kind` is the disk's `type`: file, block or network.
+    Args:
+        source: the element.
+        kind: the disk's `type`: file, block or network.
+        name: of the node that the image gets.
+        is_cdrom: whether a device of the host is a drive for discs.
+        auth: the `<auth>` of the disk, where it is not in the source.
+        encryption: the `<encryption>` of the disk, where it is not in the source.
     """
     source.ignore("seclabel")  # labels of the host; the guest cannot tell
     source.accept("index")  # libvirt's own number
     source.accept("startupPolicy", "mandatory", "requisite", "optional")  # Ferry always wants the file
+    before: list[Option] = []
+    found = _read_encryption(source.child("encryption") or encryption, name, before)
     storage: dict[str, object] | None
     if kind == "network":
-        storage = _read_network(source)
+        storage, secrets = read_network(source, name, auth)
+        before += secrets
     else:
         path = source.attribute("file" if kind == "file" else "dev")
         storage = None
@@ -93,38 +131,27 @@ def read_storage(source: Element, kind: str, *, is_cdrom: bool = False) -> dict[
                 driver = "host_cdrom" if is_cdrom and _CDROM_DEVICE.fullmatch(path) else "host_device"
             storage = {"driver": driver, "filename": path}
     source.finish()
-    return storage
+    if storage is not None and found is not None and found.is_of_rbd:
+        if storage["driver"] != "rbd":
+            raise source.invalid("encryption by librbd needs protocol rbd")
+        storage["encrypt"] = {"format": found.kind, "key-secret": found.key}
+    return None if storage is None else Storage(storage, tuple(before), found)
 
 
-def _read_network(source: Element) -> dict[str, object]:
-    source.choice("protocol", {"nbd": None})
-    export = source.attribute("name")
-    source.accept("tls", "no")
-    host = source.get_child("host")
-    transport = host.choice("transport", {"tcp": "tcp", "unix": "unix"}) or "tcp"
-    server: dict[str, object]
-    if transport == "unix":
-        path = host.get_attribute("socket")
-        with host.located():
-            rules.check_path(path)
-        server = {"type": "unix", "path": path}
-    else:
-        server = {"type": "inet", "host": host.get_attribute("name"), "port": host.attribute("port") or "10809"}
-    host.finish()
-    reconnect = source.child("reconnect")
-    storage: dict[str, object] = {"driver": "nbd", "server": server}
-    if export is not None:
-        storage["export"] = export
-    if reconnect is not None:
-        delay = reconnect.number_attribute("delay")
-        reconnect.accept("enabled", "yes")
-        reconnect.finish()
-        if delay is not None:
-            storage["reconnect-delay"] = delay
-    return storage
+def _read_encryption(element: Element | None, name: str, before: list[Option]) -> Encryption | None:
+    if element is None:
+        return None
+    kind = element.choice("format", {"luks": "luks", "luks2": "luks2"})
+    engine = element.choice("engine", {"qemu": "qemu", "librbd": "librbd"}) or "qemu"
+    if kind is None or (kind == "luks2" and engine == "qemu"):
+        raise element.attribute_not_carried("format", str(kind))
+    secret = read_secret(element, f"{name}-key", "passphrase")
+    element.finish()
+    before.append(secret)
+    return Encryption(kind, secret.get("id"), is_of_rbd=engine == "librbd")
 
 
-def chain(disk: Element, name: str, storage: dict[str, object], image: Image, *, is_read_only: bool) -> list[Option]:
+def chain(disk: Element, name: str, storage: Storage, image: Image, *, is_read_only: bool) -> list[Option]:
     """Make the block nodes of a disk, the lowest first; the last is called `name`."""
     backing_nodes, backing = _read_backing(disk, name, 1)
     return [*backing_nodes, *_pair(name, storage, image, is_read_only=is_read_only, backing=backing)]
@@ -145,23 +172,29 @@ def _read_backing(element: Element, name: str, depth: int) -> tuple[list[Option]
     format_element = store.get_child("format")
     image_format = format_element.choice("type", FORMATS)
     format_element.finish()
-    storage = read_storage(store.get_child("source"), kind)
+    own = f"{name}-backing{depth}"
+    storage = read_storage(store.get_child("source"), kind, own)
     if storage is None:
         raise store.invalid("a backing image needs a source")
     below, backing = _read_backing(store, name, depth + 1)
     store.finish()
-    own = f"{name}-backing{depth}"
     image = Image(image_format or "raw", None, None, None, None, copies_on_read=False)
     return [*below, *_pair(own, storage, image, is_read_only=True, backing=backing)], own
 
 
-def _pair(name: str, storage: dict[str, object], image: Image, *, is_read_only: bool, backing: str | bool) -> list[Option]:
+def _pair(name: str, storage: Storage, image: Image, *, is_read_only: bool, backing: str | bool) -> list[Option]:
     shared: dict[str, object] = {"read-only": is_read_only, **image.cache_flags()}
     discard = {"discard": image.discard or "unmap"}
-    lower: dict[str, object] = {**storage, "node-name": f"{name}-file", **shared, **discard}
-    if image.aio is not None and storage["driver"] != "nbd":
+    lower: dict[str, object] = {**storage.properties, "node-name": f"{name}-file", **shared, **discard}
+    if image.aio is not None and storage.properties["driver"] in FILE_DRIVERS:
         lower["aio"] = image.aio
     upper: dict[str, object] = {"driver": image.format, "node-name": name, "file": f"{name}-file", **shared}
+    encryption = storage.encryption
+    if encryption is not None and not encryption.is_of_rbd:
+        if image.format == "raw":
+            upper |= {"driver": "luks", "key-secret": encryption.key}
+        else:
+            upper["encrypt"] = {"format": "luks", "key-secret": encryption.key}
     if image.discard is not None:
         upper["discard"] = image.discard
     if image.detect_zeroes is not None:
@@ -171,4 +204,4 @@ def _pair(name: str, storage: dict[str, object], image: Image, *, is_read_only: 
         upper["backing"] = backing
     elif not backing and image.format != "raw":
         upper["backing"] = None
-    return [of_json("blockdev", lower), of_json("blockdev", upper)]
+    return [*storage.before, of_json("blockdev", lower), of_json("blockdev", upper)]

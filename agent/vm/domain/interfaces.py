@@ -10,7 +10,7 @@ from agent.vm.definition import Tap
 from agent.vm.domain.addresses import read_acpi_index, read_alias, read_boot_order, read_pci_address, read_rom
 from agent.vm.domain.plan import Device, Slot
 from agent.vm.domain.virtio import models, read_switches, slot_of
-from agent.vm.options import Option, of_json
+from agent.vm.options import Option, keyval, of_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,8 @@ _CARDS: Final = {
 }
 _DEFAULT_CARD: Final = "rtl8139"
 _PREFIXES: Final = {"ipv4": 24, "ipv6": 64}
-_KINDS: Final = ("user", "bridge", "network", "ethernet", "server", "client", "udp", "mcast")
+_KINDS: Final = ("user", "bridge", "network", "ethernet", "server", "client", "udp", "mcast", "vhostuser", "vdpa")
+_DEFAULT_NETWORK: Final = ("default", "virbr0")  # the one network, and its bridge, that every libvirt comes with
 _SWITCHES: Final = {"event_idx": "event_idx", "ioeventfd": "ioeventfd", "rss": "rss", "rss_hash_report": "hash"}
 _OFFLOADS: Final = {
     "host": {name: name for name in ("csum", "gso", "mrg_rxbuf")}
@@ -69,7 +70,7 @@ class _Reader:
         properties, queues, wants_vhost = self._read_driver(is_virtio=is_virtio)
         name = read_alias(element, f"net{self._index}")
         netdev = f"host{name}"
-        backend = self._read_backend(
+        backends = self._read_backend(
             kind, netdev, queues, has_vhost=wants_vhost and is_virtio and kind in ("bridge", "network", "ethernet")
         )
         mac = self._read_mac()
@@ -82,7 +83,7 @@ class _Reader:
         address = read_pci_address(element)
         properties |= read_rom(element) | read_acpi_index(element)
         properties = {"driver": driver, **properties, "netdev": netdev, "id": name, "mac": mac}
-        device = Device(element, "interface", properties, slot, address, before=[backend])
+        device = Device(element, "interface", properties, slot, address, before=backends)
         device.boots_as, device.boot_index = "network", order
         element.finish()
         plan.add(device)
@@ -140,17 +141,19 @@ class _Reader:
                     properties[key] = state
             element.finish()
 
-    def _read_backend(self, kind: str, netdev: str, queues: int, *, has_vhost: bool) -> Option:
+    def _read_backend(self, kind: str, netdev: str, queues: int, *, has_vhost: bool) -> list[Option]:
         element = self._element
         if kind == "user":
             target = element.child("target")
             if target is not None:  # what libvirt called it last
                 target.accept("dev")
                 target.finish()
-            return of_json("netdev", {"type": "user", "id": netdev, **self._read_user()})
+            return [of_json("netdev", {"type": "user", "id": netdev, **self._read_user()})]
         source = element.child("source")
         if kind in ("server", "client", "udp", "mcast"):
-            return self._socket(kind, netdev, source)
+            return [self._socket(kind, netdev, source)]
+        if kind in ("vhostuser", "vdpa"):
+            return self._served(kind, netdev, source, queues)
         bridge = None
         if kind == "bridge":
             bridge = element.get_child("source").get_attribute("bridge") if source is None else source.get_attribute("bridge")
@@ -166,11 +169,36 @@ class _Reader:
             target.finish()
         with element.located():
             self._plan.taps.append(Tap(netdev, device, bridge, queues, has_vhost))
-        return of_json("netdev", {"type": "tap", "id": netdev})
+        return [of_json("netdev", {"type": "tap", "id": netdev})]
+
+    def _served(self, kind: str, netdev: str, source: Element | None, queues: int) -> list[Option]:
+        """Read a card that another process, or a device, of the host serves."""
+        if source is None:
+            raise self._element.invalid("element source is missing")
+        path = source.get_attribute("dev" if kind == "vdpa" else "path")
+        with source.located():
+            rules.check_path(path)
+        self._plan.blockers.append(f"network card {netdev.removeprefix('host')} of {path} of the host")
+        if kind == "vdpa":
+            source.finish()
+            return [of_json("netdev", {"type": "vhost-vdpa", "vhostdev": path, "id": netdev})]
+        source.choice("type", {"unix": None})
+        is_server = source.choice("mode", {"server": True, "client": False}) or False
+        source.finish()
+        chardev = f"char{netdev.removeprefix('host')}"
+        socket: dict[str, object] = {"backend": "socket", "id": chardev, "path": path}
+        if is_server:
+            socket |= {"server": True, "wait": False}
+        words: dict[str, object] = {"type": "vhost-user", "chardev": chardev}
+        if queues > 1:
+            words["queues"] = queues
+        return [keyval("chardev", socket), of_json("netdev", {**words, "id": netdev})]
 
     def _bridge_of_network(self, source: Element | None) -> str:
-        """A network of libvirt is known by the bridge that libvirt writes beside its name while the domain runs."""
+        """Name the bridge of a network of libvirt: that of the default one, or what libvirt writes while the domain runs."""
         bridge = None if source is None else source.attribute("bridge")
+        if source is not None and bridge is None and source.peek("network") == _DEFAULT_NETWORK[0]:
+            bridge = _DEFAULT_NETWORK[1]
         if source is None or bridge is None:
             raise self._element.attribute_not_carried("type", "network, without the bridge in its source")
         for name in ("network", "portid", "portgroup"):

@@ -49,6 +49,7 @@ _ORDER: Final = (
     ("iommu",),
 )
 _EXPRESS_BUSES: Final = frozenset({"pcie-root-port", "pcie-switch-downstream-port"})
+_UPSTREAM_BUSES: Final = frozenset({"pcie-switch-upstream-port"})
 _PCI_BUSES: Final = frozenset({"pci-root", "pci-bridge", "pcie-to-pci-bridge", "dmi-to-pci-bridge", "pci-expander-bus"})
 
 
@@ -123,6 +124,8 @@ class _Assigning:
         if not self._is_express:
             return self._find_on_pci(device)
         match device.pci:
+            case Slot.ROOT if device.properties.get("driver") == "xio3130-downstream":
+                return self._find_on_switch(device)
             case Slot.ROOT:
                 return self._find_on_root(device)
             case Slot.EXPRESS:
@@ -150,6 +153,14 @@ class _Assigning:
                 if free and self._is_multifunction(slot):
                     return PciAddress(0, slot, free[0])
         raise self._root.invalid("more devices than slots on PCI bus 0")
+
+    def _find_on_switch(self, device: Device) -> PciAddress:
+        """A downstream port of a switch sits on its upstream port and nowhere else."""
+        for index in self._buses(_UPSTREAM_BUSES):
+            for slot in range(_SLOTS):
+                if (index, slot) not in self._taken:
+                    return PciAddress(index, slot, 0)
+        raise device.element.invalid("no pcie-switch-upstream-port with a free slot; add a controller of that model")
 
     def _is_multifunction(self, slot: int) -> bool:
         return any(

@@ -173,9 +173,9 @@ def test_what_is_not_carried_is_refused_by_name(inside: str) -> None:
         "<disk type='file' device='lun'><source file='/a'/><target dev='sda'/></disk>",
         "<disk type='file'><source file='/a'/><target dev='vda' bus='sd'/></disk>",
         "<disk type='file'><driver type='dmg'/><source file='/a'/><target dev='vda'/></disk>",
-        "<disk type='file'><source file='/a'/><target dev='vda'/><encryption format='luks'/></disk>",
-        "<disk type='network'><source protocol='rbd' name='p/i'/><target dev='vda'/></disk>",
-        "<interface type='network'><source network='default'/><model type='virtio'/></interface>",
+        "<disk type='file'><source file='/a'/><target dev='vda'/><encryption format='qcow'/></disk>",
+        "<disk type='network'><source protocol='vxhs' name='p/i'/><target dev='vda'/></disk>",
+        "<interface type='network'><source network='inner'/><model type='virtio'/></interface>",
         "<interface type='direct'><source dev='eth0'/><model type='virtio'/></interface>",
         "<interface type='user'><model type='virtio'/><bandwidth/></interface>",
         "<interface type='user'><model type='what'/></interface>",
@@ -184,9 +184,8 @@ def test_what_is_not_carried_is_refused_by_name(inside: str) -> None:
         "<rng model='virtio'><backend model='egd' type='udp'/></rng>",
         "<controller type='xenbus' index='0'/>",
         "<controller type='pci' index='1' model='pcie-expander-bus'/>",
-        "<graphics type='sdl'/>",
-        "<graphics type='spice' tlsPort='5901'/>",
-        "<graphics type='spice'><channel name='main' mode='secure'/></graphics>",
+        "<graphics type='rdp'/>",
+        "<graphics type='spice' passwd='p'/>",
         "<graphics type='spice' passwd='secret'/>",
         "<tpm model='tpm-spapr'><backend type='emulator'/></tpm>",
         "<hostdev mode='capabilities' type='storage'><source/></hostdev>",
@@ -495,7 +494,7 @@ def test_firmware_that_libvirt_chose_is_carried_with_its_paths_alone() -> None:
 
 
 def test_a_network_of_libvirt_is_its_bridge() -> None:
-    xml = "<interface type='network'><source network='default' portid='1'{}/><model type='virtio'/></interface>"
+    xml = "<interface type='network'><source network='inner' portid='1'{}/><model type='virtio'/></interface>"
 
     assert parse(domain(devices=xml.format(" bridge='virbr0'"))).taps == (Tap("hostnet0", None, "virbr0", 1, False),)
     with pytest.raises(NotCarried, match="network, without the bridge in its source"):

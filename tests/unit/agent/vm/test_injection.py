@@ -43,6 +43,8 @@ _NASTY = (
         "&#10;",
     ),
 )
+# What is switched off of a CPU and unknown to QEMU is left out of its words.
+_LESS = {("-cpu", ("(word)",) * count) for count in range(1, 9)}
 # Every place of the sample where a value stands: between quotes, or between tags.
 _PLACES = tuple(re.finditer(r"='([^']*)'|>([^<>\n]+)<", FULL))
 
@@ -60,7 +62,7 @@ def test_a_value_of_a_domain_cannot_become_more_than_a_value(place: int, pieces:
     except (InvalidRequest, WrongState):
         return
 
-    assert set(shape(definition)) <= _SHAPE
+    assert {one for one in shape(definition) if one not in _LESS} <= _SHAPE
 
 
 def shape(definition: Definition) -> Iterator[tuple[str, tuple[str, ...]]]:

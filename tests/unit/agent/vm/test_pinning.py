@@ -86,3 +86,17 @@ def test_slots_of_the_board_itself_are_refused(machine: str, slot: int) -> None:
 def test_more_devices_than_slots_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="add a controller of model pci-bridge"):
         parse(domain(devices=CARD * 31, machine="pc"))
+
+
+def test_a_feature_that_is_switched_off_and_unknown_to_qemu_is_left_out_and_a_wanted_one_kept() -> None:
+    cpu = "<cpu mode='custom'><model>qemu64</model><feature policy='{}' name='no-such'/></cpu>"
+
+    assert "no-such" not in pinned(domain(inside=cpu.format("disable"))).cpu.properties
+    assert pinned(domain(inside=cpu.format("require"))).cpu.properties["no-such"] is True
+
+
+def test_a_bochs_card_has_its_memory_in_bytes() -> None:
+    xml = "<video><model type='bochs' vram='16384'/></video>"
+    [card] = [one for one in parse(domain(devices=xml)).find("device") if one.get("driver") == "bochs-display"]
+
+    assert card.properties["vgamem"] == 16 * 1024 * 1024
