@@ -91,7 +91,7 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
     settings = config.vm_settings()
     store = Store(config.state_dir, run_dir=config.run_dir, guests=GuestUser.named(config.qemu_user))
     probes = HostProbes(store.cache_dir, store.guests)
-    host = Host(config.name, settings, probes)
+    host = Host(config.name, settings, probes, config.identity)
     async with AsyncExitStack() as stack:
         vms = await stack.enter_async_context(Vms(store, settings, probes))
         tunnel = await stack.enter_async_context(TunnelClient(config.tunnel_socket))

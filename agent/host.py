@@ -15,7 +15,9 @@ from agent.vm.host_checks import read_memory_kib
 from agent.vm.probes import Probes
 from agent.vm.running import read_boot_id
 from agent.vm.settings import VmSettings
+from common.certificate import check_identity, expiry_warning
 from common.errors import FerryError, WrongState
+from common.identity import Identity
 
 DEFAULT_CPU: Final = "qemu64"
 _NETWORK_NAMESPACE: Final = Path("/proc/self/ns/net")
@@ -36,7 +38,7 @@ class Findings:
 class Host:
     """This host."""
 
-    def __init__(self, name: str, settings: VmSettings, probes: Probes) -> None:
+    def __init__(self, name: str, settings: VmSettings, probes: Probes, certificate: Identity | None = None) -> None:
         self.identity = HostIdentity(
             name=name,
             boot_id=read_boot_id(),
@@ -45,6 +47,8 @@ class Host:
         )
         self._settings = settings
         self._probes = probes
+        self._certificate = certificate
+        self._certificate_ends = None if certificate is None else check_identity(certificate)
         self._qemu_version = ""
         self._accelerator = ""
         self._probe_error = ""
@@ -67,6 +71,9 @@ class Host:
     def look(self) -> Findings:
         """Tell what is known; what could not be found out becomes a warning."""
         warnings = [self._probe_error] if self._probe_error else []
+        if self._certificate is not None and self._certificate_ends is not None:
+            expiry = expiry_warning(self._certificate_ends, self._certificate.certificate)
+            warnings += [expiry] if expiry else []
         if not self._accelerator and not self._probe_error:
             warnings.append("the accelerator is still being probed")
         if not _may_ptrace():

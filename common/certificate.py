@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 from common.errors import WrongState
@@ -15,8 +16,21 @@ _FLIGHTS: Final = 2  # of TLS 1.3, from each side
 _NO_CHECK_TIME: Final = 0x200000
 
 
-def check_identity(identity: Identity) -> None:
-    """Find what TLS would only call a failed handshake.
+WARNED_BEFORE: Final = timedelta(days=30)
+
+
+def expiry_warning(ends: datetime, path: Path) -> str:
+    """Say that a certificate expires soon, or has; empty while it is valid for more than 30 days."""
+    now = datetime.now(UTC)
+    if ends < now:
+        return f"certificate {path} has expired on {ends:%Y-%m-%d}: renew it by `ferry pki issue` and restart the process"
+    if ends - now < WARNED_BEFORE:
+        return f"certificate {path} expires on {ends:%Y-%m-%d}: renew it by `ferry pki issue` and restart the process"
+    return ""
+
+
+def check_identity(identity: Identity) -> datetime:
+    """Find what TLS would only call a failed handshake; return until when the certificate is valid.
 
     Raises:
         WrongState: a file cannot be read, or certificate and key are no pair that is valid today.
@@ -36,7 +50,7 @@ def check_identity(identity: Identity) -> None:
             text = f"key file {identity.key} holds no key without password"
         raise WrongState(text, reason="CERTIFICATE_BROKEN") from error
     try:
-        ends = _end_of(client, server)
+        begins, ends = _span_of(client, server)
     except ssl.SSLError as error:
         raise WrongState(
             f"certificate {identity.certificate} is not fit for TLS: {error.reason}", reason="CERTIFICATE_BROKEN"
@@ -46,10 +60,17 @@ def check_identity(identity: Identity) -> None:
             f"certificate {identity.certificate} has expired on {ends:%Y-%m-%d}; make a new one by `ferry pki issue`",
             reason="CERTIFICATE_EXPIRED",
         )
+    if begins > datetime.now(UTC):
+        raise WrongState(
+            f"certificate {identity.certificate} is valid from {begins:%Y-%m-%d %H:%M} UTC on, which is in the future here: "
+            "set this host's clock, or make a new one by `ferry pki issue`",
+            reason="CERTIFICATE_NOT_YET_VALID",
+        )
+    return ends
 
 
-def _end_of(client: ssl.SSLContext, server: ssl.SSLContext) -> datetime:
-    """Return until when a server's certificate is valid, by a handshake in memory: `ssl` tells it of a peer alone."""
+def _span_of(client: ssl.SSLContext, server: ssl.SSLContext) -> tuple[datetime, datetime]:
+    """Return from when and until when a server's certificate is valid, by a handshake in memory: `ssl` tells it of a peer alone."""
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -61,4 +82,5 @@ def _end_of(client: ssl.SSLContext, server: ssl.SSLContext) -> datetime:
     certificate = asking.getpeercert()
     if not certificate:
         raise ssl.SSLError("no certificate was shown")
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
+    begins, ends = (ssl.cert_time_to_seconds(str(certificate[name])) for name in ("notBefore", "notAfter"))
+    return datetime.fromtimestamp(begins, UTC), datetime.fromtimestamp(ends, UTC)

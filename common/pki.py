@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -60,8 +61,42 @@ def init_authority(directory: Path) -> None:
     _write(directory / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
-def issue(authority: Path, out: Path, name: str, role: Role, hosts: list[str]) -> None:
-    """Make `ca.pem`, `cert.pem` and `key.pem` for one process.
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What a certificate says.
+
+    Attributes:
+        role: what its holder may do.
+        name: the holder's.
+        hosts: DNS names and addresses that its holder is reached at, without the name.
+        ends: until when it is valid.
+    """
+
+    role: Role
+    name: str
+    hosts: tuple[str, ...]
+    ends: datetime
+
+
+def find_issued(directory: Path) -> Issued | None:
+    """Read the certificate that `issue` put into a directory; None where there is none that can be read."""
+    try:
+        certificate = x509.load_pem_x509_certificate((directory / "cert.pem").read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return None
+    holders = [uri.removeprefix(SPIFFE_PREFIX) for uri in names.get_values_for_type(x509.UniformResourceIdentifier)]
+    try:
+        [(role, _, name)] = [holder.partition("/") for holder in holders]
+        addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+        hosts = (*names.get_values_for_type(x509.DNSName), *addresses)
+        return Issued(Role(role), name, tuple(host for host in hosts if host != name), certificate.not_valid_after_utc)
+    except ValueError:
+        return None
+
+
+def issue(authority: Path, out: Path, name: str, role: Role, hosts: list[str]) -> Issued:
+    """Make `ca.pem`, `cert.pem` and `key.pem` for one process, and say what the certificate says.
 
     Args:
         authority: directory that `init_authority` filled.
@@ -101,6 +136,7 @@ def issue(authority: Path, out: Path, name: str, role: Role, hosts: list[str]) -
     _write(out / "ca.pem", authority_certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     _write(out / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     _write(out / "key.pem", _key_pem(key), 0o600)
+    return Issued(role, name, tuple(hosts), certificate.not_valid_after_utc)
 
 
 def _load_authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 
-from common.certificate import check_identity
+from common.certificate import check_identity, expiry_warning
 from common.errors import Bug, FerryError, WrongState
 from common.identity import Identity, Role
 from common.rpc.address import check_plain_text_allowed
@@ -115,7 +115,9 @@ def _bind(server: grpc.aio.Server, listen: str, identity: Identity | None) -> in
         if identity is None or listen.startswith("unix:"):
             check_plain_text_allowed(listen)
             return server.add_insecure_port(listen)
-        check_identity(identity)
+        expiry = expiry_warning(check_identity(identity), identity.certificate)
+        if expiry:
+            _log.warning("certificate", text=expiry)
         ca, certificate, key = identity.read()
         credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
         return server.add_secure_port(listen, credentials)

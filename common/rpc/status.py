@@ -110,17 +110,32 @@ def _facts(info: error_details_pb2.ErrorInfo) -> dict[str, object]:
     return {name: value for name, value in info.metadata.items() if name not in {"text", "reason"}}
 
 
+# What gRPC says, any of these words in small letters, and what helps; the first that fits.
+_PLAIN: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
+    (("hostname verification",), "its certificate is not for this address; issue one that names it (ferry pki issue)"),
+    # gRPC's own time for connecting was over
+    (("handshaker shutdown", "endpoint closing"), "no answer; is it stopped, or a firewall in the way?"),
+    (("certificate has expired",), "its certificate has expired; renew it by `ferry pki issue` and restart it"),
+    (
+        ("certificate is not yet valid",),
+        "its certificate is not valid yet by this machine's clock; set the clock of both, or issue a new one",
+    ),
+    (
+        ("certificate", "ssl", "tls", "handshake", "verification"),
+        "the certificates do not fit: one side has none, or one of another authority",
+    ),
+    (("refused",), "connection refused; is it running?"),
+    (
+        ("socket closed", "recvmsg", "connection reset"),
+        "the connection was closed, or this side's certificate is missing or not accepted",
+    ),
+)
+
+
 def _plain(text: str) -> str:
     """Cut gRPC's own words down to what helps."""
     lowered = text.lower()
-    if "hostname verification" in lowered:
-        return "its certificate is not for this address; issue one that names it (ferry pki issue)"
-    if "handshaker shutdown" in lowered or "endpoint closing" in lowered:  # gRPC's own time for connecting was over
-        return "no answer; is it stopped, or a firewall in the way?"
-    if any(word in lowered for word in ("certificate", "ssl", "tls", "handshake", "verification")):
-        return "the certificates do not fit: one side has none, or one of another authority"
-    if "refused" in lowered:
-        return "connection refused; is it running?"
-    if "socket closed" in lowered or "recvmsg" in lowered or "connection reset" in lowered:
-        return "the connection was closed, or this side's certificate is missing or not accepted"
+    for words, plain in _PLAIN:
+        if any(word in lowered for word in words):
+            return plain
     return text.rpartition("Failed to connect to remote host: ")[2].rpartition("; last error: ")[2] or "no connection"

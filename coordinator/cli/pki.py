@@ -12,8 +12,9 @@ from cyclopts import App, Parameter
 
 from common.errors import InvalidRequest, WrongState
 from common.identity import Role
-from common.pki import init_authority, issue
+from common.pki import Issued, find_issued, init_authority, issue
 from coordinator.cli.exits import ExitCode
+from coordinator.cli.options import Switch
 from coordinator.cli.screen import Screen
 
 app = App(name="pki", help="Make the certificates of a fleet: one authority, then one certificate for each process and user.")
@@ -57,7 +58,7 @@ def init(directory: Path = DEFAULT_AUTHORITY, /) -> ExitCode:
 
 
 @app.command(name="issue")
-def issue_certificate(
+def issue_certificate(  # noqa: PLR0913 - an option each
     name: str,
     /,
     *,
@@ -65,8 +66,9 @@ def issue_certificate(
     address: Annotated[tuple[str, ...], Parameter(name=("--address", "-a"), negative="", show_default=False)] = (),
     ca: Path = DEFAULT_AUTHORITY,
     out: Path | None = None,
+    replace: Switch = False,
 ) -> ExitCode:
-    """Make a certificate for a process or a user.
+    """Make a certificate for a process or a user; again, to renew one: without --address it keeps its addresses.
 
     Args:
         name: Name of the host, for an agent and its tunnel; else any name.
@@ -74,9 +76,37 @@ def issue_certificate(
         address: DNS name or IP address that others reach it by; once for each. Not needed for operators and viewers.
         ca: Directory of the authority.
         out: Directory that gets ca.pem, cert.pem and key.pem; without it a directory of that name beside the authority.
+        replace: Overwrite the certificate of another holder, or drop addresses of the one before.
     """
     directory = ca.parent / name if out is None else out.expanduser()
+    screen = Screen()
+    before = find_issued(directory)
+    if before is not None:
+        _check_holder(before, directory, name, Role[role.name], is_sure=replace)
+        dropped = [host for host in before.hosts if address and host not in address]
+        if dropped and not replace:
+            raise WrongState(
+                f"the certificate in {directory} also names {', '.join(dropped)}: give all addresses, or none to keep them, "
+                "or --replace to drop them",
+                reason="ADDRESSES_DROPPED",
+            )
+    hosts = list(address) or ([] if before is None else list(before.hosts))
     with _files():
-        issue(ca, directory, name, Role[role.name], list(address))
-    Screen().note(f"{role.value} certificate of {name} made in {directory}")
+        issued = issue(ca, directory, name, Role[role.name], hosts)
+    screen.note(f"{role.value} certificate of {name} made in {directory}, valid until {issued.ends:%Y-%m-%d}")
+    if issued.hosts:
+        kept = "" if address else ", kept from the one before"
+        screen.note(f"others reach it by {', '.join(issued.hosts)}{kept}")
+    if before is not None:
+        screen.note("restart the process that uses it: certificates are read when it starts")
     return ExitCode.DONE
+
+
+def _check_holder(before: Issued, directory: Path, name: str, role: Role, *, is_sure: bool) -> None:
+    """Refuse to overwrite the certificate of somebody else."""
+    if (before.name, before.role) != (name, role) and not is_sure:
+        raise WrongState(
+            f"{directory} holds the {before.role.value} certificate of {before.name}: name another directory by --out, "
+            "or give --replace to overwrite it",
+            reason="CERTIFICATE_OF_OTHER",
+        )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from common import pki
-from common.certificate import check_identity
+from common.certificate import check_identity, expiry_warning
 from common.errors import WrongState
 from common.identity import Identity, Role
 from common.pki import init_authority, issue
@@ -78,3 +78,21 @@ def test_a_server_loads_nothing_large_that_it_does_not_use(module: str):
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
 
     assert not {"cryptography", "opentelemetry.exporter.otlp.proto.grpc", "opentelemetry.sdk.metrics"} & set(loaded)
+
+
+def test_a_certificate_of_the_future_is_told_as_that(tmp_path: Path, monkeypatch):
+    init_authority(tmp_path / "ca")
+    monkeypatch.setattr(pki, "BACKDATED", timedelta(days=-2))
+    issue(tmp_path / "ca", tmp_path / "a", "host-a", Role.AGENT, [])
+
+    with pytest.raises(WrongState, match="in the future here: set this host's clock") as raised:
+        check_identity(Identity.in_directory(tmp_path / "a"))
+    assert raised.value.reason == "CERTIFICATE_NOT_YET_VALID"
+
+
+def test_a_certificate_is_warned_of_30_days_before_it_expires(host_a: Path):
+    now, path = datetime.now(UTC), host_a / "cert.pem"
+
+    assert expiry_warning(check_identity(Identity.in_directory(host_a)), path) == ""
+    assert "expires on" in expiry_warning(now + timedelta(days=29), path)
+    assert "has expired on" in expiry_warning(now - timedelta(days=1), path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,9 +14,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from common import errors
-from common.errors import Bug, Busy, FerryError, NotFound, WrongState
-from common.identity import Role
+from common import errors, pki
+from common.errors import Bug, Busy, FerryError, NotFound, Unreachable, WrongState
+from common.identity import Identity, Role
+from common.pki import init_authority, issue
 from common.rpc import tracing
 from common.rpc.channel import open_channel
 from common.rpc.server import Allowed, serve
@@ -161,3 +164,26 @@ def test_what_quotes_something_endless_is_cut_so_that_it_arrives():
     assert status.details.startswith("no such VM: ää")
     assert status.details.endswith(" ...")
     assert sum(len(key) + len(value) for key, value in status.trailing_metadata) < 8_000
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "backdated", "told"),
+    [(-1, 10, "its certificate has expired"), (800, -10, "its certificate is not valid yet by this machine's clock")],
+    ids=["expired", "of the future"],
+)
+async def test_a_server_whose_certificate_is_out_of_date_is_told_as_that(lifetime, backdated, told, tmp_path: Path, monkeypatch):
+    init_authority(tmp_path / "ca")
+    issue(tmp_path / "ca", tmp_path / "client", "me", Role.OPERATOR, [])
+    monkeypatch.setattr(pki, "CERTIFICATE_LIFETIME", timedelta(days=lifetime))
+    monkeypatch.setattr(pki, "BACKDATED", timedelta(days=backdated))
+    issue(tmp_path / "ca", tmp_path / "server", "host-b", Role.AGENT, ["127.0.0.1"])
+    authority, certificate, key = Identity.in_directory(tmp_path / "server").read()
+    server = grpc.aio.server()
+    credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+
+    async with open_channel(f"127.0.0.1:{port}", Identity.in_directory(tmp_path / "client")) as channel:
+        with pytest.raises(Unreachable, match=told), calls_to("host-b"):
+            await rpc.AgentServiceStub(channel).GetHost(GetHostRequest(), timeout=TIMEOUT_S)
+    await server.stop(0)
