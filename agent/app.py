@@ -32,6 +32,7 @@ from agent.vm.lifecycle import Vms
 from agent.vm.probes import HostProbes
 from common.identity import Role
 from common.rpc.server import Allowed, Service, serve
+from common.storage import storing
 from common.tasks import OwnedTasks
 from common.telemetry import SpanBuffer
 from ferry.agent.v1 import (
@@ -89,7 +90,8 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         FerryError: the agent cannot serve as configured.
     """
     settings = config.vm_settings()
-    store = Store(config.state_dir, run_dir=config.run_dir, guests=GuestUser.named(config.qemu_user))
+    with storing(config.state_dir):
+        store = Store(config.state_dir, run_dir=config.run_dir, guests=GuestUser.named(config.qemu_user))
     probes = HostProbes(store.cache_dir, store.guests)
     host = Host(config.name, settings, probes, config.identity)
     async with AsyncExitStack() as stack:

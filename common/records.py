@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import WrongState
+from common.storage import storing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,44 +44,54 @@ class StagedRecord:
         """Write it to a temporary file, durably. The directory must exist.
 
         Raises:
-            OSError: the file system refused, as when it is full.
+            StorageFailed: the file system refused, as when it is full.
         """
         text = json.dumps({"kind": kind, "version": version, "body": body}, ensure_ascii=False)
         self._path = path
         self._replaced = -1
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        self._temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:  # mkstemp makes it 0600
-                file.write(text.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            self.discard()
-            raise
+        with storing(path):
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            self._temporary = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:  # mkstemp makes it 0600
+                    file.write(text.encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException:
+                self.discard()
+                raise
 
     def commit(self) -> None:
         """Replace the record at `path`; after return the new one survives our end, after failure the old one is untouched.
 
         Raises:
-            OSError: the file system refused.
+            StorageFailed: the file system refused.
         """
-        with suppress(FileNotFoundError):  # held until `sync`: to free the old file's blocks takes longer than all else here
+        with suppress(OSError):  # held until `sync`: to free the old file's blocks takes longer than all else here
             self._replaced = os.open(self._path, os.O_RDONLY)
-        try:
-            self._temporary.rename(self._path)
-        except BaseException:
-            self.discard()
-            raise
+        with storing(self._path):
+            try:
+                self._temporary.rename(self._path)
+            except BaseException:
+                self.discard()
+                raise
 
     def sync(self) -> None:
-        """Make the commit survive a power cut."""
-        sync_directory(self._path.parent)
-        self._release()
+        """Make the commit survive a power cut.
+
+        Raises:
+            StorageFailed: the file system refused.
+        """
+        try:
+            with storing(self._path):
+                sync_directory(self._path.parent)
+        finally:
+            self._release()
 
     def discard(self) -> None:
         """Forget it."""
-        self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that fails now; the next agent removes it
+            self._temporary.unlink(missing_ok=True)
         self._release()
 
     def _release(self) -> None:
@@ -95,7 +106,7 @@ def write_record(path: Path, *, kind: str, version: int, body: Mapping[str, obje
     The directory must exist. After return the record survives a power cut; after failure the old one is untouched.
 
     Raises:
-        OSError: the file system refused, as when it is full.
+        StorageFailed: the file system refused, as when it is full.
     """
     staged = StagedRecord(path, kind=kind, version=version, body=body)
     staged.commit()
@@ -150,18 +161,24 @@ def get_record(path: Path, *, kind: str, version: int) -> dict[str, object]:
 
 
 def remove_record(path: Path) -> None:
-    """Ensure that there is no record at `path`, durably."""
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return
-    sync_directory(path.parent)
+    """Ensure that there is no record at `path`, durably.
+
+    Raises:
+        StorageFailed: the file system refused.
+    """
+    with storing(path):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        sync_directory(path.parent)
 
 
 def remove_leftovers(directory: Path) -> None:
     """Remove temporary files of writes that a crash cut short; only while nobody writes there."""
     for leftover in directory.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        with suppress(OSError):  # as on a file system that has become read-only
+            leftover.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -61,6 +61,8 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
         tasks.start(traces.run())
         tasks.start(receiver.run())
         board = Board(journal)
+        tasks.start(board.run())
+        stack.callback(board.write_all)
         moves = Moves(fleet, board, traces, clock, tasks, slots=Slots(config.max_outgoing, config.max_incoming))
         moves.recover()
         servicer = CoordinatorServicer(fleet, board, moves, Planner(fleet, clock))

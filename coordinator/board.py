@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Final
 
 import structlog
 
 from common.errors import InvalidRequest, NotFound
+from common.storage import StorageFailed
 from coordinator.halves import Half, Move, MoveState
 from coordinator.journal import Journal
+
+RETRY_S: Final = 1.0
 
 _log = structlog.get_logger()
 _TOLD = ("state", "location", "step", "error", "error_reason", "cancel_wanted", "is_tidy", "epoch")
@@ -24,12 +28,52 @@ class Board:
         self._journal = journal
         self._moves: dict[str, Move] = {}
         self._changed: dict[str, asyncio.Event] = {}
+        self._unwritten: set[str] = set()
+        self._over: set[str] = set()
+        self._has_unwritten = asyncio.Event()
+
+    async def run(self) -> None:
+        """Write what could not be written when it changed, once there is room; until cancelled."""
+        while True:
+            await self._has_unwritten.wait()
+            await asyncio.sleep(RETRY_S)
+            self._has_unwritten.clear()
+            self.write_all()
+            for migration_id in [one for one in self._over if one not in self._unwritten]:
+                self.drop(migration_id)
+
+    def write_all(self) -> None:
+        """Write what could not be written when it changed, as far as there is room."""
+        for migration_id in tuple(self._unwritten):
+            self._unwritten.discard(migration_id)
+            self._write(self._moves[migration_id])
 
     def put(self, move: Move) -> None:
-        """Take a migration on; durable on return."""
+        """Take a migration on; durable on return.
+
+        Raises:
+            StorageFailed: it cannot be put on record; it was not taken on.
+        """
         self._journal.save(move)
         self._moves[move.migration_id] = move
         self._wake(move.migration_id)
+
+    def take_up(self, move: Move) -> None:
+        """Take a migration on that is on record already."""
+        self._moves[move.migration_id] = move
+        self._write(move)
+        self._wake(move.migration_id)
+
+    def _write(self, move: Move) -> None:
+        """Write a migration; where the file system refuses, later: what the agents do does not wait for the journal."""
+        try:
+            self._journal.save(move)
+        except StorageFailed as failure:
+            _log.error("migration not on record", migration=move.migration_id, error=failure.text)
+            self._unwritten.add(move.migration_id)
+            self._has_unwritten.set()
+        else:
+            self._unwritten.discard(move.migration_id)
 
     def unfinished(self) -> list[Move]:
         """Return the migrations that have something left to do, from before this coordinator began."""
@@ -82,7 +126,7 @@ class Board:
             return before
         self._moves[migration_id] = after
         if any(getattr(before, name) != getattr(after, name) for name in _TOLD):
-            self._journal.save(after)
+            self._write(after)
             _log.info(
                 "migration",
                 migration=migration_id,
@@ -115,7 +159,11 @@ class Board:
     def drop(self, migration_id: str) -> None:
         """Keep a finished migration in the journal alone."""
         move = self._moves[migration_id]
-        self._journal.save(move)
+        self._write(move)
+        if migration_id in self._unwritten:
+            self._over.add(migration_id)
+            return
+        self._over.discard(migration_id)
         del self._moves[migration_id]
         self._wake(migration_id)
         self._changed.pop(migration_id, None)

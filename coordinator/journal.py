@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
+import structlog
 
 from common.clock import Clock
 from common.errors import WrongState
+from common.storage import StorageFailed, find_database_failure
 from coordinator.database import BROKEN, open_database
 from coordinator.halves import Location, Move, MoveState
 
 SCHEMA_VERSION: Final = 2
+# Steps that lead further than a coordinator that was told nothing could know of.
+_BEGINNINGS: Final = frozenset({"begin", "prepare", "perform"})
+_log = structlog.get_logger()
 _metadata = sa.MetaData()
 _schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, nullable=False))
 _moves = sa.Table(
@@ -78,6 +83,7 @@ class Journal:
             WrongState: another coordinator has it, it is of another version of Ferry, or it cannot be used.
         """
         self._clock = clock
+        self._path = path
         self._stack = ExitStack()
         with ExitStack() as undo:
             undo.callback(self._stack.close)
@@ -87,7 +93,9 @@ class Journal:
                 self._stack.callback(self._engine.dispose)
                 self._check_version(path)
             except BROKEN as error:
-                raise WrongState(f"journal {path} cannot be used: {_plain(error)}", reason="JOURNAL_BROKEN", path=path) from error
+                failure = find_database_failure(error, path)
+                reason = "JOURNAL_BROKEN" if failure is None else failure.reason
+                raise WrongState(f"journal {path} cannot be used: {_plain(error)}", reason=reason, path=path) from error
             undo.pop_all()
 
     def _check_version(self, path: Path) -> None:
@@ -104,10 +112,30 @@ class Journal:
         """Close the database and let others have it."""
         self._stack.close()
 
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """Begin a transaction, committed at the end of the block.
+
+        Raises:
+            StorageFailed: the file system refuses; nothing was changed.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except BROKEN as error:
+            failure = find_database_failure(error, self._path)
+            if failure is None:
+                raise
+            raise failure from error
+
     def save(self, move: Move) -> None:
-        """Write a migration as it is now."""
+        """Write a migration as it is now.
+
+        Raises:
+            StorageFailed: the file system refuses; it is on record as it was.
+        """
         row = _row(move)
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             updated = connection.execute(sa.update(_moves).where(_moves.c.migration_id == move.migration_id).values(**row))
             if updated.rowcount == 0:
                 connection.execute(sa.insert(_moves).values(**row))
@@ -139,8 +167,31 @@ class Journal:
 
     @contextmanager
     def step(self, move: Move, name: str) -> Iterator[None]:
-        """Commit the intent of a step before the block and its result after it."""
-        with self._engine.begin() as connection:
+        """Commit the intent of a step before the block and its result after it.
+
+        Where the file system refuses, only what begins something is not done: to end it nothing has to be remembered.
+
+        Raises:
+            StorageFailed: the intent of a beginning cannot be written; the block was not entered.
+        """
+        key = None
+        try:
+            key = self._intend(move, name)
+        except StorageFailed as failure:
+            if name in _BEGINNINGS:
+                raise
+            _log.warning("step not on record", migration=move.migration_id, step=name, error=failure.text)
+        result = "done"
+        try:
+            yield
+        except BaseException as error:
+            result = f"{type(error).__name__}: {error}"[:500]
+            raise
+        finally:
+            self._note_result(move, name, key, result)
+
+    def _intend(self, move: Move, name: str) -> int | None:
+        with self._writing() as connection:
             inserted = connection.execute(
                 sa.insert(_steps).values(
                     migration_id=move.migration_id,
@@ -151,19 +202,17 @@ class Journal:
                 )
             )
             key = inserted.inserted_primary_key
-        result = "done"
+            return key[0] if key else None
+
+    def _note_result(self, move: Move, name: str, key: int | None, result: str) -> None:
+        if key is None:
+            return
         try:
-            yield
-        except BaseException as error:
-            result = f"{type(error).__name__}: {error}"[:500]
-            raise
-        finally:
-            with self._engine.begin() as connection:
-                connection.execute(
-                    sa.update(_steps)
-                    .where(_steps.c.step_id == (key[0] if key else None))
-                    .values(ended_at_s=self._clock.wall_s(), result=result)
-                )
+            with self._writing() as connection:
+                ended = sa.update(_steps).where(_steps.c.step_id == key)
+                connection.execute(ended.values(ended_at_s=self._clock.wall_s(), result=result))
+        except StorageFailed as failure:
+            _log.warning("result not on record", migration=move.migration_id, step=name, error=failure.text)
 
     def _read(self, query: sa.Select[tuple[object, ...]]) -> list[Move]:
         with self._engine.connect() as connection:

@@ -67,7 +67,7 @@ class Moves:
         """Take up every migration that has something left to do, in a new epoch."""
         for move in self._board.unfinished():
             taken = replace(move, epoch=move.epoch + 1)
-            self._board.put(taken)
+            self._board.take_up(taken)
             try:
                 agents = self._fleet.get(taken.source), self._fleet.get(taken.destination)
             except FerryError as error:

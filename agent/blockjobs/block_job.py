@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 from agent.blockjobs.images import MadeFile
-from common.codec import decode, encode_fields
+from common.codec import Unknown, decode, encode_fields
 from common.errors import FerryError
 from common.records import find_record, remove_record, write_record
 
@@ -108,6 +108,7 @@ class BlockJobRecord:
     wish: Wish = Wish.NONE
     outcome: str = ""
     error: str = ""
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
     @property
     def qemu_id(self) -> str:

@@ -28,6 +28,7 @@ from agent.qemu.errors import QemuRefused
 from agent.vm.image_activation import ensure_own_images
 from agent.vm.jobs import DiskLock
 from common.errors import NotFound, WrongState
+from common.storage import find_failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -211,7 +212,9 @@ class BlockJobs:
             work.note(work.record)
         except OSError as error:
             self._vms.jobs.release_disk(lock)
-            raise WrongState(f"the {kind.value} cannot be begun: {error}", reason="FILE_FAILED") from error
+            failure = find_failure(error)
+            reason = "FILE_FAILED" if failure is None else failure.reason
+            raise WrongState(f"the {kind.value} cannot be begun: {error}", reason=reason) from error
         except BaseException:
             self._vms.jobs.release_disk(lock)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from agent.qemu.block_commands import BlockCommands
 from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
 from agent.vm.events import DiskJob, Reason
 from common.errors import Bug, FerryError, WrongState
+from common.storage import StorageFailed, find_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +95,12 @@ class Carrier:
 
     async def _note_end(self, work: Work, job: Job) -> None:
         """Put on record what QEMU says, before it is dismissed and says it no more."""
-        work.note(replace(work.record, outcome=state_of(job), error=job.error))
+        record = replace(work.record, outcome=state_of(job), error=job.error)
+        try:
+            work.note(record)
+        except StorageFailed as error:  # it is known as long as we are here
+            _log.warning("block job not noted", vm=record.vm_name, job=record.id, error=error.text)
+            work.become(replace(work.job, record=record))
         await self._end(work)
 
     async def _fail(self, work: Work, error: Exception) -> None:
@@ -106,26 +113,31 @@ class Carrier:
         work.begun.set()
 
     async def _end(self, work: Work, *, failure: FerryError | None = None, is_told: bool = True) -> None:
-        """Leave nothing of a job, and tell how it ended. While QEMU says nothing it is tried again."""
-        for attempt in range(ATTEMPT_COUNT):
+        """Leave nothing of a job, and tell how it ended."""
+        ended, is_forgotten = await self._try_to_end(work)
+        self._finish(work, ended, failure, is_told=is_told, is_forgotten=is_forgotten)
+
+    async def _try_to_end(self, work: Work) -> tuple[Ended, bool]:
+        """End a job; say what became of it, and whether nothing of it is left. While QEMU says nothing it is tried again.
+
+        Where definitions cannot be written that follow the disk it is tried until they can: a start would take the old image.
+        """
+        attempts = itertools.count(1)
+        while True:
             try:
-                ended = await self._end_once(work)
-                break
+                return await self._end_once(work), True
+            except StorageFailed as error:
+                _log.warning("block job not ended yet", vm=work.record.vm_name, job=work.record.id, error=error.text)
+                work.become(replace(work.job, error=error.text, reason=error.reason))
+                await asyncio.sleep(AGAIN_S)
             except (QemuSilent, QemuRefused, OSError) as error:
                 _log.warning("block job not ended yet", vm=work.record.vm_name, job=work.record.id, error=str(error))
-                if attempt == ATTEMPT_COUNT - 1 or not isinstance(error, QemuSilent):
+                if next(attempts) == ATTEMPT_COUNT or not isinstance(error, QemuSilent):
                     said = f"its rest could not be removed: {error}; ferry doctor tells what is left"
-                    ended = Ended(State.FAILED, work.job.path, said)
-                    self._finish(work, ended, failure, is_told=is_told, is_forgotten=False)
-                    return
+                    return Ended(State.FAILED, work.job.path, said), False
                 await asyncio.sleep(AGAIN_S)
             except (FerryError, TimeoutError) as error:
-                ended = Ended(State.FAILED, work.job.path, f"and then: {error}")
-                self._finish(work, ended, failure, is_told=is_told, is_forgotten=False)
-                return
-        else:
-            raise Bug("no attempt was made")
-        self._finish(work, ended, failure, is_told=is_told, is_forgotten=True)
+                return Ended(State.FAILED, work.job.path, f"and then: {error}"), False
 
     async def _end_once(self, work: Work) -> Ended:
         if await work.vm.wait_attached() is None:
@@ -147,7 +159,7 @@ class Carrier:
             self._vms.jobs.keep_disk(replace(work.lock, why=ended.after))
         else:
             if is_forgotten:
-                work.forget()
+                _forget(work)
             self._vms.jobs.release_disk(work.lock)
         text, reason = _words(record, ended, failure)
         is_final = ended.state is not State.UNDECIDED
@@ -185,9 +197,19 @@ class Carrier:
             case FerryError():
                 return error
             case OSError():
-                return WrongState(f"{work.record.file or work.record.paths[0]}: {error.strerror or error}", reason="FILE_FAILED")
+                failure = find_failure(error)
+                reason = "FILE_FAILED" if failure is None else failure.reason
+                return WrongState(f"{work.record.file or work.record.paths[0]}: {error.strerror or error}", reason=reason)
         _log.error("bug", vm=work.record.vm_name, exc_info=error)
         return Bug(f"a mistake of Ferry's own: {type(error).__name__}: {error}")
+
+
+def _forget(work: Work) -> None:
+    """Take a job off the record; what stays is ended again by the next agent, which finds nothing to do."""
+    try:
+        work.forget()
+    except StorageFailed as error:
+        _log.warning("block job not forgotten", vm=work.record.vm_name, job=work.record.id, error=error.text)
 
 
 def _words(record: BlockJobRecord, ended: Ended, failure: FerryError | None) -> tuple[str, str]:

@@ -37,7 +37,7 @@ class Work:
         """Put the record on disk; durable on return.
 
         Raises:
-            OSError: the file system refused; the earlier record stays.
+            StorageFailed: the file system refused; the earlier record stays.
         """
         self._records.save(record)
         self.become(replace(self.job, record=record))

@@ -32,11 +32,12 @@ from agent.migration.taking_over import Goes, take_over
 from agent.qemu.commands import Qemu
 from agent.qemu.endings import of_exit, of_stop, reset_of, stop_of
 from agent.qemu.errors import QemuGone, QemuRefused
-from agent.qemu.status import MigrationReport, MigrationStatus, migration_status_of
+from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.jobs import JobLock
 from agent.vm.vm import Vm
 from common.errors import Expired, FerryError, InvalidRequest, WrongState
+from common.storage import StorageFailed
 
 RESUME_TIMEOUT_S: Final = 5.0
 ARRIVAL_TIMEOUT_S: Final = 4.0
@@ -62,6 +63,8 @@ _MACHINE: Final = Machine[inc.Phase, inc.Event, inc.Effect](
         inc.Loaded: inc.Resuming(keep_paused=False),
         inc.Arrived: inc.Entering(keep_paused=False),
     },
+    written_first=(inc.Finished,),
+    instead={},
 )
 
 
@@ -216,6 +219,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         with monitor.subscribe() as notices:
             if after_restart:
                 await self._ask_qemu()
+                await self._see_running()
             async for notice in notices:
                 match notice:
                     case Event():
@@ -224,6 +228,12 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                         await self._ask_qemu()
                     case Gone():
                         await self._see_exit()
+
+    async def _see_running(self) -> None:
+        """Take over a guest that an earlier agent let run and could not write down."""
+        with suppress(FerryError):
+            if isinstance(self.phase, inc.Loaded | inc.Arrived) and await self.qemu.query_status() is RunState.RUNNING:
+                self.observe(inc.ResumeRequested(keep_paused=False))
 
     async def _ask_qemu(self) -> None:
         """Ask QEMU how the migration is, and take the answer as truth."""
@@ -300,9 +310,13 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             case inc.EnsureFinished():
                 await self.finish()
 
-    def _on_bug(self, error: Exception) -> None:
-        cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
+    def _on_failure(self, cause: Cause) -> None:
         self.observe(inc.AbandonRequested(cause))
+
+    def _on_unwritten(self, failure: StorageFailed) -> None:
+        """Refuse the guest while it is the source's: once it is given away it is run here, written down or not."""
+        if isinstance(self.phase, inc.Loading) and not self.facts.options.post_copy.is_allowed:
+            self.observe(inc.AbandonRequested(Cause(failure.text, failure.reason)))
 
     async def _run_guest(self) -> None:
         delay_s = RETRY_FIRST_S

@@ -31,6 +31,7 @@ from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.qemu.threads import find_threads, is_working
 from agent.vm.disk_images import FILTERS, disk_images
 from common.errors import FerryError, WrongState
+from common.storage import NO_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -209,7 +210,8 @@ class DiskCopies:
             if self._mirrors.is_ready(copy.disk) and (span := self._spans.pop(copy.disk, None)) is not None:
                 span.end()
         if failure := self._mirrors.find_failure():
-            session.observe(out.CancelRequested(Cause(f"{failure}{self._hint(failure)}", MirrorFailed.default_reason)))
+            reason = NO_SPACE if "No space left" in failure else MirrorFailed.default_reason
+            session.observe(out.CancelRequested(Cause(f"{failure}{self._hint(failure)}", reason)))
         elif isinstance(session.phase, out.Mirroring) and self._are_started and self._mirrors.are_ready:
             session.observe(out.MirrorsReady())
 

@@ -6,6 +6,8 @@ They are put into their place, and removed again, by `agent.blockjobs.images`.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.blockjobs.images import MadeFile
 from common.errors import WrongState
+from common.storage import NO_SPACE, find_failure
 
 if TYPE_CHECKING:
     from agent.migration.order import DiskFacts
@@ -55,7 +58,9 @@ def create_empty(image: MadeFile, what: str) -> MadeFile:
         Path(image.part_path).touch(mode=0o600, exist_ok=False)
         found = Path(image.part_path).stat()
     except OSError as error:
-        raise WrongState(f"{what}: {image.path} cannot be made: {error.strerror}", reason="FILE_FAILED", path=image.path) from error
+        failure = find_failure(error)
+        reason = "FILE_FAILED" if failure is None else failure.reason
+        raise WrongState(f"{what}: {image.path} cannot be made: {error.strerror}", reason=reason, path=image.path) from error
     return MadeFile(image.path, image.part_path, found.st_dev, found.st_ino)
 
 
@@ -84,7 +89,8 @@ async def run_tool(words: list[str], what: str) -> bytes:
     if process.returncode:
         words_of_tool = complaint.decode(errors="replace").strip().splitlines()
         text = words_of_tool[-1].removeprefix(f"{TOOL}: ") if words_of_tool else f"exit status {process.returncode}"
-        raise WrongState(f"{what}: {TOOL} {words[1]}: {text}", reason="QEMU_IMG_FAILED")
+        reason = NO_SPACE if os.strerror(errno.ENOSPC) in text else "QEMU_IMG_FAILED"
+        raise WrongState(f"{what}: {TOOL} {words[1]}: {text}", reason=reason)
     return said
 
 

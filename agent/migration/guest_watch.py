@@ -117,4 +117,4 @@ class GuestWatch:
         session = self._session
         if text not in session.facts.warnings:
             session.update(warnings=(*session.facts.warnings, text))
-        session.save()
+        session.keep()

@@ -30,6 +30,7 @@ from agent.vm.jobs import Job, JobLock
 from agent.vm.vm import Vm
 from common.errors import Busy, FerryError, InvalidRequest, NotFound, WrongState
 from common.findings import Findings
+from common.storage import StorageFailed
 from common.tasks import OwnedTasks
 
 KEPT_FINAL_COUNT: Final = 50
@@ -134,7 +135,7 @@ class Migrations:
         self._epochs[migration_id] = epoch
         if session is not None and epoch > seen:
             session.update(epoch=epoch)
-            session.save()
+            session.keep()
 
     async def begin(self, wish: Wish) -> tuple[SourceSession, Begun]:
         """Take a running VM for a migration; the same id again gives the same answer."""
@@ -276,7 +277,10 @@ class Migrations:
             del self._sessions[migration_id]
             self._begun.pop(migration_id, None)
             self._epochs.pop(migration_id, None)
-            self._around.store.remove_session(migration_id)
+            try:
+                self._around.store.remove_session(migration_id)
+            except StorageFailed as failure:
+                _log.warning("migration not forgotten", migration=migration_id, error=failure.text)
 
     async def cancel(self, migration_id: str, cause: Cause) -> SourceSession:
         """Keep the guest at the source; asks, does not wait. Cancelling what is kept already is fine.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -12,8 +12,9 @@ from agent.migration.convergence import Decision
 from agent.migration.order import Role
 from agent.migration.progress import Progress, Timeline
 from agent.migration.record import Facts, find_cause
-from common.codec import decode, encode_fields
+from common.codec import Unknown, decode, encode_fields
 from common.errors import FerryError
+from common.storage import StorageFailed
 
 if TYPE_CHECKING:
     from agent.migration import incoming, outgoing
@@ -48,6 +49,7 @@ class Past:
     timeline: Timeline
     progress: Progress | None
     decisions: tuple[Decision, ...]
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class _Record:
     """What is written for one VM, the newest first."""
 
     migrations: tuple[Past, ...] = ()
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
 
 def past_of(facts: Facts, phase: incoming.Phase | outgoing.Phase) -> Past:
@@ -90,8 +93,8 @@ class PastMigrations:
         record = encode_fields(_Record((past, *others)[:KEPT_COUNT]))
         try:
             self._store.save_statistics(uuid, record)
-        except OSError as error:
-            _log.warning("statistics not kept", migration=past.migration_id, error=str(error))
+        except StorageFailed as error:
+            _log.warning("statistics not kept", migration=past.migration_id, error=error.text)
 
     def of(self, vm: str) -> tuple[Past, ...]:
         """Return what is kept of a VM, by its UUID or the name that it had, the newest first."""

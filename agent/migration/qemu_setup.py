@@ -13,6 +13,7 @@ from agent.migration.means import AutoConverge
 from agent.migration.order import HostIdentity, Options
 from agent.qemu.commands import Qemu
 from common.errors import WrongState
+from common.storage import storing
 
 NO_BOUND_BYTES_PER_SECOND: Final = 1 << 40
 CREDENTIALS_ID: Final = "ferry-migration"
@@ -103,12 +104,16 @@ def write_key(directory: Path, key: str) -> None:
     """Put the key where QEMU reads it, in a directory of its own with what a server needs; QEMU itself looks at no mode.
 
     Source: docs/system/tls.rst, PSK.
+
+    Raises:
+        StorageFailed: the file system refused.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / "keys.psk"
-    path.touch(mode=0o600)
-    path.write_text(f"{PSK_IDENTITY}:{key}\n", encoding="ascii")
-    (directory / FILE_NAME).write_text(FFDHE2048, encoding="ascii")
+    with storing(path):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(f"{PSK_IDENTITY}:{key}\n", encoding="ascii")
+        (directory / FILE_NAME).write_text(FFDHE2048, encoding="ascii")
 
 
 def remove_key(directory: Path) -> None:

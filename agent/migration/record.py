@@ -19,7 +19,7 @@ from agent.migration.order import DiskCopy, Options, Role
 from agent.migration.progress import Era, Progress, Timeline
 from agent.qemu.endings import STOP_REASONS
 from agent.vm.stored import Stored
-from common.codec import decode, encode, encode_fields
+from common.codec import Unknown, decode, encode, encode_fields
 from common.errors import InvalidRequest
 
 P = TypeVar("P")
@@ -92,6 +92,7 @@ class Facts:
     made_images: tuple[MadeFile, ...] = ()
     opened_uri: str = ""
     is_kept_there: bool = False
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
     def in_era(self, now: Era) -> Facts:
         """Return the same with instants that can be compared with those of now."""
@@ -115,9 +116,55 @@ class Record(Generic[P]):
     def to_json(self) -> dict[str, object]:
         """Return what `outgoing_record` or `incoming_record` reads back."""
         return {
+            "head": encode(head_of(self.facts, self.phase)),
             "phase": {"name": type(self.phase).__name__, "fields": encode_fields(self.phase)},
             "facts": encode(self.facts),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The beginning of a record: what its migration is about, readable where the rest is not.
+
+    Attributes:
+        phase: its name.
+        is_over: whether nothing of the half is left to do.
+        has_copies: whether disks are copied.
+    """
+
+    role: Role
+    vm_uuid: str
+    vm_name: str
+    epoch: int
+    phase: str
+    is_over: bool
+    guest_was_paused: bool
+    stays_paused: bool
+    has_copies: bool
+    token: str
+    token_sha256: str
+    peer: str
+    peer_address: str
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
+
+
+def head_of(facts: Facts, phase: object) -> Head:
+    """Return what a record of a half begins with."""
+    return Head(
+        role=facts.role,
+        vm_uuid=facts.vm_uuid,
+        vm_name=facts.vm_name,
+        epoch=facts.epoch,
+        phase=type(phase).__name__,
+        is_over=facts.ended_at_s is not None,
+        guest_was_paused=facts.guest_was_paused,
+        stays_paused=facts.stays_paused,
+        has_copies=bool(facts.copies),
+        token=facts.token,
+        token_sha256=facts.token_sha256,
+        peer=facts.peer,
+        peer_address=facts.peer_address,
+    )
 
 
 def read_role(body: dict[str, object]) -> Role:
@@ -127,12 +174,32 @@ def read_role(body: dict[str, object]) -> Role:
 
 def outgoing_record(body: dict[str, object]) -> Record[outgoing.Phase]:
     """Read the source's half back."""
-    return Record(decode(Facts, body.get("facts")), _phase(Role.SOURCE, body.get("phase")))
+    return Record(decode(Facts, body.get("facts")), read_source_phase(body.get("phase")))
 
 
 def incoming_record(body: dict[str, object]) -> Record[incoming.Phase]:
     """Read the destination's half back."""
-    return Record(decode(Facts, body.get("facts")), _phase(Role.DESTINATION, body.get("phase")))
+    return Record(decode(Facts, body.get("facts")), read_destination_phase(body.get("phase")))
+
+
+def read_source_phase(value: object) -> outgoing.Phase:
+    """Read a phase of the source back.
+
+    Raises:
+        InvalidRequest: it is none that this version knows.
+    """
+    phase: outgoing.Phase = _phase(Role.SOURCE, value)
+    return phase
+
+
+def read_destination_phase(value: object) -> incoming.Phase:
+    """Read a phase of the destination back.
+
+    Raises:
+        InvalidRequest: it is none that this version knows.
+    """
+    phase: incoming.Phase = _phase(Role.DESTINATION, value)
+    return phase
 
 
 def _phase(role: Role, value: object):  # type: ignore[no-untyped-def]  # noqa: ANN202 - the name decides the type

@@ -148,7 +148,7 @@ class Recovery:
             uri = await session.transfer.open_again(endpoint)
         if endpoint.uri:
             session.update(peer_uri=endpoint.uri)
-            session.save()
+            session.keep()
         return uri
 
     async def _wait_resumed(self, destination: Destination) -> None:

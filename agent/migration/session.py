@@ -19,12 +19,13 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from agent.migration.clocks import wall_s
-from agent.migration.machine import InvalidTransition, Step
+from agent.migration.machine import Cause, InvalidTransition, Step
 from agent.migration.record import Facts, Record
 from agent.store import Store
 from agent.vm.jobs import JobLock
 from common.errors import FerryError, WrongState
 from common.records import StagedRecord
+from common.storage import StorageFailed, find_failure
 
 P = TypeVar("P")
 V = TypeVar("V")
@@ -36,6 +37,7 @@ AFTER_DECISION_S: Final = 0.1  # for what can wait until the guest runs again
 TELL_DELAY_S: Final = 0.025
 TELL_LATEST_S: Final = 0.25
 ANNOUNCE_DELAY_S: Final = 0.005
+RETRY_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -51,6 +53,8 @@ class Machine(Generic[P, V, F]):
         remembered_by_qemu: phases that a query to QEMU finds again, so that losing them does no harm.
         standing: phases in which the guest stands still and we are in its way; none of them takes long unless something fails.
         decision_after: the phase that is likely to be decided on while the guest stands still, by the type of the phase before.
+        written_first: phases that are not entered before they are on record, since nobody could know of them after our end.
+        instead: what is answered where such a phase cannot be written; without an answer whoever asked for it is refused.
     """
 
     step: Callable[[P, V], Step[P, F]]
@@ -59,6 +63,8 @@ class Machine(Generic[P, V, F]):
     remembered_by_qemu: tuple[type, ...]
     standing: tuple[type, ...]
     decision_after: Mapping[type, P]
+    written_first: tuple[type, ...]
+    instead: Mapping[type, Callable[[Cause], V]]
 
 
 class Session(ABC, Generic[P, V, F]):
@@ -126,24 +132,44 @@ class Session(ABC, Generic[P, V, F]):
 
         Raises:
             InvalidTransition: the event has no meaning now; nothing was changed.
+            StorageFailed: what it leads to has to be on record first, and the file system refuses; nothing was changed.
         """
         after = self._machine.step(self.phase, event)
-        before, phase = self.phase, after.phase
+        known, before, phase = self.record, self.phase, after.phase
         if phase == before:
             self._start(after.effects)
             if changes:
                 self.update(**changes)
             return
         self.record = Record(_changed(self.facts, changes), phase)
-        if isinstance(phase, self._machine.remembered_by_qemu):
-            self._save_soon()
-        elif not self._commit_decision():
-            self.save()
-            if type(phase) in self._machine.decision_after:
-                self._save_soon()
+        try:
+            self._write()
+        except StorageFailed as failure:
+            if isinstance(phase, self._machine.written_first):
+                self.record = known
+                self._do_instead(type(phase), failure)
+                return
+            self._save_later(failure)  # what was decided is done: nobody waits for a file system
         self._start(after.effects)
         self._announce(before, event)
         self._wake()
+
+    def _write(self) -> None:
+        """Put a new phase on record: now, or a moment later where QEMU remembers it too."""
+        if isinstance(self.phase, self._machine.remembered_by_qemu):
+            self._save_soon()
+        elif not self._commit_decision():
+            self.save()
+            if type(self.phase) in self._machine.decision_after:
+                self._save_soon()
+
+    def _do_instead(self, wanted: type, failure: StorageFailed) -> None:
+        """Answer that a phase cannot be entered, because it cannot be put on record first."""
+        _log.error("phase not entered", migration=self.facts.migration_id, wanted=wanted.__name__, error=failure.text)
+        instead = self._machine.instead.get(wanted)
+        if instead is None:
+            raise failure
+        self.apply(instead(Cause(failure.text, failure.reason)))
 
     def _start(self, effects: tuple[F, ...]) -> None:
         if self._effects is None:  # `run` has not begun, and starts them when it does
@@ -170,7 +196,7 @@ class Session(ABC, Generic[P, V, F]):
         """Let the machine answer a wish.
 
         Raises:
-            WrongState: it cannot be fulfilled in this phase; `refusal` says why.
+            WrongState: it cannot be fulfilled in this phase; `refusal` says why. StorageFailed: it has to be on record first.
         """
         try:
             self.apply(event)
@@ -188,11 +214,29 @@ class Session(ABC, Generic[P, V, F]):
         self._wake()
 
     def save(self) -> None:
-        """Write the record; it is durable on return."""
+        """Write the record; it is durable on return.
+
+        Raises:
+            StorageFailed: the file system refused; the earlier record stays.
+        """
         if self._unsaved is not None:
             self._unsaved.cancel()
             self._unsaved = None
         self._store.save_session(self.facts.migration_id, self.record.to_json())
+
+    def keep(self) -> None:
+        """Write the record; where the file system refuses, as soon as there is room: nothing waits for that."""
+        try:
+            self.save()
+        except StorageFailed as failure:
+            self._save_later(failure)
+
+    def _on_unwritten(self, failure: StorageFailed) -> None:
+        """Hear that the decision that is likely to come could not be written down."""
+
+    def _save_later(self, failure: StorageFailed) -> None:
+        _log.warning("record not written", migration=self.facts.migration_id, error=failure.text)
+        self._save_soon(RETRY_S)
 
     def _save_soon(self, delay_s: float = SAVE_DELAY_S) -> None:
         if self._unsaved is None:
@@ -200,12 +244,17 @@ class Session(ABC, Generic[P, V, F]):
 
     def _save_and_prepare(self) -> None:
         """Save, and write down the decision that is likely to come."""
-        self.save()
-        decision = self._machine.decision_after.get(type(self.phase))
-        if decision is not None and (self._decision is None or self._decision[0] != decision):
-            self._drop_decision()
-            record = Record(self.facts, decision)
-            self._decision = (decision, self._store.stage_session(self.facts.migration_id, record.to_json()))
+        self._unsaved = None
+        try:
+            self.save()
+            decision = self._machine.decision_after.get(type(self.phase))
+            if decision is not None and (self._decision is None or self._decision[0] != decision):
+                self._drop_decision()
+                record = Record(self.facts, decision)
+                self._decision = (decision, self._store.stage_session(self.facts.migration_id, record.to_json()))
+        except StorageFailed as failure:
+            self._save_later(failure)
+            self._on_unwritten(failure)
 
     def _commit_decision(self) -> bool:
         """Put the decision that was written down into its place, if it is the one; facts that have changed since follow.
@@ -218,9 +267,15 @@ class Session(ABC, Generic[P, V, F]):
         self._decision = None
         written.commit()
         loop = asyncio.get_running_loop()
-        loop.call_later(SYNC_DELAY_S, loop.run_in_executor, None, written.sync)  # the disk may take its time
+        loop.call_later(SYNC_DELAY_S, loop.run_in_executor, None, self._sync, written)  # the disk may take its time
         self._save_soon(AFTER_DECISION_S)
         return True
+
+    def _sync(self, written: StagedRecord) -> None:
+        try:
+            written.sync()
+        except StorageFailed as failure:
+            _log.warning("record not synced", migration=self.facts.migration_id, error=failure.text)
 
     def _drop_decision(self) -> None:
         if self._decision is not None:
@@ -241,9 +296,12 @@ class Session(ABC, Generic[P, V, F]):
                     task.cancel()
             self._effects = None
             self._drop_decision()
-            await self._tidy()
+            try:
+                await self._tidy()
+            except OSError as error:
+                _log.warning("not all removed", migration=self.facts.migration_id, error=str(error))
             self.update(ended_at_s=wall_s())
-            self.save()
+            self.keep()
             if self._lock is not None:
                 self._lock.release()
             self._ended.set()
@@ -286,8 +344,8 @@ class Session(ABC, Generic[P, V, F]):
         """Do what the machine wants; safe to do twice."""
 
     @abstractmethod
-    def _on_bug(self, error: Exception) -> None:
-        """Tell the machine that an effect failed by a mistake of ours."""
+    def _on_failure(self, cause: Cause) -> None:
+        """Tell the machine that an effect failed, by a mistake of ours or because the file system refused."""
 
     @abstractmethod
     async def _tidy(self) -> None:
@@ -297,8 +355,7 @@ class Session(ABC, Generic[P, V, F]):
         try:
             await self._watch(after_restart=after_restart)
         except Exception as error:  # noqa: BLE001 - the driver turns a bug into an event
-            _log.exception("bug in watch", migration=self.facts.migration_id)
-            self._on_bug(error)
+            self._fail("watch", error)
 
     async def _perform(self, effect: F) -> None:
         if otel_context.get_current() is self._began_in:  # an event's effect, not a request's
@@ -308,8 +365,17 @@ class Session(ABC, Generic[P, V, F]):
         except FerryError as error:
             _log.warning("effect failed", migration=self.facts.migration_id, effect=type(effect).__name__, error=error.text)
         except Exception as error:  # noqa: BLE001 - the driver turns a bug into an event
-            _log.exception("bug in effect", migration=self.facts.migration_id, effect=type(effect).__name__)
-            self._on_bug(error)
+            self._fail(type(effect).__name__, error)
+
+    def _fail(self, doing: str, error: Exception) -> None:
+        failure = find_failure(error)
+        if failure is None:
+            _log.error("bug", migration=self.facts.migration_id, doing=doing, exc_info=error)
+            cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
+        else:
+            _log.error("storage failed", migration=self.facts.migration_id, doing=doing, error=failure.text)
+            cause = Cause(failure.text, failure.reason)
+        self._on_failure(cause)
 
     def _announce(self, before: P, event: V) -> None:
         """Log a change of phase and tell the span, a moment later: what the guest waits for goes first."""

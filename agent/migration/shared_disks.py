@@ -5,6 +5,7 @@ A marker is on record before it is there, so that an agent that is started again
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -20,6 +21,7 @@ from agent.vm.definition import Definition
 from agent.vm.host_files import HostFile, written_images
 from common.errors import WrongState
 from common.findings import Risk
+from common.storage import NO_SPACE, StorageFailed
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -65,7 +67,8 @@ def write_markers(
                     f"disk {_disk(image)}: whether the destination sees the same file cannot be checked: "
                     f"{Path(image.path).parent}: {error.strerror}"
                 )
-                risks.append(risk_of(text, "DISK_NOT_CHECKABLE", force=force, disk=_disk(image)))
+                reason = NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else "DISK_NOT_CHECKABLE"
+                risks.append(risk_of(text, reason, force=force, disk=_disk(image)))
         undo.pop_all()
     return tuple(markers), tuple(risks)
 
@@ -182,8 +185,11 @@ def remove_markers(paths: tuple[str, ...], store: Store) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             _log.warning("marker not removed", path=str(path), error=error.strerror)
-        else:
+            continue
+        try:
             store.remove_marker(path)
+        except StorageFailed as error:
+            _log.warning("marker not forgotten", path=str(path), error=error.text)
 
 
 @contextmanager

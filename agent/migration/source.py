@@ -61,6 +61,8 @@ _MACHINE: Final = Machine[out.Phase, out.Event, do.Effect](
     remembered_by_qemu=(out.Transferring, out.Settling, out.Following, out.Broken, out.Sent, out.HandedOver),
     standing=(out.Switching, out.Sent),
     decision_after={out.Transferring: out.Switching(), out.Leaving: out.Crossing(), out.Settling: out.Switching()},
+    written_first=(out.Mirroring, out.Connecting, out.Switching, out.Crossing, out.Retiring),
+    instead=dict.fromkeys((out.Mirroring, out.Connecting, out.Switching, out.Crossing), out.CancelRequested),
 )
 
 
@@ -171,7 +173,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         """
         self.request(out.PauseRequested(), "cannot be paused any more: the guest changes hands", "TOO_LATE")
         self.update(options=self.facts.options.paused())
-        self.save()
+        self.keep()
 
     def unpause(self) -> None:
         """Let vCPUs that were stopped for the transfer go on.
@@ -239,7 +241,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         wished = replace(self.facts.options.post_copy, bandwidth_bytes_per_second=bytes_per_second)
         await self.qemu.set_parameters({"max-postcopy-bandwidth": bytes_per_second})
         self.update(options=replace(self.facts.options, post_copy=wished))
-        self.save()
+        self.keep()
 
     async def reattach(self) -> None:
         """Take the transfer up again after the agent was restarted."""
@@ -336,13 +338,12 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             case do.EnsureLostEnded():
                 await self._end_lost()
 
-    def _on_bug(self, error: Exception) -> None:
-        cause = Cause(f"a mistake of Ferry's own ({type(error).__name__}); the agent's log has more", "BUG")
+    def _on_failure(self, cause: Cause) -> None:
         self.observe(out.CancelRequested(cause))
 
     def _give_definition_away(self) -> None:
         self.observe(out.QemuCompleted())
-        self.save()  # no QEMU remembers it
+        self.keep()  # no QEMU remembers it
 
     async def _start_mirrors(self) -> None:
         await self.wait_attached()
@@ -459,7 +460,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             timeline = replace(self.facts.timeline, stopped_at_s=None)
             self.update(options=replace(self.facts.options, pause=False), timeline=timeline)
             self.steering.change(is_allowed_at_once=False)
-            self.save()
+            self.keep()
 
     async def _free_guest(self) -> None:
         """Cancel; the connections of a mute QEMU are cut and yanked out of band; until QEMU says how it ended."""

@@ -107,7 +107,7 @@ class Steering:
     def _keep(self, decision: Decision) -> None:
         session = self._session
         session.update(decisions=(*session.facts.decisions, decision))
-        session.save()
+        session.keep()
         _log.info("decision", migration=session.facts.migration_id, **numbers_of(decision))
         span = trace.get_current_span(session.parent)  # that of Perform, which lasts as long as the transfer
         if span.is_recording():

@@ -21,6 +21,7 @@ from agent.qemu.binary import Accelerator, FileKey
 from agent.qemu.mortal import dying_with_us
 from agent.qemu.probe_rom import EXIT_CODE, EXIT_PORT, build_rom
 from common.records import BrokenRecord, find_record, write_record
+from common.storage import StorageFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,8 @@ async def probe(binary: Path, cpu_model: str, directory: Path, *, kvm: Path = KV
         started_s = time.monotonic()
         works = await runs_under("kvm", binary, cpu_model, prefix=prefix)
         known = {word: value for word, value in known.items() if word.startswith(_host())} | {validity: works}
-        write_record(path, kind=_RECORD_KIND, version=_RECORD_VERSION, body=known)
+        with suppress(StorageFailed):  # then it is tried again next time
+            write_record(path, kind=_RECORD_KIND, version=_RECORD_VERSION, body=known)
         _log.info("kvm probed", binary=str(binary), cpu=cpu_model, works=works, took_s=time.monotonic() - started_s)
     return "kvm" if known[validity] else "tcg"
 

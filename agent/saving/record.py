@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 
 from agent.saving.job import Kind
-from common.codec import decode, encode_fields
+from common.codec import Unknown, decode, encode_fields
 from common.errors import FerryError
 from common.records import find_record, remove_record, write_record
 
@@ -40,6 +40,7 @@ class JobRecord:
     guest_runs: bool
     started_at_s: float
     is_loaded: bool = False
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
 
 class JobRecords:

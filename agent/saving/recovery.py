@@ -20,6 +20,7 @@ from agent.saving.save import undo
 from agent.saving.transfer import run_on, wait_final
 from agent.vm.events import Happening, Reason
 from common.errors import FerryError
+from common.storage import StorageFailed
 
 if TYPE_CHECKING:
     from agent.qemu.commands import Qemu
@@ -46,7 +47,7 @@ async def recover(vms: Vms, vm: Vm | None, work: Work | None, record: JobRecord,
         records.remove(record.id)
     except QemuGone:
         part.discard(Path(record.part_path)) if record.part_path else None
-        records.remove(record.id)
+        _forget(records, record)
         after = "then its QEMU ended"
     except (FerryError, OSError, TimeoutError) as error:
         after = f"this could not be undone: {error}"
@@ -56,6 +57,13 @@ async def recover(vms: Vms, vm: Vm | None, work: Work | None, record: JobRecord,
     if work is not None:
         now_s = vms.events.wall_clock()
         work.end(state, now_s, error="" if state is State.COMPLETED else text, reason="" if state is State.COMPLETED else REASON)
+
+
+def _forget(records: JobRecords, record: JobRecord) -> None:
+    try:
+        records.remove(record.id)
+    except StorageFailed as failure:  # the next agent finds nothing to do
+        _log.warning("job not forgotten", job=record.id, error=failure.text)
 
 
 def _is_complete(record: JobRecord) -> bool:

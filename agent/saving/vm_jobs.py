@@ -30,6 +30,7 @@ from agent.saving.work import Cancelled, Work
 from agent.vm.image_activation import ensure_own_images
 from agent.vm.jobs import Job
 from common.errors import Expired, FerryError, NotFound, WrongState
+from common.storage import StorageFailed, find_failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -247,10 +248,10 @@ class VmJobs:
     def _start(self, work: Work, guest_runs: bool, doing: Coroutine[None, None, None], undo: Callable[[], Awaitable[str]]) -> VmJob:  # noqa: FBT001
         try:
             self._records.save(_record(work, guest_runs))
-        except OSError as error:
+        except BaseException:
             doing.close()
             work.lock.release()
-            raise WrongState(f"the job cannot be noted: {error}", reason="RECORD_NOT_WRITTEN") from error
+            raise
         self._add(work)
         self._tasks.start(self._carry_out(work, doing, undo))
         return work.job
@@ -266,7 +267,7 @@ class VmJobs:
         except Exception as error:  # noqa: BLE001 -- the driver: whatever it is, the guest must not stay stopped
             await self._fail(work, error, undo)
         else:
-            self._records.remove(job.id)
+            self._forget(job)
             work.end(State.COMPLETED, self._wall_clock())
             _log.info("vm job completed", vm=job.vm_name, kind=job.kind.value, job=job.id)
 
@@ -281,14 +282,21 @@ class VmJobs:
             is_ended = isinstance(error, QemuGone) and job.kind is not Kind.RESTORE
             after = "" if is_ended else await undo()
             text = f"{text}; {after}" if after else text
-            self._records.remove(job.id)
+            self._forget(job)
         except QemuGone:
-            self._records.remove(job.id)
+            self._forget(job)
         except (FerryError, OSError, TimeoutError) as more:
             text = f"{text}; and then: {more}"
         state = State.CANCELLED if isinstance(error, Cancelled) else State.FAILED
         _log.warning("vm job not done", vm=job.vm_name, kind=job.kind.value, job=job.id, error=text)
         work.end(state, self._wall_clock(), error=text, reason=reason)
+
+    def _forget(self, job: VmJob) -> None:
+        """Take a job off the record; what stays is ended again by the next agent, which finds nothing to do."""
+        try:
+            self._records.remove(job.id)
+        except StorageFailed as failure:
+            _log.warning("job not forgotten", job=job.id, error=failure.text)
 
     async def _wait_ended(self, job: VmJob) -> None:
         """Let the end of QEMU be noted first: it has the last words."""
@@ -310,7 +318,8 @@ class VmJobs:
             case TimeoutError():
                 return f"QEMU of VM {work.job.vm_name} did not settle in time", Expired.default_reason
             case OSError():
-                return f"{work.job.path}: {error.strerror or error}", "FILE_FAILED"
+                failure = find_failure(error)
+                return f"{work.job.path}: {error.strerror or error}", "FILE_FAILED" if failure is None else failure.reason
         _log.error("bug", vm=work.job.vm_name, exc_info=error)
         return f"a mistake of Ferry's own: {type(error).__name__}", "BUG"
 

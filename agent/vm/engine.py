@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -26,9 +27,10 @@ from agent.vm.taps import open_taps
 from agent.vm.tpm import end_tpm, start_tpm
 from agent.vm.vm import Ended, Vm
 from common.errors import FerryError
+from common.storage import StorageFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import TracebackType
     from uuid import UUID
@@ -180,7 +182,8 @@ class Engine:
         if running.process is None:
             found = process.find_launched(running.token) if running.boot_id == self._boot_id else None
             running = vm.running = replace(running, process=found)
-            vm.directory.save_running(running.to_record())
+            with storage_may_fail(vm, "its process is not on record"):
+                vm.directory.save_running(running.to_record())
         identity = running.process
         if running.boot_id != self._boot_id or identity is None or not identity.is_alive():
             detail = AWAY if running.boot_id == self._boot_id else "the host was started anew"
@@ -251,7 +254,8 @@ class Engine:
     def note_run_state(self, vm: Vm) -> None:
         """Write down whether the guest runs, so that the next agent can tell what changed; not while a guest changes hands."""
         if vm.keeper is not None and vm.live.is_running is not vm.keeper.sights.is_running:
-            vm.save_live(replace(vm.live, is_running=vm.keeper.sights.is_running))
+            with storage_may_fail(vm, "whether its guest runs is not on record"):
+                vm.save_live(replace(vm.live, is_running=vm.keeper.sights.is_running))
 
     def _end_shares(self, vm: Vm) -> None:
         group = self._cpu_shares.end(vm)
@@ -267,11 +271,21 @@ class Engine:
         end_tpm(vm.directory)
         self._running.pop(vm.uuid, None)
         self._end_shares(vm)
-        vm.directory.remove_running()
+        with storage_may_fail(vm, "its end is not on record"):
+            vm.directory.remove_running()
         said = f"{detail}: {words}" if words and reason in (Reason.CRASHED, Reason.FAILED) else detail
         self._events.emit(vm.uuid, name, Happening.STOPPED, reason, said)
         _log.info("vm stopped", vm=name, uuid=str(vm.uuid), reason=reason.value, detail=said)
         self._on_end(vm)
+
+
+@contextmanager
+def storage_may_fail(vm: Vm, told: str) -> Iterator[None]:
+    """Go on where a record cannot be written that the next agent finds out by itself: a QEMU is watched all the same."""
+    try:
+        yield
+    except (StorageFailed, OSError) as error:
+        _log.error("record not written", vm=vm.name, uuid=str(vm.uuid), told=told, error=str(error))
 
 
 def _classify(vm: Vm, end: End) -> tuple[Reason, str]:

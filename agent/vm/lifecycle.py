@@ -25,7 +25,7 @@ from opentelemetry import trace
 from agent.vm.adoption.survey import survey
 from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
-from agent.vm.engine import Engine
+from agent.vm.engine import Engine, storage_may_fail
 from agent.vm.events import Happening, Reason, VmEvents
 from agent.vm.jobs import Job, JobLock, Jobs
 from agent.vm.older_disks import OlderDisks
@@ -540,7 +540,8 @@ class Vms:
         if vm is not None:
             self._engine.note_run_state(vm)
         if vm is not None and vm.running is None and vm.persistent is None and self._jobs.find(uuid) is None:
-            self._registry.remove(vm)
+            with storage_may_fail(vm, "that it is gone is not on record"):
+                self._registry.remove(vm)
 
 
 def _check_stopped(vm: Vm) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.qemu.identity import ProcessIdentity
 from agent.vm.definition import Accelerator, Definition
-from common.codec import BadRecord, decode, encode_fields
+from common.codec import BadRecord, Unknown, decode, encode_fields
 from common.errors import Bug
 
 _BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
@@ -42,6 +42,7 @@ class Running:
     migration_id: str | None
     started_at_s: float
     qmp_path: Path | None = None
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
     @property
     def accelerator(self) -> Accelerator:
@@ -64,7 +65,7 @@ class Running:
         definition = Definition.from_record(record.get("definition"))
         if definition.accelerator is None:
             raise BadRecord("running: a definition without an accelerator")
-        return decode(cls, {"qmp_path": None, **record, "definition": encode_fields(definition)}, where="running")
+        return decode(cls, {**record, "definition": encode_fields(definition)}, where="running")
 
 
 def read_boot_id() -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.cgroup.group import Version
-from common.codec import decode, encode_fields
+from common.codec import Unknown, decode, encode_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Wishes:
     autostart: bool = False
     tunables: Tunables = Tunables()
     moved_to: str = ""
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
     def to_record(self) -> dict[str, object]:
         """Turn into a JSON object that `from_record` takes."""
@@ -39,7 +40,7 @@ class Wishes:
         Raises:
             InvalidRequest: it is not such a record.
         """
-        return cls() if record is None else decode(cls, {"moved_to": "", **record}, where="wishes")
+        return cls() if record is None else decode(cls, record, where="wishes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Live:
     cpu_shares: int | None = None
     cgroup: Version | None = None
     group: Path | None = None
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
 
     def to_record(self) -> dict[str, object]:
         """Turn into a JSON object that `from_record` takes."""

@@ -22,6 +22,7 @@ from common.rpc.channel import MAX_MESSAGE_BYTES
 from common.rpc.peer import peer
 from common.rpc.status import code_of, status_of
 from common.rpc.tracing import server_span, short_name
+from common.storage import find_failure
 
 STOP_GRACE_S: Final = 1.0
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -156,15 +157,15 @@ class _Edge(grpc.aio.ServerInterceptor):
             except FerryError as error:
                 if isinstance(error, Bug):
                     await _abort_with_bug(context, method, error)
-                trace.get_current_span().set_status(trace.StatusCode.ERROR, error.text)
-                _log.info(
-                    "request refused", method=short_name(method), code=code_of(error).name, reason=error.reason, error=error.text
-                )
-                await context.abort_with_status(status_of(error))
+                await _refuse(context, method, error)
             except (grpc.aio.AbortError, GeneratorExit):
                 raise
             except Exception as error:  # noqa: BLE001 - the outermost edge: a stranger's exception must not reach a user as a traceback
-                await _abort_with_bug(context, method, error)
+                failure = find_failure(error)
+                if failure is None:
+                    await _abort_with_bug(context, method, error)
+                else:
+                    await _refuse(context, method, failure)
 
     async def _check_role(self, method: str, context: Any) -> None:
         if self._is_plain:
@@ -177,6 +178,12 @@ class _Edge(grpc.aio.ServerInterceptor):
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED, f"{short_name(method)} is for {wanted}; the caller's certificate says {held}"
             )
+
+
+async def _refuse(context: Any, method: str, error: FerryError) -> None:
+    trace.get_current_span().set_status(trace.StatusCode.ERROR, error.text)
+    _log.info("request refused", method=short_name(method), code=code_of(error).name, reason=error.reason, error=error.text)
+    await context.abort_with_status(status_of(error))
 
 
 async def _abort_with_bug(context: Any, method: str, error: Exception) -> None:

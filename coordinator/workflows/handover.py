@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import structlog
 
 from common.errors import FerryError, NotFound, WrongState
+from common.storage import STORAGE_REASONS
 from coordinator.agents import MAY_HAVE_HAPPENED
 from coordinator.halves import Half, HalfState, Location, MoveState
 from coordinator.ownership import Decision, Silent, Word, decide, has_taken_over, is_halved
@@ -167,6 +168,8 @@ async def _until_answered(moving: Moving, name: str, call: Callable[[], Awaitabl
     while True:
         try:
             return await call()
-        except MAY_HAVE_HAPPENED as error:
+        except (*MAY_HAVE_HAPPENED, WrongState) as error:
+            if isinstance(error, WrongState) and error.reason not in STORAGE_REASONS:
+                raise
             moving.wait(f"the guest runs on {moving.move.destination}; {name} is repeated: {error.text}")
         await asyncio.sleep(next(delays))

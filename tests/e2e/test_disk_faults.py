@@ -51,9 +51,7 @@ async def test_a_destination_that_runs_out_of_room_fails_the_move(way, pair, lab
 
         fill(small)
 
-        await moving.assert_kept(
-            FAILED, "DISK_COPY_FAILED", words=("vdb", "No space left on device", f"make room on {moving.destination}")
-        )
+        await moving.assert_kept(FAILED, "NO_SPACE", words=("vdb", "No space left on device", f"make room on {moving.destination}"))
         moving.guest.assert_no_gap(MARGIN_S, moving.since_s)
         empty(small)
         await moving.assert_moves_now()
@@ -72,9 +70,7 @@ async def test_the_copy_of_one_disk_that_fails_ends_that_of_the_other_too(pair, 
 
         fill(small)
 
-        await moving.assert_kept(
-            FAILED, "DISK_COPY_FAILED", words=("disk vdc", "No space left", f"make room on {moving.destination}")
-        )
+        await moving.assert_kept(FAILED, "NO_SPACE", words=("disk vdc", "No space left", f"make room on {moving.destination}"))
         for disk in (1, 2):
             assert moving.guest.console.max_write_gap_s(disk, moving.since_s) < MARGIN_S
         empty(small)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.records import BrokenRecord, StagedRecord, find_record, get_record, remove_leftovers, remove_record, write_record
+from common.storage import StorageFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,7 @@ def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.mkdir()
 
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(StorageFailed, match="directory"):
         write_record(path, kind="thing", version=1, body={})
 
     assert list(tmp_path.iterdir()) == [path]

@@ -21,6 +21,7 @@ from agent.store import Store
 from agent.vm.definition import Definition
 from agent.vm.domain.parse import parse_domain
 from common.errors import WrongState
+from common.storage import StorageFailed
 
 HERE = HostIdentity(name="host-a", boot_id="one", network_namespace_inode=1, cpu_has_aes=True)
 ELSEWHERE = replace(HERE, name="host-b", boot_id="two")
@@ -72,7 +73,7 @@ def test_markers_go_when_what_is_to_remove_them_is_not_made(store: Store, images
 def test_a_marker_that_cannot_be_put_on_record_is_not_made(store: Store, images: Path):
     (store.state_dir / "markers").rmdir()
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StorageFailed):
         write_markers(_definition(images / "web.raw"), store, force=False)
     assert not list(images.iterdir())
 
