@@ -36,6 +36,7 @@ class When(Enum):
     PEER_IS_OVER = "if {peer} is dead for good (powered off, not merely silent), or the migration has ended there"
     NO_COORDINATOR = "if no coordinator ends it: the guest stays on {destination}"
     STAYS_STOPPED = "to end the migration with the guest on {host} as it is, not running"
+    GIVEN_UP = "where it does not come back by itself, to lose it: ends its QEMU on {host}, after which the VM can be started anew"
     COPY_IS_ENDED = "if {source} has the guest, or it may be lost: ends the copy that {host} holds"
     NOW = "to try at once"
 
@@ -66,8 +67,18 @@ def for_source(phase: out.Phase) -> tuple[Advice, ...]:  # noqa: PLR0911 - one l
             return Advice(Command.FENCE, When.NEVER_RAN_THERE), Advice(Command.RELEASE, When.HAS_RUN_THERE, is_forced=True)
         case out.HandedOver():
             return (Advice(Command.RELEASE, When.NO_COORDINATOR),)
+        case out.Crossing() | out.Following(is_resumed=False):
+            return (Advice(Command.FENCE, When.NEVER_RAN_THERE),)
+        case out.Broken(is_resumed=False):
+            return (
+                Advice(Command.RECOVER, When.NOW),
+                Advice(Command.FENCE, When.NEVER_RAN_THERE),
+                Advice(Command.RELEASE, When.HAS_RUN_THERE, is_forced=True),
+            )
         case out.Broken():
             return Advice(Command.RECOVER, When.NOW), Advice(Command.RELEASE, When.PEER_DEAD, is_forced=True)
+        case out.Refused():
+            return (Advice(Command.RELEASE, When.GIVEN_UP, is_forced=True),)
         case _:
             return ()
 

@@ -20,7 +20,11 @@ In post-copy the guest goes first and the rest of its memory follows:
                                             Broken        (the connection was lost; it is made anew)
 
 From `Crossing`, which is the written decision, to the source's `completed` nothing is cancelled and no QEMU is ended: the guest
-exists once, half on each side. `Losing` ends what is left here of a guest that its destination has lost, also from `Sent` and
+exists once, half on each side. Where it is proved that it never ran at the destination, all of it is here, and it comes back:
+
+    Crossing, Following, Broken -> Refused -> Keeping -> Kept
+
+`Losing` ends what is left here of a guest that its destination has lost, also from `Sent` and
 `HandedOver`: what ran there has written to its disks since, so what is here is never run again.
 
 Any phase before `Sent` ends in `Lost` when QEMU ends, unless the destination may hold the whole guest by then. `Switching` is the
@@ -102,9 +106,15 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The guest never ran at the destination, whose QEMU is gone; QEMU's report decides whether it is here."""
+    """The guest never ran at the destination and never will; QEMU is brought out of post-copy, and the guest is here.
+
+    Attributes:
+        cause: why it comes back.
+        newest_is_there: as for `Losing`: an operator said so after the token was given away, which proves nothing about disks.
+    """
 
     cause: Cause
+    newest_is_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +169,14 @@ class Cancelling:
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """QEMU owns the guest again and it is being put back to what it did before; the guest is here."""
+    """QEMU owns the guest again and it is being put back to what it did before; the guest is here.
+
+    Attributes:
+        newest_is_there: as for `Refused`, until the guest runs here again.
+    """
 
     cause: Cause
+    newest_is_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +264,13 @@ class QemuInPostCopy:
 @dataclass(frozen=True, slots=True)
 class QemuLinkLost:
     """QEMU reports `postcopy-paused`: the connection is gone, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class QemuForgot:
+    """QEMU ended its migration before `postcopy-active` and does not say so: nobody was given the guest."""
+
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +399,7 @@ Event: TypeAlias = (
     | PostCopyRequested
     | QemuInPostCopy
     | QemuLinkLost
+    | QemuForgot
     | StoodStillTooLong
     | DestinationLost
     | QemuAtSwitchover

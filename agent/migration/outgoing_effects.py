@@ -72,6 +72,11 @@ class EnsureRecovered:
 
 
 @dataclass(frozen=True, slots=True)
+class EnsureGivenBack:
+    """Bring QEMU out of a post-copy whose guest never ran at the destination, until it reports how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecordPostCopy:
     """Read the figures of a post-copy that is over, and make its span."""
 
@@ -95,6 +100,7 @@ Effect: TypeAlias = (
     | StartPostCopy
     | CutConnection
     | EnsureRecovered
+    | EnsureGivenBack
     | RecordPostCopy
     | EnsureLostEnded
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from agent.migration import outgoing as out
 from agent.migration import outgoing_effects as do
-from agent.migration.machine import Cause, InvalidTransition
+from agent.migration.machine import InvalidTransition
 
 
-def crossing(phase: out.Crossing, event: out.Event) -> out.Step:
+def crossing(phase: out.Crossing, event: out.Event) -> out.Step:  # noqa: PLR0911 - one line an event
     """The decision for post-copy is written: QEMU says where the guest goes on."""
     match event:
         case out.QemuInPostCopy():
@@ -22,6 +22,8 @@ def crossing(phase: out.Crossing, event: out.Event) -> out.Step:
             return out.Step(out.Lost(cause))
         case out.StoodStillTooLong():
             return out.Step(phase, (do.CutConnection(),))
+        case out.DestinationNeverRan(cause) | out.Fenced(cause) | out.QemuForgot(cause):  # nobody has the token
+            return out.Step(out.Refused(cause), (do.EnsureGivenBack(),))
         case _:
             raise InvalidTransition(phase, event)
 
@@ -44,7 +46,9 @@ def in_post_copy(phase: out.Following | out.Broken, event: out.Event) -> out.Ste
         case out.StoodStillTooLong() if isinstance(phase, out.Following) and not phase.is_resumed:
             return out.Step(phase, (do.CutConnection(),))
         case out.DestinationNeverRan(cause) if not phase.is_resumed:
-            return _never_ran(phase, cause)
+            return out.Step(out.Refused(cause), (do.EnsureGivenBack(),))
+        case out.Fenced(cause) if not phase.is_resumed:
+            return out.Step(out.Refused(cause, newest_is_there=True), (do.EnsureGivenBack(),))
         case out.DestinationLost(cause, is_kept_there):
             return out.Step(out.Losing(cause, is_kept_there, newest_is_there=True), (do.EnsureLostEnded(),))
         case out.QemuExited(cause):
@@ -53,22 +57,15 @@ def in_post_copy(phase: out.Following | out.Broken, event: out.Event) -> out.Ste
             raise InvalidTransition(phase, event)
 
 
-def _never_ran(phase: out.Following | out.Broken, cause: Cause) -> out.Step:
-    """QEMU 7.2 reports `postcopy-active` before it sends the devices, and takes the guest back when that fails."""
-    if isinstance(phase, out.Following):
-        return out.Step(out.Refused(cause))
-    return out.Step(out.Losing(cause), (do.EnsureLostEnded(),))
-
-
 def refused(phase: out.Refused, event: out.Event) -> out.Step:
-    """The destination never ran the guest: QEMU says whether it is here."""
+    """The destination never ran the guest: it is here once QEMU says that its migration has ended, however that was."""
     match event:
         case out.QemuGaveUp() | out.QemuCompleted():
-            return out.Step(out.Keeping(phase.cause), (do.EnsureGuestRestored(),))
-        case out.QemuLinkLost():
-            return out.Step(out.Losing(phase.cause), (do.EnsureLostEnded(),))
+            return out.Step(out.Keeping(phase.cause, phase.newest_is_there), (do.EnsureGuestRestored(),))
+        case out.QemuInPostCopy() | out.QemuLinkLost():
+            return out.Step(phase)
         case out.QemuExited():
-            return out.Step(out.Lost(phase.cause))
+            return out.Step(out.Lost(phase.cause, newest_is_there=phase.newest_is_there))
         case _:
             raise InvalidTransition(phase, event)
 

@@ -31,6 +31,8 @@ def release(phase: out.Phase, event: out.ReleaseRequested) -> out.Step:  # noqa:
             return out.Step(out.Retiring(keeps_definition=True), (do.EnsureHuskEnded(),))
         case out.Broken() if event.is_forced:
             return out.Step(out.Losing(event.cause, newest_is_there=True), (do.EnsureLostEnded(),))
+        case out.Refused() if event.is_forced:  # QEMU does not give it back
+            return out.Step(out.Losing(event.cause, newest_is_there=phase.newest_is_there), (do.EnsureLostEnded(),))
         case out.Cancelling() | out.Retiring() | out.Losing():
             return out.Step(phase)
         case _:

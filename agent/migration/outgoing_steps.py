@@ -58,7 +58,7 @@ def step(phase: out.Phase, event: out.Event) -> out.Step:  # noqa: C901, PLR0911
             assert_never(phase)
 
 
-def effects_after_restart(phase: out.Phase) -> tuple[do.Effect, ...]:  # noqa: C901, PLR0911 - one line a phase
+def effects_after_restart(phase: out.Phase) -> tuple[do.Effect, ...]:  # noqa: C901, PLR0911, PLR0912 - one line a phase
     """Return what a driver that starts again in `phase` has to do, once it has told the machine what QEMU says now."""
     match phase:
         case out.Mirroring():
@@ -73,6 +73,8 @@ def effects_after_restart(phase: out.Phase) -> tuple[do.Effect, ...]:  # noqa: C
             return (do.RequestResume(),)
         case out.Broken(is_resumed):
             return (do.EnsureRecovered(),) if is_resumed else (do.RequestResume(), do.EnsureRecovered())
+        case out.Refused():
+            return (do.EnsureGivenBack(),)
         case out.Losing():
             return (do.EnsureLostEnded(),)
         case out.Sent():
@@ -284,7 +286,7 @@ def _keeping(phase: out.Keeping, event: out.Event) -> out.Step:
         case out.GuestRestored():
             return out.Step(out.Kept(phase.cause))
         case out.QemuExited(cause):
-            return out.Step(out.Lost(cause))
+            return out.Step(out.Lost(cause, newest_is_there=phase.newest_is_there))
         case out.CancelRequested():
             return out.Step(phase)
         case _:

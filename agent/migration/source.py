@@ -17,6 +17,7 @@ from agent.migration.clocks import now_s
 from agent.migration.disk_copies import DiskCopies
 from agent.migration.disk_wishes import check_disk_bandwidth
 from agent.migration.errors import GuestLost, GuestNeverRan
+from agent.migration.giving_back import GivingBack
 from agent.migration.heartbeat import Heartbeat
 from agent.migration.machine import Cause
 from agent.migration.network_gap import NetworkGapWatch
@@ -96,6 +97,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self._vcpus = asyncio.Lock()  # a `cont` is answered before QEMU may complete: after that it would run the guest twice
         self._watcher = SourceWatch(self)
         self.recovery = Recovery(self)
+        self.giving_back = GivingBack(self, around)
         self.steering = Steering(self)
         self.heartbeat = Heartbeat(self)
         self._network_gap = NetworkGapWatch(self)
@@ -280,6 +282,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         peer = self.facts.peer or "the destination"
         if isinstance(self.phase, out.Crossing | out.Following | out.Broken):
             return f"not possible any more, {self._halved}"
+        if isinstance(self.phase, out.Refused):
+            return f"not possible any more, the guest never ran on {peer} and comes back here"
         if not self.facts.guest_ran:
             return f"not possible any more, the guest was given to {peer}, which is asked to run it"
         return f"not possible any more, the guest {'is, paused as it was,' if self.facts.guest_was_paused else 'runs'} on {peer}"
@@ -329,9 +333,11 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             case do.StartPostCopy():
                 await self._start_post_copy()
             case do.CutConnection():
-                await self._cut_and_yank()
+                await self.cut_and_yank()
             case do.EnsureRecovered():
                 await self.recovery.run()
+            case do.EnsureGivenBack():
+                await self.giving_back.run()
             case do.RecordPostCopy():
                 await self._keep_figures()
                 record_post_copy(self.facts, self.parent)
@@ -475,15 +481,16 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             except QemuGone:
                 return
             except (QemuSilent, WrongState, TimeoutError):  # WrongState: an agent that has just started is not attached to it
-                await self._cut_and_yank()
+                await self.cut_and_yank()
             with suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_PATIENCE_S):
                     await self.wait_phase(out.Keeping, out.Sent)
             if isinstance(self.phase, out.Cancelling):
-                await self._cut_and_yank()
+                await self.cut_and_yank()
                 await self._watcher.ask_qemu()
 
-    async def _cut_and_yank(self) -> None:
+    async def cut_and_yank(self) -> None:
+        """End QEMU's connections from outside; what it does not answer is left to the next turn."""
         try:
             await self.transfer.cut(self.process.pid)
         except TimeoutError:
@@ -493,7 +500,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         except FerryError as error:
             _log.warning("connection not cut", migration=self.facts.migration_id, error=error.text)
             self.update(waiting_for=error.text)
-        if isinstance(self.phase, out.Cancelling | out.Crossing):
+        if isinstance(self.phase, out.Cancelling | out.Crossing | out.Refused):
             with suppress(FerryError, TimeoutError):
                 async with asyncio.timeout(YANK_ANSWER_S):
                     await self.qemu.yank_migration()
@@ -532,6 +539,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
             return True
         state = await self.qemu.query_status()
         if state is RunState.FINISH_MIGRATE:
+            if not await self.qemu.has_migration_channels():  # else it is about to leave that by itself
+                await self.giving_back.leave_finish_migrate()
             return False
         if self.facts.guest_was_paused:
             if state is RunState.POSTMIGRATE:  # QEMU 7.2, from pre-switchover on: its user could not resume it from there

@@ -254,6 +254,7 @@ class SourceWatch:
                 continue
             with untraced():
                 await self.ask_qemu()
+                await self._look_whether_forgotten()
             progress = session.facts.progress
             passes = 0 if progress is None else progress.pass_count
             self._start_wished_post_copy(When.IMMEDIATELY, is_due=True)  # the event may have been missed
@@ -268,6 +269,15 @@ class SourceWatch:
             elif now_s() - moved_at_s > STALL_LIMIT_S:
                 text = f"no byte has moved for {STALL_LIMIT_S:g} s: the network or {self._peer()} is silent"
                 session.observe(out.CancelRequested(Cause(text, "TRANSFER_STALLED")))
+
+    async def _look_whether_forgotten(self) -> None:
+        """Notice a QEMU 10.0 that has ended its migration before `postcopy-active` and says `device` for ever."""
+        session = self._session
+        with suppress(FerryError):
+            says_device = isinstance(session.phase, out.Crossing) and session.status_text == MigrationStatus.DEVICE.value
+            if says_device and not await session.qemu.has_migration_channels():
+                text = f"the connection to {self._peer()} broke while the guest changed hands"
+                session.observe(out.QemuForgot(Cause(text, "TRANSFER_FAILED")))
 
     async def _watch_mute(self) -> None:
         """Free the guest when QEMU goes mute in a TLS handshake, in which it stands still for as long as the peer is silent."""
@@ -389,6 +399,10 @@ class SourceWatch:
                         lost = "" if report.reason in GUEST_ENDS else "; the guest was lost there"
                         text = f"{self._peer()}: {report.error or 'its QEMU ended'}{lost}"
                         session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED"), report.is_kept))
+                    has_never_run = report.is_undone and (report.is_final or isinstance(session.phase, out.Crossing))
+                    if has_never_run and isinstance(session.phase, (out.Crossing, *_IN_POST_COPY)):
+                        text = f"{self._peer()}: {report.error or 'its half was undone'}"
+                        session.observe(out.DestinationNeverRan(Cause(text, report.reason or "DESTINATION_FAILED")))
                     if report.is_undone and isinstance(session.phase, (out.Mirroring, *_ON_THE_WAY, out.Switching)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}{self._plain_hint()}"
                         session.observe(out.CancelRequested(Cause(text, report.reason or "DESTINATION_FAILED")))

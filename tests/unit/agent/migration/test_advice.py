@@ -123,6 +123,7 @@ def test_what_the_source_advises_is_accepted_and_ends_its_half_with_one_guest_at
         When.HAS_RUN_THERE,
         When.NO_COORDINATOR,
         When.PEER_DEAD,
+        When.GIVEN_UP,
     }
     for (when, there), worlds in taken.items():
         assert_ends(worlds, there, source_is_final_or_lost_the_race if when is When.GIVING_UP else source_is_final)
@@ -205,7 +206,7 @@ def test_force_is_needed_exactly_where_a_release_may_end_the_only_copy_of_the_gu
         if advice.is_forced
     }
 
-    assert forced == {out.Sent, out.Broken, *_FORCED_AT_DESTINATION}
+    assert forced == {out.Sent, out.Broken, out.Refused, *_FORCED_AT_DESTINATION}
 
 
 _FORCED_AT_DESTINATION = {inc.Listening, inc.Loading, inc.Loaded, inc.Arrived, inc.Entering, inc.Filling, inc.Resuming}

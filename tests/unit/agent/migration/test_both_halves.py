@@ -19,6 +19,7 @@ from tests.unit.agent.migration.worlds import (
 )
 
 HALVED = {Qemu.HALF, Qemu.RUNS_HALF}
+WHOLE_AT_SOURCE = {Qemu.HALVING, Qemu.FORGOT, Qemu.HALF, Qemu.HOLDS}
 
 
 def test_no_reachable_world_has_the_guest_running_on_both_hosts():
@@ -80,3 +81,34 @@ def test_the_source_lets_go_of_a_definition_only_once_the_destination_has_stored
 
     assert let_go
     assert all(isinstance(world.destination, inc.Lost) and world.destination.is_kept for world in let_go)
+
+
+def test_no_agent_ends_a_source_that_has_the_only_whole_copy():
+    took = inc.Entering | inc.Filling | inc.Resuming | inc.Running | inc.Finished | inc.KeepingDefinition | inc.Ending | inc.Lost
+    alone = [
+        world
+        for world in every_world()
+        if world.source_qemu in WHOLE_AT_SOURCE and world.destination_qemu is Qemu.GONE and not isinstance(world.destination, took)
+    ]
+
+    assert len(alone) > 10
+    for world in alone:
+        for after in [*by_themselves(world, Reachable()), *users(world)]:
+            assert after.source_qemu is not Qemu.GONE, (world, after)
+
+
+def test_a_guest_that_never_ran_at_the_destination_comes_back_from_every_moment_of_a_post_copy():
+    in_post_copy = out.Crossing | out.Following | out.Broken | out.Refused
+    broken = {
+        world
+        for world in every_world()
+        if isinstance(world.destination, inc.Abandoned)
+        and world.source_qemu in WHOLE_AT_SOURCE
+        and isinstance(world.source, in_post_copy)
+    }
+
+    def is_back(world: World) -> bool:
+        return isinstance(world.source, out.Kept) and world.source_qemu is Qemu.RUNS
+
+    assert {type(world.source) for world in broken} == {out.Crossing, out.Following, out.Broken, out.Refused}
+    assert broken <= leading_to(every_world(), lambda world: by_themselves(world, Reachable()), is_back)

@@ -25,6 +25,7 @@ EVENTS: tuple[out.Event, ...] = (
     out.PostCopyRequested(),
     out.QemuInPostCopy(),
     out.QemuLinkLost(),
+    out.QemuForgot(CAUSE),
     out.StoodStillTooLong(),
     out.DestinationLost(CAUSE),
     out.ReleaseRequested(CAUSE),
@@ -193,7 +194,7 @@ def test_a_last_pass_that_is_quicker_than_post_copy_ends_as_pre_copy_does():
 
 def test_from_the_decision_for_post_copy_on_nothing_is_cancelled():
     for phase in (out.Crossing(), out.Following(), out.Following(is_resumed=True), out.Broken(), out.Broken(is_resumed=True)):
-        for event in (out.CancelRequested(CAUSE), out.PauseRequested(), out.ConfirmRequested(), out.Fenced(CAUSE)):
+        for event in (out.CancelRequested(CAUSE), out.PauseRequested(), out.ConfirmRequested()):
             with pytest.raises(InvalidTransition):
                 outgoing_steps.step(phase, event)
 
@@ -206,13 +207,36 @@ def test_a_post_copy_that_qemu_gives_up_before_the_destination_ran_comes_back_on
     assert effects[-2:] == (do.StopGuest(), do.EnsureGuestRestored())
 
 
+@pytest.mark.parametrize("proof", [out.DestinationNeverRan(CAUSE), out.Fenced(CAUSE)])
+def test_a_guest_in_post_copy_that_never_ran_at_the_destination_comes_back_once_qemu_gives_it_up(proof):
+    for phase in (out.Crossing(), out.Following(), out.Broken()):
+        after = outgoing_steps.step(phase, proof)
+        may_have_run = isinstance(proof, out.Fenced) and not isinstance(phase, out.Crossing)
+        assert after == out.Step(out.Refused(CAUSE, newest_is_there=may_have_run), (do.EnsureGivenBack(),))
+        for told in (out.QemuLinkLost(), out.QemuInPostCopy()):
+            assert outgoing_steps.step(after.phase, told) == out.Step(after.phase)
+        for ended in (out.QemuGaveUp(CAUSE), out.QemuCompleted()):
+            assert outgoing_steps.step(after.phase, ended) == out.Step(
+                out.Keeping(CAUSE, may_have_run), (do.EnsureGuestRestored(),)
+            )
+    for phase in (out.Following(is_resumed=True), out.Broken(is_resumed=True)):
+        with pytest.raises(InvalidTransition):
+            outgoing_steps.step(phase, proof)
+
+
+def test_a_qemu_that_forgot_to_end_its_migration_is_believed_before_the_guest_was_given_away_only():
+    assert outgoing_steps.step(out.Crossing(), out.QemuForgot(CAUSE)).phase == out.Refused(CAUSE)
+    for phase in (out.Switching(), out.Following(), out.Broken(), out.Sent()):
+        with pytest.raises(InvalidTransition):
+            outgoing_steps.step(phase, out.QemuForgot(CAUSE))
+
+
 def test_no_history_ends_the_sources_qemu_in_post_copy_unless_the_destination_is_proved_to_have_lost_the_guest():
     for history in histories(outgoing_steps.step, START, EVENTS, LENGTH):
         for index, (before, after) in enumerate(pairwise(history.phases)):
             if isinstance(after, out.Losing) and not isinstance(before, out.Losing):
-                proofs = (out.DestinationLost, out.DestinationNeverRan)
                 is_forced = history.events[index] == out.ReleaseRequested(CAUSE, is_forced=True)
-                assert isinstance(history.events[index], proofs) or is_forced or isinstance(before, out.Refused)
+                assert isinstance(history.events[index], out.DestinationLost) or is_forced
             if isinstance(before, out.Following | out.Broken):
                 assert not isinstance(after, out.Retiring | out.Keeping | out.Cancelling)
 

@@ -163,7 +163,11 @@ async def test_what_is_told_names_both_hosts_and_since_when():
 
 @pytest.mark.parametrize(
     ("answer", "phase"),
-    [(GuestLost("it ended"), out.Losing), (GuestNeverRan("it never ran"), out.Losing), (GuestWhole("all is here"), out.HandedOver)],
+    [
+        (GuestLost("it ended"), out.Losing),
+        (GuestNeverRan("it never ran"), out.Refused),
+        (GuestWhole("all is here"), out.HandedOver),
+    ],
 )
 async def test_a_destination_that_needs_no_connection_any_more_decides(answer, phase):
     source = FakeSource([answer], phase=out.Broken(is_resumed=not isinstance(answer, GuestNeverRan)))

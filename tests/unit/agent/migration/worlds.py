@@ -27,6 +27,7 @@ class Qemu(Enum):
     WAITS = auto()  # source: pre-switchover; destination: listens
     SENDS = auto()  # source: device
     HALVING = auto()  # source: says that it is in post-copy, and sends the devices
+    FORGOT = auto()  # source: its post-copy broke before the devices were sent, and it says nothing of it (10.0)
     HALF = auto()  # source: sends the rest of the memory; destination: has the guest without it, stopped
     RUNS_HALF = auto()  # destination: runs the guest while its memory comes
     HOLDS = auto()  # source: postmigrate; destination: completed and paused
@@ -151,7 +152,7 @@ def by_themselves(world: World, reachable: Reachable) -> Iterator[World]:
             yield from at_destination(world, inc.ResumeRequested())
 
 
-def _qemus(world: World, reachable: Reachable) -> Iterator[World]:
+def _qemus(world: World, reachable: Reachable) -> Iterator[World]:  # noqa: C901 - one line a pair
     source, destination = world.source_qemu, world.destination_qemu
     if source is Qemu.RUNS and isinstance(world.source, _BEFORE) and destination is not Qemu.GONE:
         yield replace(world, source_qemu=Qemu.WAITS)
@@ -172,6 +173,9 @@ def _qemus(world: World, reachable: Reachable) -> Iterator[World]:
             yield replace(world, source_qemu=Qemu.RUNS)
         case ((Qemu.WAITS | Qemu.SENDS), _) if reachable.source and isinstance(world.source, out.Cancelling):
             yield replace(world, source_qemu=Qemu.RUNS)
+        case ((Qemu.HALVING | Qemu.HALF | Qemu.FORGOT), _) if reachable.source and isinstance(world.source, out.Refused):
+            yield replace(world, source_qemu=Qemu.RUNS)  # EnsureGivenBack: 10.0 goes on by itself or by a debugger,
+            yield replace(world, source_qemu=Qemu.HOLDS)  # 7.2 waits for a `cont`
         case _:
             pass
 
@@ -189,9 +193,13 @@ def _seen_at_source(world: World) -> Iterator[out.Event]:
         case Qemu.WAITS:
             yield from (out.QemuAtSwitchover(), out.QemuAtSwitchover(has_mirrors=True))
         case Qemu.HALVING:
-            yield from (out.QemuInPostCopy(), out.StoodStillTooLong())
+            yield from (out.QemuInPostCopy(), out.QemuLinkLost(), out.StoodStillTooLong())
+        case Qemu.FORGOT:
+            yield from (out.QemuForgot(CAUSE), out.StoodStillTooLong())
         case Qemu.HALF:
             yield from (out.QemuInPostCopy(), out.QemuLinkLost())
+        case Qemu.HOLDS if isinstance(world.source, out.Refused):
+            yield out.QemuGaveUp(CAUSE)
         case Qemu.HOLDS:
             yield out.QemuCompleted()
         case Qemu.GONE:
@@ -250,6 +258,8 @@ def faults(world: World) -> Iterator[World]:
     may_fail = isinstance(world.source, _BEFORE | out.Settling | out.Switching | out.Crossing | out.Cancelling)
     if world.source_qemu is Qemu.HALVING or (world.source_qemu in {Qemu.WAITS, Qemu.SENDS} and may_fail):
         yield replace(world, source_qemu=Qemu.RUNS)  # the channel broke: QEMU goes on by itself
+    if world.source_qemu is Qemu.HALVING and isinstance(world.source, out.Crossing):  # before the devices
+        yield replace(world, source_qemu=Qemu.FORGOT)
     if world.source_qemu is Qemu.RUNS and not isinstance(world.source, out.Begun):
         yield from at_source(world, out.QemuGaveUp(CAUSE))
     yield replace(world, source_qemu=Qemu.GONE)
