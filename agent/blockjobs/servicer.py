@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, TypeAlias
 
 import grpc
+import structlog
 
 from agent import wire
 from agent.answers import Answers
@@ -17,11 +18,12 @@ from agent.blockjobs.mirrors import is_copy
 from agent.blockjobs.orders import CommitOrder, CopyOrder, PullOrder
 from agent.vm.lifecycle import Vms
 from agent.vm.vm import Vm
-from common.errors import InvalidRequest, WrongState
+from common.errors import FerryError, InvalidRequest
 from ferry.agent.v1 import block_service_pb2 as pb
 from ferry.agent.v1 import block_service_pb2_grpc as rpc
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_log = structlog.get_logger()
 
 READERS: Final = frozenset({"ListDisks", "GetBlockJob", "WatchBlockJob"})
 _KINDS: Final = {kind: pb.BlockJob.Kind.Value(f"KIND_{kind.name}") for kind in Kind}
@@ -46,8 +48,8 @@ class BlockServicer(rpc.BlockServiceServicer):
             if vm.running is not None and not vm.is_incoming:
                 try:
                     disks += await self._disks_of(vm)
-                except WrongState:  # it has ended meanwhile
-                    continue
+                except FerryError as error:  # it has ended meanwhile, or does not answer: that is no reason to hide the others
+                    _log.warning("disks of a vm are not known", vm=vm.name, error=error.text)
         return pb.ListDisksResponse(disks=disks)
 
     async def CopyDisk(self, request: pb.CopyDiskRequest, context: Context) -> pb.CopyDiskResponse:

@@ -6,7 +6,6 @@ Whatever fails here is undone before the error is told; the guest at the source 
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import replace
 from typing import Final
 
@@ -36,6 +35,7 @@ from agent.vm.definition import Definition
 from agent.vm.stored import Stored
 from common.errors import InvalidRequest, WrongState
 from common.findings import Findings
+from common.foreign_json import parse_json
 
 DIGEST_BYTES: Final = 32
 # Before it a connection that is lost while post-copy recovers ends the destination's QEMU; versions between were not tried.
@@ -181,6 +181,6 @@ class Preparation:
 
 def _read_definition(content: bytes) -> Definition:
     try:
-        return Definition.from_record(json.loads(content))
+        return Definition.from_record(parse_json(content))
     except ValueError as error:
         raise InvalidRequest(f"definition: not JSON: {error}", reason="DEFINITION_MALFORMED") from error

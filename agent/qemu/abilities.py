@@ -55,10 +55,11 @@ async def _offers_tls(qemu: Qemu) -> bool:
 def decode_compressions(schema: object) -> tuple[str, ...]:
     """Decode the values of parameter `multifd-compression` from the answer to `query-qmp-schema`."""
     entities = {get_str(entity, "name"): entity for entity in (as_mapping(one, "entity") for one in as_list(schema, "schema"))}
-    arguments = entities[get_str(entities["migrate-set-parameters"], "arg-type")]
+    command = as_mapping(entities.get("migrate-set-parameters"), "migrate-set-parameters")
+    arguments = as_mapping(entities.get(get_str(command, "arg-type")), "arguments of migrate-set-parameters")
     members = {get_str(one, "name"): one for one in (as_mapping(m, "member") for m in as_list(arguments.get("members"), "members"))}
-    return _values(entities, get_str(members[COMPRESSION], "type"))
+    return _values(entities, get_str(as_mapping(members.get(COMPRESSION), COMPRESSION), "type"))
 
 
 def _values(entities: Mapping[str, Mapping[str, object]], name: str) -> tuple[str, ...]:
-    return tuple(as_str(value, "value") for value in as_list(entities[name].get("values"), "values"))
+    return tuple(as_str(value, "value") for value in as_list(as_mapping(entities.get(name), name).get("values"), "values"))

@@ -113,19 +113,19 @@ _ALL_PERMISSIONS: Final = frozenset({"consistent-read", "write", "write-unchange
 def decode_graph(reply: object) -> Graph:
     """Decode the answer to `x-debug-query-block-graph`."""
     graph = as_mapping(reply, "block graph")
-    nodes = {get_int(node, "id"): node for node in (as_mapping(one, "graph node") for one in as_list(graph["nodes"], "nodes"))}
-    edges = (_edge(as_mapping(one, "edge"), nodes) for one in as_list(graph["edges"], "edges"))
+    nodes = {get_int(node, "id"): node for node in (as_mapping(one, "graph node") for one in as_list(graph.get("nodes"), "nodes"))}
+    edges = (_edge(as_mapping(one, "edge"), nodes) for one in as_list(graph.get("edges"), "edges"))
     drivers = (get_str(node, "name") for node in nodes.values() if get_str(node, "type") == _DRIVER)
     return Graph(tuple(drivers), tuple(edges))
 
 
 def _edge(edge: Mapping[str, object], nodes: Mapping[int, Mapping[str, object]]) -> Edge:
-    parent, child = nodes[get_int(edge, "parent")], nodes[get_int(edge, "child")]
+    parent, child = (as_mapping(nodes.get(get_int(edge, end)), f"{end} of an edge") for end in ("parent", "child"))
     return Edge(
         get_str(parent, "name"),
         get_str(parent, "type"),
         get_str(edge, "name"),
         get_str(child, "name"),
-        decode_names(edge["perm"], "perm"),
-        decode_names(edge["shared-perm"], "shared-perm"),
+        decode_names(edge.get("perm"), "perm"),
+        decode_names(edge.get("shared-perm"), "shared-perm"),
     )

@@ -5,12 +5,12 @@ Source: qapi/block-core.json (`BlockInfo`, `ImageInfo`, `BlockJobInfo`), qapi/jo
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from agent.qemu.decoding import as_list, as_mapping, find_bool, find_int, find_str, get_bool, get_int, get_str
+from common.foreign_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -169,8 +169,8 @@ def path_of(filename: str) -> str:
     if not filename.startswith(_JSON):
         return filename
     try:
-        options = json.loads(filename.removeprefix(_JSON))
-    except (ValueError, RecursionError):
+        options = parse_json(filename.removeprefix(_JSON))
+    except ValueError:
         return filename
     while isinstance(options, dict):
         if isinstance(options.get("filename"), str):

@@ -5,7 +5,9 @@ It adds to the library what QEMU's own rules demand:
 - the peer of the socket must be the QEMU we mean;
 - OOB is negotiated, and never more than `IN_BAND_LIMIT` in-band commands are unanswered. With 8
   of them QEMU stops reading and would not see an OOB command either, which is what frees it;
-- a command that timed out still counts as unanswered, as QEMU will run it.
+- a command that timed out still counts as unanswered, as QEMU will run it; answers come in the order of the commands, so one that
+  is skipped will not come any more;
+- what is sent that is not QMP ends the connection, and nothing else: who dials anew may find a QEMU that is better.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, QMPClient, QMPError, Runstate, StateError
+from qemu.qmp.qmp_client import BadReplyError
 
-from agent.qemu.errors import QemuInUse, QemuSilent
+from agent.qemu.errors import NotUnderstood, QemuInUse, QemuSilent
 from agent.qemu.stamps import Stamps
 from agent.qemu.subscription import Event
 
@@ -49,6 +52,14 @@ class Interrupted(Exception):
     """The connection ended before the answer came; the command may have run."""
 
 
+class _Nonsense(QMPError):
+    """What came is not QMP."""
+
+
+# A QEMU that served another client before may still have the answer to that one's command; more than a few are no such rest.
+_FOREIGN_LIMIT: Final = 3
+
+
 class _Client(QMPClient):
     """The library's client without its rendering of every message, and with a look at replies."""
 
@@ -58,9 +69,17 @@ class _Client(QMPClient):
         self.has_greeted = False
         self.last_answer_s = time.monotonic()
         self.free_slots = asyncio.Semaphore(IN_BAND_LIMIT)
-        self._unanswered: set[object] = set()
+        self._unanswered: dict[object, None] = {}  # in-band ones, in their order
+        self._unanswered_oob: set[object] = set()
+        self._foreign_count = 0
         self._on_event = on_event
         self._stamps = Stamps()
+
+    async def _do_recv(self) -> Message:
+        try:
+            return await super()._do_recv()
+        except RecursionError as error:
+            raise _Nonsense("a message is nested too deeply") from error
 
     def _do_send(self, msg: Message) -> None:
         """Write, but not through the stream where QEMU has closed: that would end the connection with QEMU's last words unread."""
@@ -79,7 +98,9 @@ class _Client(QMPClient):
 
     def _cb_outbound(self, msg: Message) -> Message:
         if "execute" in msg:
-            self._unanswered.add(msg.get("id"))
+            self._unanswered[msg.get("id")] = None
+        else:
+            self._unanswered_oob.add(msg.get("id"))
         return msg
 
     def _cb_inbound(self, msg: Message) -> Message:
@@ -90,11 +111,26 @@ class _Client(QMPClient):
             self.has_greeted = True
         else:
             self.last_answer_s = now_s
-            identifier = msg.get("id")
-            if identifier is not None and identifier in self._unanswered:
-                self._unanswered.discard(identifier)
-                self.free_slots.release()
+            self._note_answer(msg.get("id"))
         return msg
+
+    def _note_answer(self, identifier: object) -> None:
+        if identifier is not None and not isinstance(identifier, str):
+            raise _Nonsense(f"an answer with the id {identifier!r:.80}")
+        if identifier in self._unanswered:
+            while True:
+                answered = next(iter(self._unanswered))
+                del self._unanswered[answered]
+                if answered is not None:  # that of the negotiation, which takes no slot
+                    self.free_slots.release()
+                if answered == identifier:
+                    return
+        if identifier in self._unanswered_oob:
+            self._unanswered_oob.discard(identifier)
+            return
+        self._foreign_count += 1
+        if self._foreign_count > _FOREIGN_LIMIT:
+            raise _Nonsense(f"{self._foreign_count} answers to what was not asked, the last with the id {identifier!r:.80}")
 
 
 class Connection:
@@ -121,6 +157,7 @@ class Connection:
 
         Raises:
             ExecuteError: QEMU answered with an error.
+            NotUnderstood: its answer is none of QMP's.
             NotSent, Interrupted: the connection ended before or after sending.
         """
         if not is_oob:
@@ -129,6 +166,8 @@ class Connection:
             if passed_fd is not None:
                 self._pass(passed_fd)
             return await self._client.execute(command, arguments, oob=is_oob)
+        except BadReplyError as error:
+            raise NotUnderstood(f"{command}: QEMU's answer is neither a result nor an error") from error
         except StateError as error:
             self._client.free_slots.release()  # whoever waits for a slot has to learn it too
             raise NotSent from error
@@ -237,7 +276,8 @@ def _event(msg: Message, received_s: float, stamps: Stamps) -> Event:
     stamp = msg.get("timestamp")
     stamp_s = 0.0
     if isinstance(stamp, dict):
-        stamp_s = stamp.get("seconds", 0) + stamp.get("microseconds", 0) / _MICROSECONDS
+        with suppress(TypeError, OverflowError):
+            stamp_s = float(stamp.get("seconds", 0) + stamp.get("microseconds", 0) / _MICROSECONDS)
     details = msg.get("data")
     return Event(
         name=str(msg["event"]),

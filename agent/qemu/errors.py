@@ -4,7 +4,7 @@ QemuRefused         QEMU answered with an error; nothing was changed
 QemuInUse           another client holds the QMP socket
 QemuSilent          no answer in time; the command may have run, or may yet run
 QemuGone            the process is dead; nobody will answer
-NotUnderstood       QEMU answered something we rely on in a shape we do not know
+NotUnderstood       QEMU answered something we rely on in a shape we do not know, or nothing that can be read
 """
 
 from __future__ import annotations

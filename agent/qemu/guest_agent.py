@@ -18,6 +18,7 @@ from typing import Final
 
 from agent.qemu.decoding import as_int, as_list, as_mapping
 from common.errors import Unreachable, WrongState
+from common.foreign_json import parse_json
 
 CHANNEL: Final = "org.qemu.guest_agent.0"
 _SENTINEL: Final = b"\xff"
@@ -141,7 +142,7 @@ def _reason(error: object) -> str:
 
 def _decode(line: bytes) -> dict[str, object]:
     try:
-        answer = json.loads(line)
+        answer = parse_json(line)
     except ValueError as error:
         raise AgentGone("guest agent: the channel carries something else than JSON") from error
     if not isinstance(answer, dict):

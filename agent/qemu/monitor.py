@@ -43,6 +43,8 @@ _DRAIN_S: Final = 1.0
 _FIRST_DELAY_S: Final = 0.005
 _EAGER_S: Final = 0.2  # a QEMU that is being started listens after some 40 ms
 _LAST_DELAY_S: Final = 0.5
+_STEADY_S: Final = 5.0
+_LONGEST_PAUSE_S: Final = 2.0
 
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("agent.qemu")
@@ -250,6 +252,7 @@ class Monitor:
 
     async def _keep_connected(self, connection: Connection) -> None:
         """Close a lost connection and dial again, until QEMU has ended or we leave."""
+        pause_s, connected_s = 0.0, time.monotonic()
         while True:
             await connection.wait_lost()
             self._drop(connection)
@@ -258,7 +261,11 @@ class Monitor:
                 return
             _log.info("qmp connection lost", vm=self._vm, pid=self._process.pid)
             self._is_redialling = True
+            is_steady = time.monotonic() > connected_s + _STEADY_S
+            pause_s = 0.0 if is_steady else min(2 * pause_s + _FIRST_DELAY_S, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)  # a QEMU that ends each connection at once is not to keep us busy
             connection = await self._redial(give_up_after_s=None)
+            connected_s = time.monotonic()
             self._is_redialling = False
             self._adopt(connection)
             self._feed.publish(Reconnected("connection was lost"))

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from agent.qemu.decoding import as_list, as_mapping, find_int, find_str, get_float, get_int, get_str
+from agent.qemu.errors import NotUnderstood
 from agent.qemu.figures import Figures, decode_figures
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _MIB = 1 << 20
+_PORT_DIGITS = 5
 
 
 class MigrationStatus(Enum):
@@ -198,7 +200,10 @@ def _listening(value: object) -> tuple[SocketAddress, ...]:
 def _socket_address(address: Mapping[str, object]) -> SocketAddress:
     kind = get_str(address, "type")
     if kind == "inet":
-        return SocketAddress(kind, get_str(address, "host"), int(get_str(address, "port")))
+        port = get_str(address, "port")
+        if not (port.isascii() and port.isdecimal() and len(port) <= _PORT_DIGITS):
+            raise NotUnderstood(f"QEMU's reply: port {port!r:.80} is no number")
+        return SocketAddress(kind, get_str(address, "host"), int(port))
     return SocketAddress(kind, find_str(address, "path") or find_str(address, "str") or "", 0)
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 from common.errors import InvalidRequest, WrongState
+from common.foreign_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -144,7 +145,11 @@ def read_header(file: BinaryIO, path: Path) -> Header:
 
 
 def _decode(text: bytes, path: Path) -> Header:
-    match json.loads(text):
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise _damaged(path, "its header is not JSON") from error
+    match content:
         case {
             "guest": {
                 "definition": dict(definition),

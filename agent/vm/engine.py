@@ -45,6 +45,7 @@ _GUEST_ENDED = frozenset({"guest-shutdown", "guest-reset"})
 _HOST_ENDED = frozenset({"host-qmp-quit", "host-signal"})
 # The keeper of a dead QEMU notices within milliseconds, or after one more attempt to connect.
 NOTE_END_TIMEOUT_S = 10.0
+WATCH_AGAIN_S = 5.0
 AWAY = "ended while no agent was watching"
 
 
@@ -236,12 +237,22 @@ class Engine:
 
     async def _run_keeper(self, vm: Vm, keeper: Keeper) -> None:
         try:
-            end = await keeper.run()
+            end = await self._watch(vm, keeper)
             self._note_end(vm, *_classify(vm, end))
-        except Exception:  # noqa: BLE001 - one VM's bug must not take the agent from the others
-            _log.exception("vm is not watched any more", vm=vm.name, pid=keeper.identity.pid)
+        except Exception:  # noqa: BLE001 - nor does an end that cannot be noted
+            _log.exception("the end of a vm was not noted", vm=vm.name, pid=keeper.identity.pid)
         finally:
             keeper.ended.set()
+
+    @staticmethod
+    async def _watch(vm: Vm, keeper: Keeper) -> End:
+        """Keep a QEMU until it has ended, whatever happens."""
+        while True:
+            try:
+                return await keeper.run()
+            except Exception:  # noqa: BLE001 - one VM's bug takes the agent neither from the others nor from this one
+                _log.exception("vm cannot be watched, tried again", vm=vm.name, pid=keeper.identity.pid)
+            await asyncio.sleep(WATCH_AGAIN_S)
 
     def _note_sight(self, vm: Vm, sight: Sight | None) -> None:
         is_moving = self._find_job(vm.uuid) in MIGRATIONS

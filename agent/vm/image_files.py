@@ -6,7 +6,6 @@ read from them.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from agent.vm.host_files import FILE_DRIVERS
 from agent.vm.image_header import Reference, Role, references
 from common.errors import WrongState
+from common.foreign_json import parse_json
 
 if TYPE_CHECKING:
     from agent.vm.definition import Definition
@@ -138,8 +138,8 @@ def _of_json(reference: Reference, image: str) -> ImageFile:
     """Read a name in JSON, of the kind that QEMU itself writes: one file in one format; of others the file cannot be told."""
     unknown = ImageFile("", reference.format, reference.role, reference.name, image)
     try:
-        content = json.loads(reference.name.removeprefix(_JSON)[:_MOST_JSON_BYTES])
-    except (ValueError, RecursionError):
+        content = parse_json(reference.name.removeprefix(_JSON)[:_MOST_JSON_BYTES])
+    except ValueError:
         return unknown
     if not isinstance(content, dict):
         return unknown

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.qemu.commands import Qemu
-from agent.qemu.errors import QemuGone, QemuInUse, QemuSilent
+from agent.qemu.errors import QemuGone
 from agent.qemu.monitor import Monitor
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.process import Exit, reap
@@ -87,7 +87,7 @@ class Keeper:
                         await self._follow(monitor)
                 except QemuGone:
                     break
-                except (QemuInUse, QemuSilent) as error:
+                except FerryError as error:  # silent, in use, or nothing that can be understood: it may come to its senses
                     _log.warning("qemu does not answer", vm=self._vm_name, pid=self.identity.pid, error=error.text)
                     await asyncio.sleep(RETRY_DELAY_S)
             await self.identity.wait_exit()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agent.vm.definition import Definition
 from agent.vm.view import differs
 from common.codec import BadRecord
+from common.foreign_json import parse_json
 
 if TYPE_CHECKING:
     from agent.vm.vm import Vm
@@ -49,7 +50,7 @@ class Stored:
         if not content:
             return None
         try:
-            record = json.loads(content)
+            record = parse_json(content)
         except ValueError as error:
             raise BadRecord(f"stored definition: not JSON: {error}") from error
         match record:

@@ -19,6 +19,7 @@ from common.errors import Bug, FerryError, WrongState
 from common.identity import Identity, Role
 from common.rpc.address import check_plain_text_allowed
 from common.rpc.channel import MAX_MESSAGE_BYTES
+from common.rpc.malformed import Malformed, lenient, understood
 from common.rpc.peer import peer
 from common.rpc.status import code_of, status_of
 from common.rpc.tracing import server_span, short_name
@@ -139,8 +140,12 @@ class _Edge(grpc.aio.ServerInterceptor):
         """Put the edge around a method's handler."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith("/grpc."):
+        if handler is None:
             return handler
+        if handler.request_deserializer is not None:
+            handler = handler._replace(request_deserializer=lenient(handler.request_deserializer))
+        if method.startswith("/grpc."):
+            return _wrap(handler, _plainly)
         metadata = handler_call_details.invocation_metadata
 
         def around(context: Any) -> AbstractAsyncContextManager[None]:
@@ -186,6 +191,15 @@ async def _refuse(context: Any, method: str, error: FerryError) -> None:
     await context.abort_with_status(status_of(error))
 
 
+@asynccontextmanager
+async def _plainly(context: Any) -> AsyncIterator[None]:
+    """Answer what everybody may ask, and refuse what is no request."""
+    try:
+        yield
+    except Malformed as error:
+        await context.abort_with_status(status_of(error))
+
+
 async def _abort_with_bug(context: Any, method: str, error: Exception) -> None:
     trace.get_current_span().set_status(trace.StatusCode.ERROR, type(error).__name__)
     trace_id = f"{trace.get_current_span().get_span_context().trace_id:032x}"
@@ -200,7 +214,7 @@ def _wrap(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[None
 
         async def stream(request: Any, context: Any) -> None:
             # Not a generator: grpc.aio leaves one whose caller is gone to the garbage collector, and so to another context.
-            async with around(context), aclosing(behaviour(request, context)) as responses:
+            async with around(context), aclosing(behaviour(understood(request), context)) as responses:
                 async for response in responses:
                     await context.write(response)
 
@@ -211,6 +225,6 @@ def _wrap(handler: Any, around: Callable[[Any], AbstractAsyncContextManager[None
 
     async def single(request: Any, context: Any) -> Any:
         async with around(context):
-            return await work(request, context)
+            return await work(understood(request), context)
 
     return handler._replace(**{kind: single})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import stat
@@ -17,6 +16,7 @@ from typing import Final
 from agent.qemu.errors import QemuInUse
 from agent.qemu.identity import ProcessIdentity
 from common.errors import InvalidRequest, NotFound, Unreachable, WrongState
+from common.foreign_json import parse_json
 
 GREETING_TIMEOUT_S: Final = 2.0
 _UCRED: Final = struct.Struct("3i")  # Source: unix(7), struct ucred
@@ -150,7 +150,7 @@ async def _check_greeting(peer: socket.socket, path: Path) -> None:
         raise Unreachable(f"QMP socket {path}: {error.strerror}", reason="QMP_NOT_CONNECTED", path=path) from error
     first = text.splitlines()[0].strip() if text.strip() else b""
     with suppress(ValueError):
-        greeting = json.loads(first)
+        greeting = parse_json(first)
         if isinstance(greeting, dict) and "QMP" in greeting:
             return
     if first == b"{":

@@ -5,13 +5,13 @@ Source: softmmu/vl.c (qemu_init, lookup_opt), qemu-options.hx, util/qemu-option.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from agent.vm.options import Properties
 from common.errors import InvalidRequest
+from common.foreign_json import parse_json
 
 # Options without an argument; every other has exactly one.
 _ALONE: Final = frozenset(
@@ -97,9 +97,11 @@ def parse_argument(text: str, implied: str = "") -> tuple[Properties, bool]:
     if not text.startswith("{"):
         return parse_words(text, implied), False
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise InvalidRequest(f"argument {text[:60]!r} is not JSON: {error}", reason="NOT_A_QEMU") from error
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"argument {text[:60]!r} is no JSON object", reason="NOT_A_QEMU")
     return dict(found), True
 
 
