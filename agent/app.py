@@ -10,8 +10,6 @@ from typing import Final
 import grpc
 import structlog
 
-from agent.audit_log import AuditLog
-from agent.auditing import Auditing
 from agent.blockjobs import servicer as blocks
 from agent.blockjobs.block_jobs import BlockJobs
 from agent.config import AgentConfig
@@ -31,6 +29,7 @@ from agent.vm.autostart import start_marked
 from agent.vm.lifecycle import Vms
 from agent.vm.probes import HostProbes
 from common.identity import Role
+from common.rpc.auditing import Auditing
 from common.rpc.server import Allowed, Service, serve
 from common.storage import storing
 from common.tasks import OwnedTasks
@@ -80,6 +79,11 @@ ALLOWED: Final = Allowed(
         ),
     },
 )
+# What only looks, or is asked all the time by a peer; refusals of these are audited all the same.
+NOT_AUDITED: Final = frozenset(
+    {"GetHost", "ListSpans", "GetVm", "ListVms", "WatchEvents", "ListEvents", "GetMigration", "ListMigrations"}
+    | {"WatchMigration", "WaitMigration", "ReportChannels", "PingMigration"}
+)
 _log = structlog.get_logger()
 
 
@@ -121,7 +125,7 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         def add(server: grpc.aio.Server) -> None:
             agent_service_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
 
-        auditing = Auditing(AuditLog(store.audit_path))
+        auditing = Auditing(store.state_dir)
         description = agent_service_pb2.DESCRIPTOR.services_by_name["AgentService"]
         saves = save_service_pb2.DESCRIPTOR.services_by_name["SaveService"]
 
@@ -145,7 +149,7 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
             doctor_service_pb2_grpc.add_DoctorServiceServicer_to_server(examiner, server)
 
         changing = {*description.methods_by_name, *saves.methods_by_name, *disks.methods_by_name}
-        audit = auditing.interceptor(frozenset(changing - saving.READERS - blocks.READERS))
+        audit = auditing.interceptor(frozenset(changing - NOT_AUDITED - saving.READERS - blocks.READERS))
         services = [
             Service(description.full_name, add, audit),
             Service(saves.full_name, add_saves),
@@ -153,8 +157,10 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
             Service(disks.full_name, add_disks),
             Service(doctors.full_name, add_doctor),
         ]
-        await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
-        sessions.start(start_marked(vms, store, auditing.tell_autostart))
+        await stack.enter_async_context(
+            serve(config.listen, config.identity, services, allowed=ALLOWED, reflects=config.reflection)
+        )
+        sessions.start(start_marked(vms, store, lambda vm, error: auditing.tell_own("autostart", vm.name, error)))
         gc.collect()
         gc.freeze()  # a collection of all that was loaded would stand in the way of a hand-over
         _log.info("ready", host=config.name, listen=config.listen, state_dir=str(config.state_dir))

@@ -43,6 +43,7 @@ class AgentConfig(BaseModel):
     tunnel_control: Path | None = Field(default=None, description="control socket of the tunnel; default: tunnel.sock in state_dir")
     cgroup_root: Path | None = Field(default=None, description="cgroup in which guests with CPU shares get theirs; default: found")
     otlp_endpoint: str = Field(default="", description="OTLP/gRPC collector for spans, as http://host:4317")
+    reflection: bool = Field(default=True, description="let gRPC clients ask which services and messages there are")
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
     @property

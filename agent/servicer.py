@@ -13,12 +13,14 @@ from agent import wire, wire_past
 from agent.host import Host
 from agent.migration import operator_actions
 from agent.migration import outgoing as out
+from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
 from agent.migration.migrations import Migrations
 from agent.vm.lifecycle import DEFAULT_STOP_TIMEOUT_S, Vms
 from agent.vm_servicer import VmServicer
+from common.errors import InvalidRequest
 from common.identity import Role
-from common.rpc.peer import peer
+from common.rpc.peer import is_host, peer
 from common.rpc.tracing import server_span
 from ferry.agent.v1 import adoption_pb2, host_pb2, statistics_pb2, vm_pb2
 from ferry.agent.v1 import migration_pb2 as pb
@@ -202,7 +204,7 @@ class AgentServicer(VmServicer):
 
     async def ReportChannels(self, request: pb.ReportChannelsRequest, context: Context) -> pb.ReportChannelsResponse:
         """Take the source's word for which connections are its own."""
-        session = self._migrations.get_destination(request.migration_id)
+        session = self._get_for_source(request.migration_id, context)
         session.report_channels(tuple(request.local_ports), is_complete=request.is_complete)
         return pb.ReportChannelsResponse()
 
@@ -281,12 +283,12 @@ class AgentServicer(VmServicer):
 
     async def ProvePath(self, request: pb.ProvePathRequest, context: Context) -> pb.ProvePathResponse:
         """Give a lost connection up, and echo where QEMU is going to listen."""
-        proof = await self._migrations.get_destination(request.migration_id).link.prove_path()
+        proof = await self._get_for_source(request.migration_id, context).link.prove_path()
         return pb.ProvePathResponse(uri=proof.uri, is_fragile=proof.is_fragile)
 
     async def ReopenMigration(self, request: pb.ReopenMigrationRequest, context: Context) -> pb.ReopenMigrationResponse:
         """Let QEMU listen anew."""
-        endpoint = await self._migrations.get_destination(request.migration_id).link.reopen()
+        endpoint = await self._get_for_source(request.migration_id, context).link.reopen()
         return pb.ReopenMigrationResponse(endpoint=wire.endpoint_message(endpoint))
 
     async def FenceMigration(self, request: pb.FenceMigrationRequest, context: Context) -> pb.FenceMigrationResponse:
@@ -300,6 +302,21 @@ class AgentServicer(VmServicer):
         session = self._migrations.get(request.migration_id)
         await operator_actions.release(session, is_forced=request.force)
         return pb.ReleaseMigrationResponse(migration=wire.migration(session))
+
+    def _get_for_source(self, migration_id: str, context: Context) -> DestinationSession:
+        """Return the destination's half for a caller that has to be the agent of its source.
+
+        Raises:
+            InvalidRequest: it is another host's.
+        """
+        session, caller = self._migrations.get_destination(migration_id), peer(context)
+        if caller.role is Role.AGENT and not is_host(caller.name, session.facts.peer):
+            raise InvalidRequest(
+                f"migration {migration_id}: its source is {session.facts.peer}, the caller's certificate is that of {caller.name}; "
+                "an agent's certificate has to carry the name of its host (ferry pki issue)",
+                reason="NOT_THE_SOURCE",
+            )
+        return session
 
     # looking
 

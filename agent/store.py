@@ -14,7 +14,8 @@
       blockjobs/<job id>.json       a job on a disk under way
       statistics/<uuid>.json        the figures of a VM's last migrations; stays when the VM has left
       autostarted.json              the boot of the host in which marked VMs were started
-      audit.jsonl                   who asked for what; see `agent.audit_log`
+      audit.jsonl                   who did what; see `common.rpc.auditing`
+      audit-refused.jsonl           who was refused what
       cache/                        what was probed; may be deleted
       keys/                         one-time keys of transfers
       run/                          sockets, with short names for AF_UNIX
@@ -146,7 +147,6 @@ class Store:
         self._markers_dir = self.state_dir / "markers"
         self._statistics_dir = self.state_dir / "statistics"
         self.older_disks_dir = self.state_dir / "olderdisks"
-        self.audit_path = self.state_dir / "audit.jsonl"
         self._autostarted_path = self.state_dir / "autostarted.json"
         _check_socket_path(self.run_dir / _LONGEST_SOCKET_NAME)
         for directory in (

@@ -13,6 +13,7 @@ import structlog
 from common.clock import SystemClock
 from common.errors import WrongState
 from common.identity import Role
+from common.rpc.auditing import Auditing
 from common.rpc.server import Allowed, Service, serve
 from common.tasks import OwnedTasks
 from common.telemetry import SpanBuffer
@@ -31,11 +32,12 @@ from ferry.coordinator.v1 import coordinator_service_pb2, coordinator_service_pb
 
 _CHANGERS: Final = frozenset({Role.OPERATOR, Role.COORDINATOR})
 _READERS: Final = frozenset({Role.OPERATOR, Role.VIEWER, Role.COORDINATOR})
+READERS: Final = frozenset({"ListHosts", "GetMigration", "ListMigrations", "WatchMigration", "WaitMigration", "GetTrace"})
 ALLOWED: Final = Allowed(
     default=_CHANGERS,
     methods={
-        **dict.fromkeys(("ListHosts", "GetMigration", "ListMigrations", "WatchMigration", "WaitMigration", "GetTrace"), _READERS),
-        "Export": frozenset(Role),
+        **dict.fromkeys(READERS, _READERS),
+        "Export": frozenset({Role.OPERATOR, Role.COORDINATOR, Role.AGENT}),  # what is kept takes room: not of who only looks
     },
 )
 _log = structlog.get_logger()
@@ -66,12 +68,18 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
         moves = Moves(fleet, board, traces, clock, tasks, slots=Slots(config.max_outgoing, config.max_incoming))
         moves.recover()
         servicer = CoordinatorServicer(fleet, board, moves, Planner(fleet, clock))
-        name = coordinator_service_pb2.DESCRIPTOR.services_by_name["CoordinatorService"].full_name
+        description = coordinator_service_pb2.DESCRIPTOR.services_by_name["CoordinatorService"]
+        name, auditing = description.full_name, Auditing(config.state_dir)
         services = [
-            Service(name, lambda server: coordinator_service_pb2_grpc.add_CoordinatorServiceServicer_to_server(servicer, server)),
+            Service(
+                name,
+                lambda server: coordinator_service_pb2_grpc.add_CoordinatorServiceServicer_to_server(servicer, server),
+                auditing.interceptor(frozenset(description.methods_by_name) - READERS - {"PlanMigration"}),
+            ),
             Service(OTLP_SERVICE, receiver.add_to),
         ]
-        port = await stack.enter_async_context(serve(config.listen, config.identity, services, allowed=ALLOWED))
+        serving = serve(config.listen, config.identity, services, allowed=ALLOWED, reflects=config.reflection)
+        port = await stack.enter_async_context(serving)
         listen = f"{config.listen.rpartition(':')[0]}:{port}" if port else config.listen
         _log.info("ready", listen=listen, hosts=sorted(config.hosts), state_dir=str(config.state_dir))
         await stopping.wait()

@@ -35,6 +35,7 @@ class CoordinatorConfig(BaseModel):
     pki: Path | None = Field(default=None, description="directory with ca.pem, cert.pem and key.pem")
     insecure: bool = Field(default=False, description="plain text, on loopback only")
     otlp_endpoint: str = Field(default="", description="OTLP/gRPC collector for spans, as http://host:4317")
+    reflection: bool = Field(default=True, description="let gRPC clients ask which services and messages there are")
     log_level: str = Field(default="info", description="debug, info, warning or error")
     max_outgoing: int = Field(default=4, ge=1, description="migrations that a host sends at a time; the rest is queued")
     max_incoming: int = Field(default=4, ge=1, description="migrations that a host receives at a time; the rest is queued")

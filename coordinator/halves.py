@@ -135,6 +135,7 @@ class Move:
         source_phase, status: the source's phase and its QEMU's status.
         cancel_wanted: somebody asked for a cancel.
         is_tidy: nothing is left to undo on either host.
+        started_by: role and name of the certificate of who started it; empty where that is not known.
     """
 
     migration_id: str
@@ -162,6 +163,7 @@ class Move:
     cancel_wanted: bool = False
     is_tidy: bool = False
     forecast: bytes = b""
+    started_by: str = ""
 
     @property
     def trace_id(self) -> str:

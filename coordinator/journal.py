@@ -25,7 +25,8 @@ from common.storage import StorageFailed, find_database_failure
 from coordinator.database import BROKEN, open_database
 from coordinator.halves import Location, Move, MoveState
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+_WITHOUT_STARTER: Final = 2  # is written anew when it is opened
 # Steps that lead further than a coordinator that was told nothing could know of.
 _BEGINNINGS: Final = frozenset({"begin", "prepare", "perform"})
 _log = structlog.get_logger()
@@ -59,6 +60,7 @@ _moves = sa.Table(
     sa.Column("cancel_wanted", sa.Boolean, nullable=False),
     sa.Column("is_tidy", sa.Boolean, nullable=False),
     sa.Column("forecast", sa.LargeBinary, nullable=False),
+    sa.Column("started_by", sa.String, nullable=False, server_default=""),
 )
 _steps = sa.Table(
     "steps",
@@ -101,6 +103,10 @@ class Journal:
     def _check_version(self, path: Path) -> None:
         with self._engine.begin() as connection:
             version = connection.execute(sa.select(_schema.c.version)).scalar()
+            if version == _WITHOUT_STARTER:
+                connection.execute(sa.text("ALTER TABLE migrations ADD COLUMN started_by VARCHAR NOT NULL DEFAULT ''"))
+                connection.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
+                version = SCHEMA_VERSION
             if version is None:
                 connection.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
             elif version != SCHEMA_VERSION:

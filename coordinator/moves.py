@@ -12,6 +12,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from common.clock import Clock
 from common.errors import Bug, Busy, FerryError, InvalidRequest, WrongState
+from common.rpc.acting import acting_for
 from common.tasks import OwnedTasks
 from coordinator.agents import MAY_HAVE_HAPPENED, Agent
 from coordinator.board import Board
@@ -39,6 +40,7 @@ class Order:
     wants_tunnel: bool
     is_offline: bool = False
     forecast: bytes = b""
+    started_by: str = ""
 
 
 class Moves:
@@ -74,7 +76,8 @@ class Moves:
                 _log.error("migration cannot be taken up", migration=taken.migration_id, error=error.text)
                 self._stop(taken, f"{error.text}; the coordinator takes it up when it is started with that host", WAITING)
                 continue
-            self._tasks.start(self._run(taken, *agents))
+            with acting_for(taken.started_by):
+                self._tasks.start(self._run(taken, *agents))
             _log.info("migration taken up", migration=taken.migration_id, epoch=taken.epoch)
 
     async def start(self, order: Order) -> Move:
@@ -110,9 +113,11 @@ class Moves:
             created_at_s=self._clock.wall_s(),
             request_id=order.request_id,
             forecast=order.forecast,
+            started_by=order.started_by,
         )
         self._board.put(move)
-        self._tasks.start(self._run(move, source, destination))
+        with acting_for(move.started_by):
+            self._tasks.start(self._run(move, source, destination))
         return move
 
     def _known(self, order: Order) -> Move | None:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from common.rpc.peer import title
 from coordinator import wire
 from coordinator.board import Board
 from coordinator.fleet import Fleet
@@ -51,7 +52,7 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         """Start moving a VM and return at once."""
         order = wire.order(request)
         forecast = self._planner.find_forecast(order.vm, order.destination, order.options)
-        move = await self._moves.start(replace(order, forecast=forecast))
+        move = await self._moves.start(replace(order, forecast=forecast, started_by=title(context)))
         return pb.StartMigrationResponse(migration=wire.migration(move))
 
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.GetMigrationResponse:

@@ -120,6 +120,7 @@ def migration(move: Move) -> pb.Migration:
         create_time=_timestamp(move.created_at_s),
         phases=[common_pb2.Leg(name=name, duration=_duration(span_s)) for name, span_s in move.phases],
         warnings=move.warnings,
+        started_by=move.started_by,
         epoch=move.epoch,
     )
     if move.progress:

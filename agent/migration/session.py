@@ -300,7 +300,7 @@ class Session(ABC, Generic[P, V, F]):
                 await self._tidy()
             except OSError as error:
                 _log.warning("not all removed", migration=self.facts.migration_id, error=str(error))
-            self.update(ended_at_s=wall_s())
+            self.update(ended_at_s=wall_s(), token="")  # it has served, and whoever has it could let a guest run
             self.keep()
             if self._lock is not None:
                 self._lock.release()

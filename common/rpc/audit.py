@@ -14,6 +14,7 @@ from typing import Any, Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from common.rpc.acting import ordered_by
 from common.rpc.peer import title
 
 _KINDS: Final = ("unary_unary", "stream_unary", "stream_stream", "unary_stream")
@@ -26,6 +27,7 @@ class Call:
     Attributes:
         method: bare name, as `StartVm`.
         who: role and name of the caller's certificate, or `local` on plain text.
+        by: for whom the caller acts, where it is a coordinator that says so; empty else.
         vm: name or UUID as the caller gave it, else as the answer has it; empty where it is about no VM.
         migration: id; empty where it is about none.
         result: gRPC code, as `OK` or `ABORTED`.
@@ -35,6 +37,7 @@ class Call:
 
     method: str
     who: str
+    by: str
     vm: str
     migration: str
     result: str
@@ -64,7 +67,7 @@ class Audit(grpc.aio.ServerInterceptor):
         work, name = getattr(handler, kind), method.rpartition("/")[2]
 
         async def single(request: Any, context: Any) -> Any:
-            seen = _Seen(request, title(context))
+            seen = _Seen(request, title(context), ordered_by(context))
             try:
                 seen.answer = await work(seen.requests(), context)
                 return seen.answer
@@ -72,7 +75,7 @@ class Audit(grpc.aio.ServerInterceptor):
                 self._note(name, seen, context)
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            seen = _Seen(request, title(context))
+            seen = _Seen(request, title(context), ordered_by(context))
             try:
                 async with aclosing(work(seen.requests(), context)) as answers:
                     async for seen.answer in answers:
@@ -87,13 +90,14 @@ class Audit(grpc.aio.ServerInterceptor):
         is_refusal = result not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED)
         if name in self._methods or is_refusal:
             reason, text = (_reason(context), str(context.details() or "")) if is_refusal else ("", "")
-            self._tell(Call(name, seen.who, seen.vm, seen.migration, result.name, reason, text))
+            self._tell(Call(name, seen.who, seen.by, seen.vm, seen.migration, result.name, reason, text))
 
 
 class _Seen:
     """What of a call tells what it is about: its first request, and its last answer."""
 
-    def __init__(self, request: Any, who: str) -> None:
+    def __init__(self, request: Any, who: str, by: str) -> None:
+        self.by = by
         self.who = who  # asked at the beginning: a stream may be found left when its call is freed, and gRPC's core crashes on that
         self._given = request
         self._request = None if hasattr(request, "__aiter__") else request

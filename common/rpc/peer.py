@@ -1,4 +1,7 @@
-"""Who is at the other end of a call, by its certificate."""
+"""Who is at the other end of a call, by its certificate: by the one SPIFFE URI in it, and by no other name.
+
+Source: grpc_security_constants.h, GRPC_PEER_URI_PROPERTY_NAME: the URIs among the subject's alternative names.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from common.identity import SPIFFE_PREFIX, Role
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A caller; `role` is None on plain text, which is loopback."""
+    """A caller; `role` is None on plain text, which is loopback, and of a certificate that has no URI of a role, or two."""
 
     role: Role | None
     name: str
@@ -20,14 +23,18 @@ class Peer:
 
 def peer(context: Any) -> Peer:
     """Read the caller's certificate off a servicer context."""
-    names: Collection[bytes] = context.auth_context().get("x509_subject_alternative_name", ())
-    for name in names:
-        text = name.decode(errors="replace")
-        if text.startswith(SPIFFE_PREFIX):
-            role, _, holder = text.removeprefix(SPIFFE_PREFIX).partition("/")
-            if role in {one.value for one in Role}:
-                return Peer(Role(role), holder, context.peer())
+    names: Collection[bytes] = context.auth_context().get("peer_uri", ())
+    ours = [name.decode(errors="replace") for name in names if name.startswith(SPIFFE_PREFIX.encode())]
+    if len(ours) == 1:
+        role, _, holder = ours[0].removeprefix(SPIFFE_PREFIX).partition("/")
+        if role in {one.value for one in Role} and holder:
+            return Peer(Role(role), holder, context.peer())
     return Peer(None, "", context.peer())
+
+
+def is_host(holder: str, host: str) -> bool:
+    """Say whether the name in a certificate is that of a host, one of the two with its domain perhaps."""
+    return holder == host or (holder.partition(".")[0] == host.partition(".")[0] and "." not in min(holder, host, key=len))
 
 
 def title(context: Any) -> str:

@@ -26,9 +26,12 @@ from common.rpc.tracing import server_span, short_name
 from common.storage import find_failure
 
 STOP_GRACE_S: Final = 1.0
+# Of one connection: an agent's or coordinator's watches, or a tunnel's transfers, of which a migration has 256 at most.
+MAX_CONCURRENT_STREAMS: Final = 1000
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -70,13 +73,14 @@ class Allowed:
 
 
 @asynccontextmanager
-async def serve(
+async def serve(  # noqa: PLR0913 -- what an operator may choose
     listen: str,
     identity: Identity | None,
     services: Sequence[Service],
     *,
     allowed: Allowed,
     options: Sequence[tuple[str, int]] = (),
+    reflects: bool = True,
 ) -> AsyncIterator[int]:
     """Serve on `host:port` or `unix:/path` while the context is open; yield the port (0 for a UNIX socket).
 
@@ -86,6 +90,7 @@ async def serve(
         services: what to serve beside health and reflection.
         allowed: who may call what.
         options: gRPC channel arguments beside ours, which they override.
+        reflects: whether clients may ask which services and messages there are.
 
     Raises:
         InvalidRequest: plain text on an address of the network.
@@ -102,7 +107,8 @@ async def serve(
         await checks.set(service.name, health_pb2.HealthCheckResponse.SERVING)
     await checks.set("", health_pb2.HealthCheckResponse.SERVING)
     names = [service.name for service in services]
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    if reflects:
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = _bind(server, listen, identity)
     await server.start()
     try:

@@ -18,6 +18,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from common.rpc.acting import with_order
+
 _UNTRACED: Final = ("Watch", "Relay", "HandOver", "Ping", "ListSpans", "GetTrace")
 _tracer = trace.get_tracer("common.rpc")
 _propagator: Final = TraceContextTextMapPropagator()
@@ -57,7 +59,7 @@ def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
 
 
 async def _traced(continuation: Any, details: ClientCallDetails, request: Any) -> Any:
-    method = _text(details.method)
+    method, details = _text(details.method), with_order(details)
     if not is_traced(method):
         return await continuation(_with_context(details, otel_context.get_current()), request)
     span = _tracer.start_span(short_name(method), kind=SpanKind.CLIENT)

@@ -163,6 +163,8 @@ def result_table(migration: pb.Migration) -> RenderableType:
     if migration.HasField("downtime"):
         rows += _downtime_rows(migration)
     rows += arrival_rows(migration.progress)
+    if migration.started_by:
+        rows.append(("started by", migration.started_by))
     if migration.trace_id:
         rows.append(("trace", f"{migration.trace_id}   (ferry migration show {short_id(migration.id)} --trace)"))
     return Group(*parts, pairs(rows))

@@ -191,7 +191,8 @@ async def test_the_commands_of_a_vms_life_do_what_they_say_and_are_told_and_audi
         ferry("stop", "life", "--timeout", "1s", "--kill")
         listed = json.loads(lab.fleet.ferry("vm", "events", "life", "--host", "host-a", "-o", "json", check=True).stdout)
         told = [f"{one['event']}/{one['reason']}" for one in listed if one["reason"] != "GUEST"]  # SeaBIOS may reset once more
-        audited = [json.loads(line) for line in (lab.fleet.directory / "host-a/audit.jsonl").read_text().splitlines()]
+        logs = [(lab.fleet.directory / "host-a" / name).read_text() for name in ("audit.jsonl", "audit-refused.jsonl")]
+        audited = sorted((json.loads(line) for log in logs for line in log.splitlines()), key=lambda line: str(line["time"]))
         return told, shown, [one for one in audited if one.get("vm") == "life"]
 
     told, shown, audited = await asyncio.to_thread(live)

@@ -241,3 +241,22 @@ async def test_a_migration_whose_host_is_no_longer_in_the_fleet_says_so(tmp_path
     assert stuck.state is MoveState.WAITING
     assert "host 'host-b' is unknown; known: host-a" in stuck.error
     assert move.state is MoveState.SUCCEEDED
+
+
+async def test_a_journal_of_the_last_version_is_taken_over_and_is_nobody_elses(tmp_path: Path):
+    world = World()
+    async with fake_agents(world, tmp_path) as fleet:
+        async with desk(tmp_path, fleet.addresses) as first:
+            migration_id = (await first.start()).migration_id
+            await first.wait_end(migration_id)
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as database:
+            database.execute("alter table migrations drop column started_by")
+            database.execute("update schema set version = 2")
+            database.commit()
+        (tmp_path / "journal.db").chmod(0o644)
+
+        async with desk(tmp_path, fleet.addresses) as second:
+            move = await second.wait_end(migration_id)
+
+    assert (move.state, move.started_by) == (MoveState.SUCCEEDED, "")
+    assert (tmp_path / "journal.db").stat().st_mode & 0o777 == 0o600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,24 +74,43 @@ def test_spans_are_there_after_a_restart(path: Path):
     second.close()
 
 
-def test_the_oldest_spans_go_when_there_are_too_many(kept: Traces, monkeypatch):
-    monkeypatch.setattr(traces, "MAX_SPAN_COUNT", 10)
-    monkeypatch.setattr(traces, "TRIM_EVERY", 5)
+def test_the_oldest_spans_go_when_there_are_too_many_bytes(kept: Traces, monkeypatch):
+    monkeypatch.setattr(traces, "MAX_BYTES", 10 * (traces.ROW_BYTES + 40))
+    monkeypatch.setattr(traces, "TRIM_EVERY_BYTES", 5 * (traces.ROW_BYTES + 40))
 
     for number in range(1, 31):
         kept.keep(data(number))
 
-    assert 10 <= len(names(kept)) <= 16
+    assert 8 <= len(names(kept)) <= 20
     assert names(kept)[-1] == "s30"
 
 
 def test_what_comes_faster_than_it_can_be_written_is_dropped(kept: Traces, monkeypatch):
-    monkeypatch.setattr(traces, "MAX_WAITING_COUNT", 2)
+    monkeypatch.setattr(traces, "MAX_WAITING_BYTES", 2 * len(data(1)))
 
     for number in (1, 2, 3):
         kept.keep(data(number))
 
     assert names(kept) == ["s1", "s2"]
+
+
+def test_a_span_that_is_too_large_is_dropped(kept: Traces):
+    large = Span(trace_id=TRACE, span_id=b"12345678", name="x" * traces.MAX_SPAN_BYTES)
+    kept.keep(TracesData(resource_spans=[ResourceSpans(scope_spans=[ScopeSpans(spans=[large])])]).SerializeToString())
+    kept.keep(data(1))
+
+    assert names(kept) == ["s1"]
+
+
+def test_the_file_is_bounded_and_nobody_elses(path: Path, monkeypatch):
+    monkeypatch.setattr(traces, "MAX_PAGES", 20)
+    kept = Traces(path, lambda _trace_id: b"")
+    for number in range(1, 2000):
+        kept.keep(data(number))
+    kept.close()
+
+    assert path.stat().st_size <= 20 * 4096
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 async def test_spans_are_written_as_they_come(kept: Traces):
