@@ -132,6 +132,8 @@ class IncomingDisks:
         await asyncio.to_thread(self._check_not_the_original, disk, path)
         for place in filter(None, (path, facts.data_path, facts.backing_path)):
             await asyncio.to_thread(self._around.vms.premises.check_place, place)
+        if facts.backing_path:  # qemu-img opens it when it makes what stands on it
+            await asyncio.to_thread(self._around.vms.premises.check_image, facts.backing_path, facts.backing_format)
         if facts.backing_path and facts.backing_marker is not None:
             hint = ", or copy all of the disk (--disks-mode full)"
             await asyncio.to_thread(
