@@ -17,7 +17,7 @@ PACKAGES := .cache/packages.ready
 VENV := .venv/.ready
 PROTOS := protos/.generated
 KERNEL := .cache/kernel/.ready
-QEMU := .cache/qemu-10.0/.ready
+QEMUS := .cache/qemu-10.0/.ready .cache/qemu-11.1/.ready
 BUF_READY := .cache/node/.ready-$(BUF_VERSION)
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -29,7 +29,7 @@ help: ## Print this.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(PACKAGES) $(VENV) $(PROTOS) $(KERNEL) $(QEMU) $(BUF_READY) ## Install all that the other targets need.
+setup: $(PACKAGES) $(VENV) $(PROTOS) $(KERNEL) $(QEMUS) $(BUF_READY) ## Install all that the other targets need.
 
 .PHONY: protos
 protos: $(PROTOS) ## Generate the Python modules of protos/.
@@ -118,9 +118,9 @@ $(PROTOS): $(PROTO_FILES) deploy/setup/protos.py $(VENV)
 $(KERNEL): deploy/setup/kernel.py | $(PACKAGES)
 	@$(PYTHON) -m deploy.setup.kernel
 
-# Where the backports cannot be had this leaves no file and is no error: the tests say what they miss.
-$(QEMU): deploy/setup/qemu_backports.py | $(PACKAGES)
-	@$(PYTHON) -m deploy.setup.qemu_backports
+# Where a QEMU cannot be had this leaves no file and is no error: the tests say what they miss.
+$(QEMUS): .cache/qemu-%/.ready: deploy/setup/qemus.py | $(VENV)
+	@$(PYTHON) -m deploy.setup.qemus $*
 
 $(BUF_READY):
 	@if command -v npm >/dev/null; then \

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 HOSTS = ("host-a", "host-b")
 COORDINATOR = "coordinator"
+PROGRAMS = "bin"
+"""Directory of a host's own programs, first in the PATH of its servers and their QEMUs."""
 READY_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 120.0
 _POLL_S = 0.05
@@ -287,7 +289,8 @@ class Fleet:
     def _add(self, name: str, place: str, module: str, *arguments: str) -> None:
         argv = (*self._places.prefix(place), sys.executable, "-m", module, *arguments)
         log_path = self.directory / f"{name}.log"
-        environment = {**_clean_environment(), **self._environment}
+        path = f"{self.directory / place / PROGRAMS}{os.pathsep}{os.environ['PATH']}"
+        environment = {**_clean_environment(), "PATH": path, **self._environment}
         self.processes[name] = ServerProcess(name, argv, log_path, environment=environment, cwd=REPOSITORY)
 
 

@@ -63,17 +63,22 @@ def with_backports(sources: Iterable[AptSource], codename: str) -> tuple[AptSour
     Returns:
         Nothing when no source has the release.
     """
-    of_release: list[AptSource] = []
+    release: list[AptSource] = []
     backports: list[AptSource] = []
     known = {codename, f"{codename}-updates", f"{codename}-security"}
     for source in sources:
         if "main" not in source.components:
             continue
         if suites := tuple(suite for suite in source.suites if suite in known):
-            of_release.append(replace(source, suites=suites))
+            release.append(replace(source, suites=suites))
         if codename in source.suites:
             backports.append(replace(source, suites=(f"{codename}-backports",)))
-    return (*of_release, *backports) if backports else ()
+    return (*release, *backports) if backports else ()
+
+
+def of_release(sources: Iterable[AptSource], codename: str, other: str) -> tuple[AptSource, ...]:
+    """Return sources of the release `codename` as those of another release, from the same mirrors."""
+    return tuple(replace(source, suites=tuple(suite.replace(codename, other, 1) for suite in source.suites)) for source in sources)
 
 
 def _from_line(match: re.Match[str]) -> AptSource:

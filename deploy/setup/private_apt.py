@@ -1,7 +1,8 @@
 """An apt of our own beside the machine's: it looks packages up and downloads them, and installs nothing.
 
 It reads the machine's keyrings, proxies and list of installed packages, and keeps its sources, lists and cache in a
-directory of its own. Works without root.
+directory of its own. It can look into another Debian release than the machine's, as on a machine that has nothing
+installed. Works without root.
 """
 
 from __future__ import annotations
@@ -13,20 +14,26 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.setup.apt_sources import AptSource, parse_deb822, parse_list, with_backports
+from deploy.setup.apt_sources import AptSource, of_release, parse_deb822, parse_list, with_backports
 from deploy.setup.errors import SetupFailed
 
 _INSTALL = re.compile(r"^Inst (?P<name>\S+) (?:\[\S+\] )?\((?P<version>\S+) ", re.MULTILINE)
 
 
 class PrivateApt:
-    """The packages of this machine's Debian release and of its backports."""
+    """The packages of a Debian release and of its backports: this machine's release unless another is named."""
 
-    def __init__(self, directory: Path, etc: Path = Path("/etc/apt")) -> None:
-        self.codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    def __init__(self, directory: Path, etc: Path = Path("/etc/apt"), *, codename: str = "", is_apart: bool = False) -> None:
+        self.codename = codename or self.machine_codename()
+        self._is_apart = is_apart
         self._directory = directory.absolute()
         self._etc = etc
         self._complaint = ""
+
+    @staticmethod
+    def machine_codename() -> str:
+        """Return the name of this machine's Debian release; empty when it has none."""
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
 
     def update(self) -> None:
         """Write the sources and fetch their package lists.
@@ -36,12 +43,13 @@ class PrivateApt:
         Raises:
             SetupFailed: no source of the machine has its release.
         """
-        sources = with_backports(self._machine_sources(), self.codename)
+        machine = self.machine_codename()
+        sources = with_backports(self._machine_sources(), machine)
         if not sources:
-            raise SetupFailed(f"{self._etc}: no source with the suite {self.codename!r} and the component main")
+            raise SetupFailed(f"{self._etc}: no source with the suite {machine!r} and the component main")
         for name in ("lists/partial", "cache/archives/partial"):
             (self._directory / name).mkdir(parents=True, exist_ok=True)
-        text = "\n".join(source.to_stanza() for source in sources)
+        text = "\n".join(source.to_stanza() for source in of_release(sources, machine, self.codename))
         (self._directory / "ferry.sources").write_text(text, encoding="utf-8")
         self._complaint = self._run("apt-get", "update", "--quiet", check=False).stderr.strip()
 
@@ -111,6 +119,7 @@ class PrivateApt:
             "Dir::Etc::PreferencesParts": "/dev/null",
             "Dir::State::Lists": self._directory / "lists",
             "Dir::Cache": self._directory / "cache",
+            **({"Dir::State::Status": "/dev/null"} if self._is_apart else {}),
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
             "Acquire::http::Timeout": "60",

@@ -1,4 +1,4 @@
-"""Each test of this directory runs on fakes and on real QEMUs, of both versions."""
+"""Each test of this directory runs on fakes and on real QEMUs, of every version."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.binaries import BINARIES, skip_without
 from tests.contract.lab import FakeLab, Lab, RealLab
-from tests.contract.real import BINARIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +23,8 @@ KINDS = [pytest.param(("fake", version), id=f"fake-{version}") for version in BI
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A maker of QEMUs. Its directory has a short name, as UNIX sockets want."""
     kind, version = request.param
-    if kind == "real" and not BINARIES[version].exists():
-        pytest.skip(f"QEMU {version} is not installed: run make setup")
+    if kind == "real":
+        skip_without(version)
     with tempfile.TemporaryDirectory(prefix="ferry-lab-") as directory:
         yield FakeLab(version, Path(directory)) if kind == "fake" else RealLab(version, Path(directory))
 
@@ -33,8 +33,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def version(request: pytest.FixtureRequest) -> str:
     """A version of QEMU that is here."""
     version: str = request.param
-    if not BINARIES[version].exists():
-        pytest.skip(f"QEMU {version} is not installed: run make setup")
+    skip_without(version)
     return version
 
 

@@ -13,7 +13,8 @@ from agent.qemu.commands import Qemu
 from agent.qemu.identity import ProcessIdentity
 from agent.qemu.machine import Endpoint
 from agent.qemu.monitor import Monitor
-from tests.contract.real import BINARIES, real_qemu
+from tests.binaries import BINARIES
+from tests.contract.real import real_qemu
 from tests.fakes.network import black_hole
 from tests.fakes.qemu import FakeQemu
 from tests.fakes.qemu_network import FakeNetwork

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.qemu.binary import short_lived
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from agent.qemu.commands import Qemu
 
-BINARIES = {
-    "7.2": Path("/usr/bin/qemu-system-x86_64"),
-    "10.0": Path(__file__).parents[2] / ".cache/qemu-10.0/bin/qemu-system-x86_64",
-}
 MACHINE = "pc-q35-7.2"
 MEMORY_KIB = 16 * 1024 + 8  # a multiple of 256 KiB loses dirty pages under TCG before 9.0
 

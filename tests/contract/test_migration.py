@@ -75,7 +75,8 @@ async def test_a_cancel_of_a_transfer_leaves_the_guest_running_and_ends_the_dest
         await move.source.migrate_cancel()
 
         names = await names_until(move.story, "cancelled", "failed")
-        assert names in (["cancelling", "cancelled"], ["cancelling", "failed"], ["failed"])  # 10.0 may say `failed`
+        assert names[-1] in {"cancelled", "failed"}  # 10.0 may say `failed`
+        assert set(names[:-1]) <= {"cancelling", "failing"}  # 11.1 may say `failing` first
         assert await move.source.query_status() is RunState.RUNNING
         await wait_gone(move.destination)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,16 @@ from agent.qemu.errors import QemuRefused
 from agent.qemu.machine import Endpoint
 from agent.qemu.status import MigrationStatus as S
 from agent.qemu.status import RunState
-from tests.contract.move import a_move, names_until, reached, rests_in, wait_gone
+from tests.contract.move import POLL_S, REACH_TIMEOUT_S, a_move, names_until, reached, rests_in, wait_gone
 from tests.fakes.network import LOOPBACK, closed_port
 
 if TYPE_CHECKING:
     from tests.contract.lab import Lab
+
+
+def failure_begins(lab: Lab) -> str:
+    """Return the status that is told of a failure before the guest runs again."""
+    return "failed" if lab.version in {"7.2", "10.0"} else "failing"
 
 
 async def test_a_cut_while_the_last_answer_is_awaited_runs_the_guest_at_the_source(lab: Lab):
@@ -23,7 +29,7 @@ async def test_a_cut_while_the_last_answer_is_awaited_runs_the_guest_at_the_sour
         await move.start_and_withhold_the_answer()
         move.wire.cut()
 
-        assert await names_until(move.story, "RESUME") == ["device", "failed", "RESUME"]
+        assert await names_until(move.story, "RESUME") == ["device", failure_begins(lab), "RESUME"]
         assert await move.source.query_status() is RunState.RUNNING
         assert await move.destination.query_status() is RunState.PAUSED
 
@@ -76,7 +82,7 @@ async def test_a_switchover_to_a_dead_destination_fails_and_the_guest_runs(lab: 
         await wait_gone(move.destination)
         await move.source.migrate_continue()
 
-        assert await names_until(move.story, "RESUME") == ["device", "failed", "RESUME"]
+        assert await names_until(move.story, "RESUME") == ["device", failure_begins(lab), "RESUME"]
         assert await move.source.query_status() is RunState.RUNNING
 
 
@@ -92,7 +98,8 @@ async def test_a_yank_fails_a_transfer(lab: Lab):
 async def test_nobody_listening_fails_the_move_and_a_second_try_works(lab: Lab):
     async with a_move(lab) as move:
         await move.source.migrate(f"tcp:{LOOPBACK}:{closed_port()}")
-        assert await names_until(move.story, "failed") == ["setup", "failed"]
+        failing = [name for name in [failure_begins(lab)] if name != "failed"]
+        assert await names_until(move.story, "failed") == ["setup", *failing, "failed"]
         report = await move.source.query_migrate()
         await move.start(reach=S.PRE_SWITCHOVER)
 
@@ -108,7 +115,7 @@ async def test_a_connection_that_hangs_stays_in_setup_until_cancelled(lab: Lab):
         assert await qemu.has_migration_channels()
         await qemu.migrate_cancel()
 
-        expected = S.CANCELLING if lab.version == "7.2" else S.CANCELLED
+        expected = S.CANCELLED if lab.version == "10.0" else S.CANCELLING
         await reached(qemu, expected)
         assert await qemu.has_migration_channels()  # until connect() returns
         assert await qemu.query_status() is RunState.RUNNING
@@ -168,8 +175,10 @@ async def test_only_a_new_qemu_can_be_told_to_stay_after_a_failed_load(lab: Lab)
         await move.start(reach=S.ACTIVE)
         move.wire.cut()
 
-        report = await reached(move.destination, S.FAILED)
-        assert report.error_desc is not None
+        await reached(move.destination, S.FAILED)
+        async with asyncio.timeout(REACH_TIMEOUT_S):
+            while (await move.destination.query_migrate()).error_desc is None:  # noqa: ASYNC110  (11.1 tells it a moment later)
+                await asyncio.sleep(POLL_S)
         assert await move.destination.query_status() is RunState.INMIGRATE
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lab.fleet import Fleet
+from deploy.lab.fleet import HOSTS, Fleet
 from deploy.lab.network import TwoHosts
 from deploy.lab.places import Places
-from tests.e2e.binaries import installed
+from tests.e2e.binaries import OWN, PATHS, installed, nameable
 from tests.e2e.lab import Lab
 from tests.e2e.qemu_state import watched
 
@@ -34,9 +34,12 @@ class Fleets:
         """Return the fleet, started if there is none. Its hosts have different QEMUs of their own: 7.2 and 10.0."""
         if self._fleet is None:
             directory = Path(tempfile.mkdtemp(prefix="ferry-", dir="/tmp"))
-            found = [watched(str(n), path, directory) for n, path in enumerate(installed())] if self._are_watched else installed()
+            found = [watched(str(n), path, directory) for n, path in enumerate(installed())] if self._are_watched else nameable()
             emulators = ", ".join(f'"{path}"' for path in found)
-            own = {"host-a": found[0], "host-b": found[-1]}
+            own = {
+                host: found[index if PATHS[version].exists() else 0]
+                for index, (host, version) in enumerate(zip(HOSTS, OWN, strict=True))
+            }
             settings = dict.fromkeys(own, f"emulators = [{emulators}]")
             fleet = Fleet(directory, qemu=own, settings=settings, places=self._places)
             try:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.lab.fleet import Fleet, Security
-from tests.e2e.binaries import REPOSITORY, require
+from deploy.lab.fleet import REPOSITORY, Fleet, Security
+from tests.e2e.binaries import require
 
 _SOURCE = REPOSITORY / "tests" / "tools" / "stepped_clock.c"
 

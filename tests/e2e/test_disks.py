@@ -6,7 +6,7 @@ import pytest
 
 from ferry.common.v1 import disks_pb2 as disks_pb
 from ferry.common.v1 import modes_pb2 as modes_pb
-from tests.e2e.binaries import require
+from tests.e2e.binaries import emulator_of, require
 from tests.e2e.disk_guest import Disk, DiskPlan, WritingGuest, leave, start_disk_guest
 from tests.e2e.disk_moves import allocated_bytes, copied_to, places
 from tests.e2e.lab import PAUSED, Lab
@@ -19,7 +19,7 @@ DISKS = (
     Disk(),
     Disk(size_mib=32, kind="raw", area=Area(first_byte=512, slot_bytes=1536, flush_ms=0)),
 )
-# The first host's QEMU, the second's, the way. Where QEMUs differ, the hosts' own are used: 7.2 on host-a and 10.0 on host-b.
+# The first host's QEMU, the second's, the way.
 TABLE = [
     *[
         pytest.param(pair, way, id=f"{'-'.join(pair)}-{way}")
@@ -28,6 +28,8 @@ TABLE = [
             (("10.0", "10.0"), "tunnel"),
             (("7.2", "10.0"), "tunnel"),
             (("10.0", "7.2"), "plain"),
+            (("7.2", "11.1"), "psk"),
+            (("11.1", "10.0"), "tunnel"),
         )
     ],
     *[
@@ -37,6 +39,11 @@ TABLE = [
             ("10.0", "10.0"): ("plain", "psk", "multifd"),
             ("7.2", "10.0"): ("plain", "psk", "multifd"),
             ("10.0", "7.2"): ("psk", "tunnel", "multifd"),
+            ("7.2", "11.1"): ("plain", "tunnel", "multifd"),
+            ("11.1", "7.2"): ("plain", "psk", "tunnel", "multifd"),
+            ("10.0", "11.1"): ("plain", "psk", "tunnel", "multifd"),
+            ("11.1", "10.0"): ("plain", "psk", "multifd"),
+            ("11.1", "11.1"): ("plain", "psk", "tunnel", "multifd"),
         }.items()
         for way in ways
     ],
@@ -56,17 +63,15 @@ async def assert_arrived(lab: Lab, guest: WritingGuest, host: str = "host-b") ->
 
 @pytest.mark.parametrize(("pair", "way"), TABLE)
 async def test_disks_that_are_not_shared_go_along_with_all_that_was_written(pair, way, lab: Lab):
-    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
-    emulator = require(pair[0]) if pair[0] == pair[1] else ""
-    guest = await start_disk_guest(lab, DiskPlan(emulator=emulator, disks=DISKS), host=first)
+    guest = await start_disk_guest(lab, DiskPlan(emulator=emulator_of(pair), disks=DISKS))
 
-    move = await lab.start_move(guest.name, second, WAYS[way](disks=copied_to(guest)), source=first)
+    move = await lab.start_move(options=WAYS[way](disks=copied_to(guest)))
     outcome = await move.outcome()
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
     assert {disk.disk: disk.is_ready for disk in outcome.progress.disks} == {"vdb": True, "vdc": True}
     assert "settle" in {leg.name for leg in outcome.downtime.legs}
-    await assert_arrived(lab, guest, second)
+    await assert_arrived(lab, guest)
     for path in places(guest).values():  # of 64 and 32 MiB the guest writes to 8 and 3
         assert allocated_bytes(path) < 12 * MIB
 

@@ -9,7 +9,7 @@ import pytest
 
 from ferry.common.v1 import means_pb2 as means_pb
 from ferry.common.v1 import migration_pb2 as common_pb
-from tests.e2e.binaries import require
+from tests.e2e.binaries import emulator_of, machine_of, require
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab
 from tests.e2e.move import WAYS, State, Whole, wishes
@@ -32,18 +32,13 @@ ZERO_COPY = means_pb.Means(zero_copy=True)
 
 async def _there(lab: Lab, pair: tuple[str, str], options: common_pb.MigrationOptions, *, dirty_mib_s: float = 8.0) -> Whole:
     """Move a busy guest from the first QEMU to the second, and prove its memory."""
-    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
-    for version in pair:
-        require(version)
-    emulator = require(pair[0]) if pair[0] == pair[1] else ""
-    machine = "pc-q35-10.0" if pair == ("10.0", "10.0") else "pc-q35-7.2"
-    guest = await lab.start_guest(first, Plan(emulator=emulator, machine=machine, dirty_mib_s=dirty_mib_s))
-    move = await lab.start_move(guest.name, second, options, source=first)
+    guest = await lab.start_guest(plan=Plan(emulator=emulator_of(pair), machine=machine_of(pair), dirty_mib_s=dirty_mib_s))
+    move = await lab.start_move(options=options)
     outcome = await move.outcome()
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
     await guest.console.wait_sweeps(2)
-    await lab.assert_only_on(second, guest)
+    await lab.assert_only_on("host-b", guest)
     guest.assert_whole()
     return outcome
 

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from tests.e2e.binaries import require
+from deploy.lab.fleet import HOSTS
+from tests.e2e.binaries import emulator_of, machine_of, version_of
 from tests.e2e.guest import Plan
 from tests.e2e.lab import Lab
 from tests.e2e.move import WAYS, State, Where
-from tests.e2e.tables import cases, in_turn
+from tests.e2e.tables import cases, in_turn, one_each
 
-# The first host's QEMU, the second's. Where they differ the hosts' own are used, which are 7.2 on host-a and 10.0 on host-b.
+# The first host's QEMU, the second's.
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
-
-
+PAIRS_OF_11 = [("7.2", "11.1"), ("10.0", "11.1"), ("11.1", "11.1")]
 BY = ("plain", "psk", "tunnel")
 CHANNELS = (0, 4)
 
 
-@cases(("pair", "way", "multifd"), (PAIRS, BY, CHANNELS), in_turn(PAIRS, BY, CHANNELS))
+@cases(
+    ("pair", "way", "multifd"),
+    ([*PAIRS, *PAIRS_OF_11], BY, CHANNELS),
+    [*in_turn(PAIRS, BY, CHANNELS), *one_each(PAIRS_OF_11, ("psk", "tunnel", "plain"), CHANNELS)],
+)
 async def test_a_busy_guest_is_moved_there_and_back_whole(pair, way, multifd, lab: Lab):
-    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
-    emulator = require(pair[0]) if pair[0] == pair[1] else ""
-    binaries = dict(zip((first, second), map(require, pair), strict=True))
-    machine = "pc-q35-10.0" if pair == ("10.0", "10.0") else "pc-q35-7.2"
+    versions = dict(zip(HOSTS, pair, strict=True))
     options = WAYS[way](multifd=multifd)
-    guest = await lab.start_guest(first, Plan(emulator=emulator, machine=machine, dirty_mib_s=8.0))
+    guest = await lab.start_guest(plan=Plan(emulator=emulator_of(pair), machine=machine_of(pair), dirty_mib_s=8.0))
 
-    for here, there in ((first, second), (second, first)):
+    for here, there in (HOSTS, reversed(HOSTS)):
         move = await lab.start_move(guest.name, there, options, source=here)
         outcome = await move.outcome()
 
@@ -33,6 +34,6 @@ async def test_a_busy_guest_is_moved_there_and_back_whole(pair, way, multifd, la
         assert outcome.guest_location == Where.GUEST_LOCATION_DESTINATION
         await guest.console.wait_sweeps(2)
         await lab.assert_only_on(there, guest)
-        assert (await lab.vm(there, guest.name)).argv[0] == binaries[there]
+        assert version_of(await lab.qemu_pid(there)) == versions[there]
 
     guest.assert_whole()

@@ -15,7 +15,7 @@ from common.rpc.status import calls_to
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from ferry.agent.v1 import vm_pb2
 from ferry.common.v1 import post_copy_pb2 as post_copy_pb
-from tests.e2e.binaries import require
+from tests.e2e.binaries import emulator_of, machine_of
 from tests.e2e.guest import Guest, Plan
 from tests.e2e.lab import Lab, frozen, refused
 from tests.e2e.move import WAYS, Move, State, Where, post_copy
@@ -23,6 +23,7 @@ from tests.e2e.tables import cases
 from tests.e2e.waiting import until, until_equal
 
 PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
+PAIRS_OF_11 = [("7.2", "11.1"), ("11.1", "7.2"), ("10.0", "11.1"), ("11.1", "10.0"), ("11.1", "11.1")]
 MEGABYTES = 24
 
 
@@ -32,28 +33,30 @@ POST_COPY_MIB_S = 16.0
 
 def plan_of(pair: tuple[str, str], *, dirty_mib_s: float = 40.0) -> Plan:
     """Make a guest that pre-copy alone would not move at the bandwidth of these tests."""
-    emulator = require(pair[0]) if pair[0] == pair[1] else ""
-    machine = "pc-q35-10.0" if pair == ("10.0", "10.0") else "pc-q35-7.2"
-    return Plan(emulator=emulator, machine=machine, megabytes=MEGABYTES, dirty_mib_s=dirty_mib_s, sweeps_per_s=2.0)
+    return Plan(
+        emulator=emulator_of(pair), machine=machine_of(pair), megabytes=MEGABYTES, dirty_mib_s=dirty_mib_s, sweeps_per_s=2.0
+    )
 
 
 @cases(
     ("pair", "way", "preempt"),
-    (PAIRS, ("plain", "psk", "tunnel"), ("", "preempt")),
+    ([*PAIRS, *PAIRS_OF_11], ("plain", "psk", "tunnel"), ("", "preempt")),
     {
         (("7.2", "7.2"), "plain", "preempt"),
         (("10.0", "10.0"), "tunnel", "preempt"),
         (("7.2", "10.0"), "psk", ""),
         (("10.0", "7.2"), "psk", "preempt"),
         (("7.2", "7.2"), "tunnel", ""),
+        (("7.2", "11.1"), "tunnel", ""),
+        (("10.0", "11.1"), "psk", "preempt"),
+        (("11.1", "11.1"), "psk", ""),
     },
 )
 async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_whole(pair, way, preempt, lab: Lab):
-    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
-    guest = await lab.start_guest(first, plan_of(pair))
+    guest = await lab.start_guest(plan=plan_of(pair))
     wished = post_copy(bandwidth_mib_s=POST_COPY_MIB_S, preempt=bool(preempt))
 
-    move = await lab.start_move(guest.name, second, WAYS[way](bandwidth_mib_s=16, post_copy=wished), source=first)
+    move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=16, post_copy=wished))
     outcome = await move.outcome()
 
     assert outcome.state == State.STATE_SUCCEEDED, outcome.error
@@ -65,7 +68,7 @@ async def test_a_guest_that_writes_faster_than_the_link_is_moved_by_post_copy_wh
     assert len(figures.vcpu_blocktimes_ms) == 1
     assert figures.postcopy_request_count
     await guest.console.wait_sweeps(2)
-    await lab.assert_only_on(second, guest)
+    await lab.assert_only_on("host-b", guest)
     guest.assert_whole()
 
 
@@ -184,19 +187,18 @@ async def test_a_server_killed_at_the_moment_of_post_copy_finishes_the_move(serv
     {("tunnel-a", ("7.2", "7.2")), ("tunnel-b", ("10.0", "10.0")), ("tunnel-b", ("10.0", "7.2"))},
 )
 async def test_a_killed_tunnel_is_waited_for_and_the_rest_of_the_memory_follows(server, pair, lab: Lab):
-    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
-    guest = await lab.start_guest(first, plan_of(pair))
-    move = await start_slow(lab, guest, "tunnel", to=second)
+    guest = await lab.start_guest(plan=plan_of(pair))
+    move = await start_slow(lab, guest, "tunnel")
 
     await lab.kill(server)
     half = await move.wait_source(lambda half: half.phase == "Broken" and half.waiting_for, "a lost connection")
     whole = await move.wait(lambda whole: whole.state == State.STATE_WAITING, "a wait")
     for text in (half.waiting_for, whole.error):
-        assert f"runs on {second} and waits for memory that is still on {first}" in text
+        assert "runs on host-b and waits for memory that is still on host-a" in text
     assert f"ferry migration recover {move.id}" in whole.error
     await lab.restart(server)
 
-    await assert_moved(lab, guest, move, second)
+    await assert_moved(lab, guest, move)
 
 
 @pytest.mark.parametrize("server", ["agent-a", "agent-b", "coordinator"])
@@ -215,14 +217,13 @@ async def test_a_server_killed_while_the_connection_is_lost_finishes_the_move(se
 
 @cases(("pair", "way"), (PAIRS, ("plain", "psk")), {(("7.2", "7.2"), "psk"), (("10.0", "10.0"), "plain"), (("7.2", "10.0"), "psk")})
 async def test_a_cut_connection_is_made_anew(pair, way, lab: Lab):
-    first, second = ("host-b", "host-a") if pair == ("10.0", "7.2") else ("host-a", "host-b")
-    guest = await lab.start_guest(first, plan_of(pair))
-    move = await start_slow(lab, guest, way, to=second)
+    guest = await lab.start_guest(plan=plan_of(pair))
+    move = await start_slow(lab, guest, way)
 
-    cut_migration(await lab.qemu_pid(first))
+    cut_migration(await lab.qemu_pid("host-a"))
 
     await move.wait_source_phase("Broken")
-    await assert_moved(lab, guest, move, second)
+    await assert_moved(lab, guest, move)
 
 
 @cases(("pair", "way"), (PAIRS[:2], ("psk", "tunnel")), {(("7.2", "7.2"), "tunnel"), (("10.0", "10.0"), "psk")})

@@ -111,7 +111,7 @@ class FakeMigration:
         if was is Status.PRE_SWITCHOVER and self.cancel_passes_device:
             self._enter(Status.DEVICE)
         self._enter(Status.CANCELLING)
-        if was is Status.SETUP and self._is_connecting and self.version == "7.2":
+        if was is Status.SETUP and self._is_connecting and self.version != "10.0":
             return  # until connect() returns
         self._later(self._end_cancel)
 
@@ -255,8 +255,13 @@ class FakeMigration:
 
     def _fail(self, reason: str) -> None:
         self.error_desc = reason
-        self._enter(Status.FAILED)
-        self._take_guest_back()
+        if self.version in {"7.2", "10.0"}:
+            self._enter(Status.FAILED)
+            self._take_guest_back()
+        else:
+            self._enter(Status.FAILING)
+            self._take_guest_back()
+            self._enter(Status.FAILED)
         self._tell_peer("load of migration failed: Input/output error")
 
     def _take_guest_back(self) -> None:

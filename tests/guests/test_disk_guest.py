@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import raw
-from tests.guests.binaries import get_binary
+from tests.binaries import skip_without
 from tests.guests.disk import LEFT_ALONE, Area, DiskGuest, build, create_image
 from tests.guests.disk_check import acknowledged, assert_image
 from tests.guests.disk_console import DiskConsole
@@ -61,7 +61,7 @@ async def _running(directory: Path, version: str, *, machine: str = "pc-q35-7.2"
     )
     # fmt: on
     with DiskConsole(directory / "console.log", may_fail=bool(faults)) as console:
-        async with raw.start(raw.Guest(options, get_binary(version)), directory / "qemu") as qemu:
+        async with raw.start(raw.Guest(options, skip_without(version)), directory / "qemu") as qemu:
             await console.wait_ticks()
             yield _Running(qemu, console, image)
 

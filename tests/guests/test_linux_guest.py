@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench import raw
+from tests.binaries import skip_without
 from tests.guests import linux
-from tests.guests.binaries import get_binary
 from tests.guests.console import Console
 
 pytestmark = [pytest.mark.linux, pytest.mark.qemu("7.2"), pytest.mark.timeout(60)]
@@ -36,7 +36,7 @@ def _guest(directory: Path, *, binary: str = raw.DEFAULT_BINARY, machine: str = 
 
 @pytest.mark.parametrize("version", ["7.2", "10.0"])
 async def test_a_busy_linux_guest_arrives_whole_and_its_counter_goes_on(version: str, tmp_path: Path) -> None:
-    source, destination = _guest(tmp_path), _guest(tmp_path, binary=get_binary(version))
+    source, destination = _guest(tmp_path), _guest(tmp_path, binary=skip_without(version))
 
     with Console(tmp_path / "console.log") as console:
         async with (

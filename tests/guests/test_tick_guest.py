@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.bench import raw
+from tests.binaries import skip_without
 from tests.guests import tick
-from tests.guests.binaries import get_binary
 from tests.guests.console import Console
 
 pytestmark = pytest.mark.qemu("7.2")
@@ -37,7 +37,7 @@ async def _pair(
     versions: tuple[str, str] = ("7.2", "7.2"),
 ) -> AsyncIterator[_Pair]:
     """Start a ticking source and a destination that waits for it."""
-    binaries = [get_binary(version) for version in versions]
+    binaries = [skip_without(version) for version in versions]
     log = directory / "console.log"
     source, destination = (raw.tick_guest(image, memory_kib, log, machine=machine, binary=binary) for binary in binaries)
     with Console(log) as console:

@@ -21,13 +21,13 @@ from agent.vm.probes import HostProbes
 from agent.vm.settings import VmSettings
 from agent.vm.vm import Vm
 from common.tasks import OwnedTasks
-from tests.contract.real import BINARIES
+from tests.binaries import BINARIES, MOSTLY_OLDER
 from tests.qemu.vms import stop_all
 
 UUID_1 = UUID("61111111-0000-0000-0000-000000000001")
 MIB = 1 << 20
 TIMEOUT_S = 30.0
-both = pytest.mark.parametrize("version", BINARIES)
+both = pytest.mark.parametrize("version", MOSTLY_OLDER)
 mostly_old = pytest.mark.parametrize("version", ["7.2", pytest.param("10.0", marks=pytest.mark.matrix)])
 mostly_new = pytest.mark.parametrize("version", ["10.0", pytest.param("7.2", marks=pytest.mark.matrix)])
 SIZE_MIB = 8

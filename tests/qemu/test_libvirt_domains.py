@@ -23,7 +23,7 @@ from agent.vm.definition import Accelerator
 from agent.vm.domain.parse import parse_domain
 from agent.vm.options import Option, of_json
 from common.errors import InvalidRequest
-from tests.contract.real import BINARIES
+from tests.binaries import BINARIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

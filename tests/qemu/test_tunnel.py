@@ -13,7 +13,8 @@ from common.identity import Identity, Role
 from common.pki import init_authority, issue
 from tests.bench.qmp import QmpError
 from tests.bench.raw import Guest, Options, RawQemu, listen, start
-from tests.contract.real import BINARIES, MACHINE
+from tests.binaries import MOSTLY_OLDER, skip_without
+from tests.contract.real import MACHINE
 from tests.unit.agent.tunnel.fakes import LOOPBACK, SESSION, Pair, pair
 
 MIB = 1024 * 1024
@@ -22,13 +23,10 @@ CONTENT_AT = 16 * MIB
 CONTENT_BYTES = 32 * MIB
 
 
-@pytest.fixture(params=[pytest.param(version, id=version, marks=pytest.mark.qemu(version)) for version in BINARIES])
+@pytest.fixture(params=MOSTLY_OLDER)
 def binary(request: pytest.FixtureRequest) -> Path:
     """A real QEMU."""
-    path = BINARIES[request.param]
-    if not path.exists():
-        pytest.skip(f"QEMU {request.param} is not installed: run make setup")
-    return path
+    return Path(skip_without(request.param))
 
 
 @pytest.fixture

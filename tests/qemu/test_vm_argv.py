@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.contract.real import BINARIES
+from tests.binaries import BINARIES
 from tests.unit.agent.vm.samples import FULL, domain
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-VERSIONS = ("7.2", "10.0")
+VERSIONS = ("7.2", "10.0", "11.1")
 _ROOT = Path(__file__).parent
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.setup.apt_sources import AptSource, parse_deb822, parse_list, with_backports
+from deploy.setup.apt_sources import AptSource, of_release, parse_deb822, parse_list, with_backports
 
 MIRROR = "http://mirror.example/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -69,3 +69,12 @@ def test_backports_come_from_where_the_release_comes_from_with_its_keyring():
 
 def test_without_a_source_of_the_release_nothing_is_derived():
     assert with_backports([RELEASE], "trixie") == ()
+
+
+def test_another_release_is_had_from_the_mirrors_of_this_one():
+    security = AptSource(uris=("http://security.example",), suites=("bookworm-security",), components=("main",))
+
+    derived = of_release(with_backports([security, RELEASE], "bookworm"), "bookworm", "trixie")
+
+    assert [source.suites for source in derived] == [("trixie-security",), ("trixie", "trixie-updates"), ("trixie-backports",)]
+    assert {source.uris for source in derived} == {(MIRROR,), ("http://security.example",)}

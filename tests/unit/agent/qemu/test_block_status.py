@@ -58,7 +58,7 @@ def test_a_job_of_every_status_is_understood_by_both_queries_alike(version, name
     assert job.status is block_job.status is JobStatus(status)
     assert job.id == block_job.id == "job"
     assert job.type == block_job.type == ("stream" if how == "stream" else "commit" if "commit" in how else "mirror")
-    assert job.total == block_job.len_bytes > 0
+    assert job.total == block_job.len_bytes >= (name != "concluded-cancelled")  # 11.1 has counted nothing by then
     assert (job.current == block_job.offset_bytes) >= (status != "running")  # asked one after the other
     assert job.error == (ERRORS.get(how, "") if status == "concluded" else "")
     assert block_job.is_ready is (status in ("ready", "standby"))
@@ -81,7 +81,8 @@ def test_only_a_job_that_stands_still_for_an_error_tells_it_in_its_io_status(ver
 def test_a_job_that_ended_well_has_done_all_and_tells_no_error(version):
     (job,) = decode_jobs(reply(version, "query-jobs.concluded"))
 
-    assert (job.current, job.total, job.error) == (4 * MIB, 4 * MIB, "")
+    copied = 4 * MIB if version in ("7.2", "10.0") else 3 * MIB  # since then what reads as zeros is left out
+    assert (job.current, job.total, job.error) == (copied, copied, "")
 
 
 @pytest.mark.parametrize("version", transcripts.VERSIONS)
