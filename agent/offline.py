@@ -26,6 +26,7 @@ from agent.vm.host_checks import find_emulator
 from agent.vm.pinning import pin
 from agent.vm.probes import HostProbes, check_cpu_model, choose_accelerator
 from agent.vm.settings import VmSettings
+from agent.vm.spelling import spell
 from common.errors import FerryError, WrongState
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ async def _build(xml: bytes, origin: str, qemu: str | None) -> dict[str, object]
     probes = HostProbes(_cache_dir())
     facts = await probes.facts(binary)
     try:
-        definition = pin(definition, facts)
+        definition = spell(pin(definition, facts), facts.version)
         check_cpu_model(definition, facts)
     except WrongState as error:
         raise _at_element(error, xml, origin) from error

@@ -10,6 +10,7 @@ from agent.vm.image_files import files_of, named_below
 from agent.vm.paths import confine
 from agent.vm.pinning import pin
 from agent.vm.probes import check_cpu_model, choose_accelerator
+from agent.vm.spelling import spell
 from common.errors import WrongState
 from common.findings import Findings
 
@@ -163,4 +164,4 @@ class Premises:
         pinned = pin(definition, facts)
         check_cpu_model(pinned, facts)
         accelerator = await choose_accelerator(pinned, binary, self._probes)
-        return replace(pinned, accelerator=accelerator), binary
+        return replace(spell(pinned, facts.version), accelerator=accelerator), binary
