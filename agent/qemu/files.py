@@ -18,7 +18,10 @@ DUMP_ACTIVE = "active"
 
 
 async def pass_fd(qemu: Qemu, fd: int) -> str:
-    """Give QEMU a descriptor; return the URI that names it. The file position is shared. Source: qapi/misc.json, `getfd`."""
+    """Give QEMU a descriptor; return the URI that names it. The file position is shared.
+
+    For a file that a guest is migrated to or from QEMU takes it before 11.1, for a dump always. Source: qapi/misc.json, `getfd`.
+    """
     await qemu.monitor.execute_with_fd("getfd", {"fdname": _FD_NAME}, fd)
     return f"fd:{_FD_NAME}"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from agent.qemu.completion import wait_end
 from agent.qemu.endings import of_status
 from agent.qemu.errors import QemuRefused, QemuSilent
-from agent.qemu.files import pass_fd, pass_seekable_fd
+from agent.qemu.files import pass_fd, pass_seekable_fd, release_fds
 from agent.qemu.status import MigrationStatus, RunState
 from agent.saving.save_file import CONTENTS_OFFSET
 from common.errors import WrongState
@@ -35,12 +35,17 @@ class TransferFailed(WrongState):
     default_reason = "QEMU_FAILED"
 
 
-async def prepare(qemu: Qemu, *, is_mapped_ram: bool, bandwidth_bytes_per_second: int = 0) -> None:
-    """Turn off what earlier migrations have turned on: with return-path or pause-before-switchover a file is never complete."""
+async def prepare(qemu: Qemu, *, is_mapped_ram: bool, bandwidth_bytes_per_second: int = 0) -> bool:
+    """Turn off what earlier migrations have turned on: with return-path or pause-before-switchover a file is never complete.
+
+    Returns:
+        Whether this QEMU writes and reads files by `file:`, as it does since 9.0, with mapped-ram; until 11.1 it does by `fd:` too.
+    """
     wanted = {"events", MAPPED_RAM} if is_mapped_ram else {"events"}
     known = await qemu.query_capabilities()
     await qemu.set_capabilities({name: name in wanted for name in known})
     await qemu.set_parameters({"max-bandwidth": bandwidth_bytes_per_second or NO_BOUND_BYTES_PER_SECOND, "tls-creds": ""})
+    return MAPPED_RAM in known
 
 
 async def write_guest(qemu: Qemu, work: Work, file: BinaryIO, part: Path, *, is_mapped_ram: bool) -> None:
@@ -50,8 +55,7 @@ async def write_guest(qemu: Qemu, work: Work, file: BinaryIO, part: Path, *, is_
         Cancelled: by wish; QEMU has given up.
         TransferFailed: with QEMU's own words.
     """
-    await prepare(qemu, is_mapped_ram=is_mapped_ram, bandwidth_bytes_per_second=work.job.bandwidth_bytes_per_second)
-    if is_mapped_ram:
+    if await prepare(qemu, is_mapped_ram=is_mapped_ram, bandwidth_bytes_per_second=work.job.bandwidth_bytes_per_second):
         write_only = os.open(part, os.O_WRONLY | os.O_CLOEXEC)
         try:
             uri = await pass_seekable_fd(qemu, write_only, CONTENTS_OFFSET)
@@ -74,8 +78,7 @@ async def read_guest(qemu: Qemu, work: Work, file: BinaryIO, *, is_mapped_ram: b
         Cancelled: by wish; QEMU is to be ended.
         TransferFailed: with QEMU's own words.
     """
-    await prepare(qemu, is_mapped_ram=is_mapped_ram)
-    if is_mapped_ram:
+    if await prepare(qemu, is_mapped_ram=is_mapped_ram):
         uri = await pass_seekable_fd(qemu, file.fileno(), CONTENTS_OFFSET)
     else:
         os.lseek(file.fileno(), CONTENTS_OFFSET, os.SEEK_SET)
@@ -94,6 +97,7 @@ async def read_guest(qemu: Qemu, work: Work, file: BinaryIO, *, is_mapped_ram: b
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
         while await qemu.query_status() is RunState.INMIGRATE:  # noqa: ASYNC110 -- QEMU tells no event
             await asyncio.sleep(SETTLE_POLL_S)
+    await release_fds(qemu)
 
 
 async def wait_final(qemu: Qemu, work: Work) -> MigrationReport:

@@ -85,7 +85,9 @@ def parts(directory: Path) -> list[Path]:
     return [*directory.glob(".*.part"), *directory.glob("s/vms/*/.*.part")]
 
 
-@pytest.mark.parametrize(("version", "is_mapped_ram"), [("7.2", False), ("10.0", False), ("10.0", True)])
+@pytest.mark.parametrize(
+    ("version", "is_mapped_ram"), [("7.2", False), ("10.0", False), ("10.0", True), ("11.1", False), ("11.1", True)]
+)
 async def test_a_saved_guest_is_restored_whole(place: Path, version: str, *, is_mapped_ram: bool) -> None:
     async with agent(place / "s", version) as one, guest(place, one) as console:
         vm = one.vms.get("web")
@@ -102,7 +104,7 @@ async def test_a_saved_guest_is_restored_whole(place: Path, version: str, *, is_
         console.assert_continuous()
 
 
-@pytest.mark.parametrize(("there", "back"), [("7.2", "10.0"), ("10.0", "7.2")])
+@pytest.mark.parametrize(("there", "back"), [("7.2", "10.0"), ("10.0", "7.2"), ("7.2", "11.1"), ("11.1", "10.0"), ("11.1", "7.2")])
 async def test_a_guest_that_one_version_saved_is_restored_by_the_other(place: Path, there: str, back: str) -> None:
     async with agent(place / "s", there) as one, guest(place, one):
         await one.done(await one.jobs.save(one.vms.get("web"), str(place / "web.save")))
@@ -130,6 +132,33 @@ async def test_a_managed_save_is_brought_back_by_start_and_removed(place: Path, 
 
         assert (kept, (await one.vms.view(vm)).has_saved_guest) == (True, False)
         console.assert_continuous()
+
+
+async def test_a_managed_save_is_brought_back_by_a_newer_qemu_that_knows_fewer_words(place: Path) -> None:
+    """A host got a new QEMU while the guest was saved; `reconnect` of its line is called otherwise there."""
+    reconnects = '<reconnect enabled="yes" timeout="1"/>'
+    inside = f'<serial type="unix"><source mode="connect" path="{place}/line">{reconnects}</source></serial>'
+    line = await asyncio.start_unix_server(lambda *_: None, f"{place}/line")
+    async with line:
+        async with agent(place / "s", "7.2") as one:
+            vm = await one.vms.define(domain(Plan(inside=inside), place, uuid=UUID_1), "web.xml")
+            await one.vms.start(vm)
+            with Console(place / "serial.log") as console:
+                await console.wait_ticks(3, timeout_s=TIMEOUT_S)
+                await one.done(await one.jobs.save(vm, ""))
+        async with agent(place / "s", "11.1") as one:
+            vm = one.vms.get("web")
+            try:
+                with Console(place / "serial.log") as console:
+                    await one.vms.start(vm)
+                    await console.wait_sweeps(2, timeout_s=TIMEOUT_S)
+                    console.assert_continuous()
+                argv = vm.get_running().argv
+            finally:
+                await stop_all(one.vms)
+
+    assert any("reconnect-ms=1000" in word for word in argv)
+    assert not any("reconnect=" in word for word in argv)
 
 
 @versions
