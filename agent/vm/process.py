@@ -32,6 +32,8 @@ KILL_TIMEOUT_S = 10.0
 MAX_LOG_BYTES = 4 * 1024 * 1024
 _TAIL_BYTES = 64 * 1024
 _MESSAGE = re.compile(r"(?:\S*/)?(?:qemu[\w.-]*|kvm): (?P<text>.*)")
+_WARNING = re.compile(r"(?:-\S.*?: )?warning: ")
+_DEPRECATED = re.compile(r"(?:-\S.*?: )?warning: .*\bdeprecated\b")
 
 
 class QemuNotStarted(WrongState):
@@ -175,7 +177,7 @@ def find_launched(token: str) -> ProcessIdentity | None:
 def last_words(log_path: Path, offset_bytes: int) -> str:
     """Read the last message of a QEMU from its log, without the program's name; empty when it said nothing.
 
-    A message may have several lines; warnings count only when there is nothing else.
+    A message may have several lines; warnings count only when there is nothing else, and never those that something is deprecated.
     """
     lines = _read_tail(log_path, offset_bytes)
     messages: list[str] = []
@@ -187,8 +189,9 @@ def last_words(log_path: Path, offset_bytes: int) -> str:
             messages[-1] = f"{messages[-1]}; {line}"
         else:
             messages.append(line)
-    errors = [message for message in messages if not message.startswith("warning:")]
-    return (errors or messages or [""])[-1]
+    errors = [message for message in messages if not _WARNING.match(message)]
+    warnings = [message for message in messages if not _DEPRECATED.match(message)]
+    return (errors or warnings or [""])[-1]
 
 
 def _read_tail(path: Path, offset_bytes: int) -> list[str]:
