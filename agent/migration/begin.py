@@ -15,20 +15,23 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from agent.migration import outgoing as out
 from agent.migration.abilities import source_ability
 from agent.migration.adaptation import adapt, elsewhere
-from agent.migration.checks import guest_cpu, memory_warnings
+from agent.migration.checks import guest_cpu
 from agent.migration.clocks import now_era, wall_s
 from agent.migration.disk_facts import describe_disks, refuse_jobs
 from agent.migration.disk_wishes import Which
+from agent.migration.lost_memory import memory_warnings
 from agent.migration.named_files import prove_files
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
+from agent.migration.post_copy import When
 from agent.migration.record import Facts, Record
 from agent.migration.shared_disks import paths_of, remove_markers, unless_lost, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.endings import refusal_of
+from agent.qemu.ram_blocks import query_ram_blocks
 from agent.qemu.status import RunState
-from agent.vm.definition import Definition
+from agent.vm.definition import Accelerator, Definition
 from agent.vm.disk_images import placed
 from agent.vm.image_activation import ensure_own_images
 from agent.vm.jobs import Job, JobLock
@@ -122,6 +125,12 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         await refuse_jobs(qemu.block, vm.name)
     stored, losses = _what_is_kept(vm, wish)
     version, machine, cpu_words = await qemu.query_version(), await qemu.machine_type(), await guest_cpu(qemu)
+    lost: tuple[str, ...] = ()
+    if running.accelerator is Accelerator.TCG:
+        with findings.check():
+            early = wish.options.post_copy.when in (When.IMMEDIATELY, When.ALLOWED)
+            still = wish.options.pause or state is not RunState.RUNNING
+            lost = memory_warnings(await query_ram_blocks(qemu), version, stands_still=still, leaves_in_first_pass=early)
     disks: tuple[DiskFacts, ...] = ()
     with findings.check():
         disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)
@@ -143,7 +152,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         disks=disks,
         files=files,
     )
-    risks = (*memory_warnings(running.definition, running.accelerator, version), *risks, *losses)
+    risks = (*lost, *risks, *losses)
     return Look(definition, facts, risks, (*markers, *backings), state is RunState.RUNNING)
 
 

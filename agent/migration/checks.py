@@ -8,34 +8,13 @@ from typing import Final
 
 from agent.migration.order import CpuWord, SourceFacts
 from agent.qemu.commands import Qemu
-from agent.qemu.machine import FeatureWord, QemuVersion
-from agent.vm.definition import Accelerator, Definition
+from agent.qemu.machine import FeatureWord
+from agent.vm.definition import Definition
 from common.errors import WrongState
-from common.findings import Risk
 
-FIRST_SOUND_TCG_VERSION: Final = 9
-BITMAP_GRANULE_KIB: Final = 256
-PADDING_KIB: Final = 8
 # HT and CMP_LEGACY follow from the number of cores: the guest sees them alike, QEMU tells them since 10.0 only.
 # Source: target/i386/cpu.c, cpu_x86_cpuid() of 7.2 and x86_cpu_expand_features() of 10.0.
 _TOPOLOGY_BITS: Final[Mapping[FeatureWord, int]] = {(0x1, 0, "EDX"): 1 << 28, (0x80000001, 0, "ECX"): 1 << 1}
-
-
-def memory_warnings(definition: Definition, accelerator: Accelerator, version: QemuVersion) -> tuple[str, ...]:
-    """Warn of a guest that QEMU itself would damage on the way.
-
-    Under TCG before QEMU 9.0 a source loses dirtied pages when the memory is a multiple of 256 KiB.
-    """
-    if accelerator is not Accelerator.TCG or version.major >= FIRST_SOUND_TCG_VERSION:
-        return ()
-    if definition.memory_kib % BITMAP_GRANULE_KIB:
-        return ()
-    right_kib = definition.memory_kib + PADDING_KIB
-    text = (
-        f"memory of {definition.memory_kib} KiB is a multiple of {BITMAP_GRANULE_KIB} KiB: QEMU {version} under TCG loses pages "
-        f"that a busy guest writes during a migration; give the guest {right_kib} KiB or use QEMU 9.0 or newer"
-    )
-    return (Risk(text, "MEMORY_LOST_BY_QEMU"),)
 
 
 async def guest_cpu(qemu: Qemu) -> tuple[CpuWord, ...]:
