@@ -129,15 +129,22 @@ class SourceWatch:
                 elif status is not None:
                     self._see_status(status, event.at_s)
             case "MIGRATION_PASS":
-                passes = session.facts.timeline.pass_at_s
-                session.update(timeline=replace(session.facts.timeline, pass_at_s=(*passes, event.at_s)))
-                self._start_wished_post_copy(When.AFTER_FIRST_PASS, is_due=len(passes) > 0)
+                self._see_pass(event)
             case "STOP" if isinstance(session.phase, _ON_THE_WAY):
                 session.update(timeline=replace(session.facts.timeline, stopped_at_s=event.at_s))
             case "RESUME" if not isinstance(session.phase, (out.Sent, out.HandedOver, *_IN_POST_COPY)):
                 session.update(timeline=replace(session.facts.timeline, stopped_at_s=None))
             case "SHUTDOWN":
                 self._shutdown_reason = str(event.data.get("reason", ""))
+
+    def _see_pass(self, event: Event) -> None:
+        session = self._session
+        line, is_first = session.facts.timeline, event.data.get("pass") == 1
+        began = line.pass_at_s
+        if not began and not is_first and line.started_at_s is not None:
+            began = (line.started_at_s,)  # QEMU 11.1 does not tell of the first
+        session.update(timeline=replace(line, pass_at_s=(*began, event.at_s)))
+        self._start_wished_post_copy(When.AFTER_FIRST_PASS, is_due=not is_first)
 
     def _see_status(self, status: MigrationStatus, at_s: float) -> None:
         session = self._session

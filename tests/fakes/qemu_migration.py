@@ -286,7 +286,8 @@ class FakeMigration:
 
     def _next_pass(self) -> None:
         self._pass += 1
-        self._emit("MIGRATION_PASS", {"pass": self._pass})
+        if self._pass > 1 or self.version in {"7.2", "10.0"}:
+            self._emit("MIGRATION_PASS", {"pass": self._pass})
 
     def _run(self) -> None:
         self.run_state = RunState.RUNNING
