@@ -22,7 +22,6 @@ from agent.migration.disk_wishes import Which
 from agent.migration.lost_memory import memory_warnings
 from agent.migration.named_files import prove_files
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
-from agent.migration.post_copy import When
 from agent.migration.record import Facts, Record
 from agent.migration.shared_disks import paths_of, remove_markers, unless_lost, write_markers
 from agent.migration.source import SourceSession
@@ -128,9 +127,9 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     lost: tuple[str, ...] = ()
     if running.accelerator is Accelerator.TCG:
         with findings.check():
-            early = wish.options.post_copy.when in (When.IMMEDIATELY, When.ALLOWED)
+            may_post_copy = wish.options.post_copy.is_allowed
             still = wish.options.pause or state is not RunState.RUNNING
-            lost = memory_warnings(await query_ram_blocks(qemu), version, stands_still=still, leaves_in_first_pass=early)
+            lost = memory_warnings(await query_ram_blocks(qemu), version, stands_still=still, may_post_copy=may_post_copy)
     disks: tuple[DiskFacts, ...] = ()
     with findings.check():
         disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)

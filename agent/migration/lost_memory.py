@@ -7,7 +7,8 @@ takes the notes of a piece, and does not always:
   tells the cache of the first piece in its own numbering, whichever it has read: what is written to another one is not sent, and
   when that one is larger than the first, QEMU ends with an assertion;
 - since 9.0 of these pieces, and since 11.0 of all, when what was noted was to be sent anyway, as all is when a migration begins.
-  What a guest writes to a page that was sent, before the notes are taken again, is lost unless it writes there once more.
+  What a guest writes to a page that was sent, before the notes are taken again, is lost unless it writes there once more: seen
+  where it goes by post-copy soon after.
 
 KVM keeps notes of its own.
 
@@ -32,14 +33,14 @@ REASON: Final = "MEMORY_LOST_BY_QEMU"
 FIRST_PIECE_SINCE: Final = 9
 """The major version from which on the first piece is sent right, whatever its size."""
 BEGINS_WRONG_SINCE: Final = 11
-"""The major version from which on what is written during the first pass may be lost."""
+"""The major version from which on what is written soon after a migration began may be lost."""
 GRANULE_BYTES: Final = 256 << 10
 PADDING_KIB: Final = 8
 _KIB: Final = 1024
 
 
 def memory_warnings(
-    blocks: Sequence[RamBlock], version: QemuVersion, *, stands_still: bool, leaves_in_first_pass: bool
+    blocks: Sequence[RamBlock], version: QemuVersion, *, stands_still: bool, may_post_copy: bool
 ) -> tuple[str, ...]:
     """Warn of memory that a busy guest would lose, for a source under TCG.
 
@@ -47,7 +48,7 @@ def memory_warnings(
         blocks: all that it can write.
         version: of the source's QEMU.
         stands_still: whether it writes nothing on the way.
-        leaves_in_first_pass: whether it may go by post-copy before all of its memory was sent once.
+        may_post_copy: whether it may go before its memory.
 
     Raises:
         WrongState: QEMU would end.
@@ -69,10 +70,10 @@ def memory_warnings(
     lost = [block for block in whole if block.is_memory]
     alone = len([block for block in blocks if block.is_memory]) == 1
     warnings = tuple(_warning(block, version, alone=alone) for block in lost)
-    if leaves_in_first_pass and version.major >= BEGINS_WRONG_SINCE:
+    if may_post_copy and version.major >= BEGINS_WRONG_SINCE:
         text = (
-            f"QEMU {version} under TCG loses what a guest writes while its memory is sent for the first time when post-copy begins "
-            "then: a page may arrive as it was a moment before, without an error; --postcopy after-first-pass avoids that"
+            f"QEMU {version} under TCG loses some of what a guest writes shortly before it goes by post-copy: a page may arrive as "
+            "it was a moment before, without an error; move it without post-copy"
         )
         return (*warnings, Risk(text, REASON))
     return warnings
@@ -83,8 +84,8 @@ def _warning(block: RamBlock, version: QemuVersion, *, alone: bool) -> Risk:
     size_kib = _kib(block)
     way_out = f"give the guest {size_kib + PADDING_KIB} KiB" if alone else "--pause stops the guest for the whole transfer"
     text = (
-        f"{block.label} has {size_kib} KiB of the guest's memory, a multiple of 256: QEMU {version} under TCG loses pages that a "
-        f"busy guest writes to it during a migration; {way_out}"
+        f"{block.label} has {size_kib} KiB of the guest's memory, a multiple of 256: QEMU {version} under TCG may lose what a "
+        f"busy guest writes to it on the way; {way_out}"
     )
     return Risk(text, REASON)
 

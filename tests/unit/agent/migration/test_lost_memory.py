@@ -24,7 +24,7 @@ def layout(*sizes_kib: int, names: tuple[str, ...] = ("r0", "r1", "r2")) -> tupl
 
 def warnings_of(blocks: tuple[RamBlock, ...], version: QemuVersion) -> tuple[str, ...]:
     """Return what is said of a guest that goes once all is sent."""
-    return memory_warnings(blocks, version, stands_still=False, leaves_in_first_pass=False)
+    return memory_warnings(blocks, version, stands_still=False, may_post_copy=False)
 
 
 @pytest.mark.parametrize("version", [NEW, NEWEST], ids=str)
@@ -67,19 +67,19 @@ def test_an_old_qemu_does_not_end_of_it():
     assert len(warnings_of(layout(16384, 32768), OLD)) == 2
 
 
-def test_a_guest_that_leaves_in_the_first_pass_is_warned_of_where_that_loses_pages():
-    said = memory_warnings(layout(32776), NEWEST, stands_still=False, leaves_in_first_pass=True)
+def test_a_guest_that_may_go_by_post_copy_is_warned_of_where_that_loses_pages():
+    said = memory_warnings(layout(32776), NEWEST, stands_still=False, may_post_copy=True)
 
-    assert [warning for warning in said if "after-first-pass" in warning] == list(said) != []
-    assert memory_warnings(layout(32776), NEW, stands_still=False, leaves_in_first_pass=True) == ()
+    assert [warning for warning in said if "without post-copy" in warning] == list(said) != []
+    assert memory_warnings(layout(32776), NEW, stands_still=False, may_post_copy=True) == ()
 
 
 @pytest.mark.parametrize("version", [OLD, NEW, NEWEST], ids=str)
 def test_a_guest_that_stands_still_loses_nothing(version):
-    assert memory_warnings(layout(32768, 16384), version, stands_still=True, leaves_in_first_pass=True) == ()
+    assert memory_warnings(layout(32768, 16384), version, stands_still=True, may_post_copy=True) == ()
 
 
 def test_a_guest_that_stands_still_is_let_go_from_a_layout_that_would_end_qemu():
-    (warning,) = memory_warnings(layout(16384, 32768), NEW, stands_still=True, leaves_in_first_pass=False)
+    (warning,) = memory_warnings(layout(16384, 32768), NEW, stands_still=True, may_post_copy=False)
 
     assert "must not be continued" in warning
