@@ -45,7 +45,7 @@ def memory_warnings(
     """Warn of memory that a busy guest would lose, for a source under TCG.
 
     Args:
-        blocks: all that it can write.
+        blocks: all that QEMU has.
         version: of the source's QEMU.
         stands_still: whether it writes nothing on the way.
         may_post_copy: whether it may go before its memory.
@@ -53,6 +53,7 @@ def memory_warnings(
     Raises:
         WrongState: QEMU would end.
     """
+    blocks = [block for block in blocks if not block.is_read_only]
     is_old = version.major < FIRST_PIECE_SINCE
     first = next((block for block in blocks if block.offset_bytes == 0), None)
     whole = [block for block in blocks if block.used_bytes % GRANULE_BYTES == 0 and (is_old or block.offset_bytes)]

@@ -83,3 +83,9 @@ def test_a_guest_that_stands_still_is_let_go_from_a_layout_that_would_end_qemu()
     (warning,) = memory_warnings(layout(16384, 32768), NEW, stands_still=True, may_post_copy=False)
 
     assert "must not be continued" in warning
+
+
+def test_what_the_guest_cannot_write_does_no_harm():
+    blocks = (*layout(1024), RamBlock("isa-bios", 2048 * KIB, 4096 * KIB, 4096 * KIB, is_read_only=True))
+
+    assert warnings_of(blocks, NEW) == ()

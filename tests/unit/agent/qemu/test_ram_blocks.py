@@ -18,12 +18,13 @@ NEW = """\
 MIB = 1 << 20
 
 
-def test_both_forms_are_read_and_what_the_guest_cannot_write_is_left_out():
+def test_both_forms_are_read_and_who_may_write_is_told_where_qemu_tells():
     old, new = decode_ram_blocks(OLD), decode_ram_blocks(NEW)
 
     assert old[:2] == (RamBlock("d0", 64 * MIB, 128 * MIB, 128 * MIB), RamBlock("/objects/ram-0", 0, 64 * MIB, 64 * MIB))
     assert (old[2].used_bytes, old[2].total_bytes) == (256 << 10, 512 << 10)
-    assert new == (RamBlock("pc.ram", 0, 64 * MIB, 64 * MIB),)
+    assert not any(block.is_read_only for block in old)
+    assert new == (RamBlock("pc.ram", 0, 64 * MIB, 64 * MIB), RamBlock("/rom@etc/acpi/tables", 0x4080000, 128 << 10, 2 * MIB, True))
 
 
 def test_memory_is_told_from_what_belongs_to_devices_and_firmware():

@@ -96,7 +96,7 @@ async def test_a_closed_receiver_ends_its_connections(tmp_path: Path):
 
 @pytest.mark.parametrize("table", TABLES, ids=["7.2", "10.0"])
 def test_ram_blocks_are_read_from_what_each_qemu_prints(table):
-    assert decode_ram_blocks(table) == {
+    assert {block.name: block.used_bytes for block in decode_ram_blocks(table)} == {
         "pc.ram": 0x4000000,
         "/rom@etc/acpi/tables": 0x20000,
         "0000:00:04.0/virtio-net-pci.rom": 0x40000,
