@@ -258,24 +258,24 @@ class Store:
         for path in paths[:-MAX_STATISTICS_COUNT]:
             remove_record(path)
 
-    def find_older_disk(self, image_path: str) -> dict[str, object] | None:
+    def find_older_disk(self, key: str) -> dict[str, object] | None:
         """Read what is on record of an image of which another host has a newer copy.
 
         Raises:
             BrokenRecord: there is a record that cannot be read.
         """
-        return find_record(self._older_disk_path(image_path), kind="older-disk", version=RECORD_VERSION)
+        return find_record(self._older_disk_path(key), kind="older-disk", version=RECORD_VERSION)
 
-    def save_older_disk(self, image_path: str, body: Mapping[str, object]) -> None:
+    def save_older_disk(self, key: str, body: Mapping[str, object]) -> None:
         """Write that another host has, or is about to have, a newer copy of an image; it is durable on return."""
-        write_record(self._older_disk_path(image_path), kind="older-disk", version=RECORD_VERSION, body=body)
+        write_record(self._older_disk_path(key), kind="older-disk", version=RECORD_VERSION, body=body)
 
-    def remove_older_disk(self, image_path: str) -> None:
+    def remove_older_disk(self, key: str) -> None:
         """Ensure that an image counts as the newest."""
-        remove_record(self._older_disk_path(image_path))
+        remove_record(self._older_disk_path(key))
 
-    def _older_disk_path(self, image_path: str) -> Path:
-        return self.older_disks_dir / f"{hashlib.sha256(os.path.realpath(image_path).encode()).hexdigest()[:32]}.json"
+    def _older_disk_path(self, key: str) -> Path:
+        return self.older_disks_dir / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}.json"
 
     def statistics_uuids(self) -> list[UUID]:
         """List the VMs whose figures are kept."""

@@ -27,6 +27,7 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         stored=message.stored,
         disks=tuple(wire_disks.disk_facts(disk) for disk in message.disks),
         files=tuple(wire_disks.file_proof(file) for file in message.files),
+        beside_markers=tuple(wire_disks.marker(marker) for marker in message.beside_markers),
     )
 
 
@@ -47,6 +48,7 @@ def source_facts_message(facts: SourceFacts) -> migration_pb2.SourceFacts:
         stored=facts.stored,
         disks=[wire_disks.disk_facts_message(disk) for disk in facts.disks],
         files=[wire_disks.file_proof_message(file) for file in facts.files],
+        beside_markers=[wire_disks.marker_message(marker) for marker in facts.beside_markers],
     )
 
 

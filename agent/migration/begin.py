@@ -23,7 +23,7 @@ from agent.migration.lost_memory import memory_warnings
 from agent.migration.named_files import prove_files
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
 from agent.migration.record import Facts, Record
-from agent.migration.shared_disks import paths_of, remove_markers, unless_lost, write_markers
+from agent.migration.shared_disks import leave_beside_markers, paths_of, remove_markers, unless_lost, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
@@ -135,6 +135,10 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)
     files = await asyncio.to_thread(prove_files, running.definition, None if running.process is None else running.process.pid)
     backings = tuple(disk.backing_marker for disk in disks if disk.backing_marker is not None)
+    beside: tuple[DiskMarker, ...] = ()
+    with unless_lost(backings, around.store), findings.check():
+        beside = leave_beside_markers(running.definition, around.store)
+    backings = (*backings, *beside)
     markers, risks = _leave_markers(around, running.definition, wish, findings, backings)
     with unless_lost((*markers, *backings), around.store):
         moved_markers = elsewhere(markers, running.definition, definition)
@@ -150,6 +154,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         stored=b"" if stored is None else stored.to_bytes(),
         disks=disks,
         files=files,
+        beside_markers=beside,
     )
     risks = (*lost, *risks, *losses)
     return Look(definition, facts, risks, (*markers, *backings), state is RunState.RUNNING)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from agent.migration.disk_wishes import Mode, Which
 from agent.migration.order import DiskFacts, DiskMarker
 from agent.migration.shared_disks import leave_marker
+from agent.vm.data_files import find_data_file
 from agent.vm.disk_images import FILTERS, DiskImage, disk_images
 from common.errors import WrongState
 
@@ -54,13 +55,22 @@ async def describe_disks(
     copyable = [image for image in images if not obstacle_of(image)]
     reports = {image.disk: await _find_report(blocks, find_drive(drives, image), image) for image in copyable}
     # Nothing is awaited from here on: markers are left by all or by none.
-    return tuple(_describe(image, reports.get(image.disk), paths.get(image.disk, ""), wishes.mode, store) for image in images)
+    return tuple(
+        _describe(
+            image, reports.get(image.disk), paths.get(image.disk, ""), wishes.mode, store, find_data_file(running, image.disk)
+        )
+        for image in images
+    )
 
 
-def _describe(image: DiskImage, report: ImageReport | None, path: str, mode: Mode, store: Store) -> DiskFacts:
+def _describe(  # noqa: PLR0913, PLR0917 -- each of another origin
+    image: DiskImage, report: ImageReport | None, path: str, mode: Mode, store: Store, given_data: str | None
+) -> DiskFacts:
     if report is None:
         return DiskFacts(image.disk, path, obstacle=obstacle_of(image) or "QEMU says nothing of its image")
-    return _facts(image, report, path, _Backing.of(image, report, mode, store))
+    if given_data == "":
+        return DiskFacts(image.disk, path, obstacle="its data file is behind more nodes than that of a file")
+    return _facts(image, report, path, _Backing.of(image, report, mode, store), given_data)
 
 
 async def refuse_jobs(blocks: BlockCommands, vm_name: str) -> None:
@@ -129,15 +139,17 @@ class _Backing:
         return cls(below.filename, below.format, marker, "")
 
 
-def _facts(image: DiskImage, report: ImageReport, path: str, backing: _Backing) -> DiskFacts:
-    data_path = str(report.specifics.get("data-file", ""))
+def _facts(image: DiskImage, report: ImageReport, path: str, backing: _Backing, given_data: str | None) -> DiskFacts:
+    # QEMU writes zeroes to a raw data file, and makes no holes there.
+    is_full = report.specifics.get("data-file-raw") is True
+    data_path = given_data or str(report.specifics.get("data-file", ""))
     return DiskFacts(
         disk=image.disk,
         path=path,
         format=report.format,
         virtual_size_bytes=report.virtual_size_bytes,
-        allocated_bytes=_allocated(report.chain(), report.virtual_size_bytes),
-        top_bytes=_allocated((report,), report.virtual_size_bytes),
+        allocated_bytes=report.virtual_size_bytes if is_full else _allocated(report.chain(), report.virtual_size_bytes),
+        top_bytes=report.virtual_size_bytes if is_full else _allocated((report,), report.virtual_size_bytes),
         create_options=_create_options(report),
         data_path=_place_data(data_path, image.path, path),
         backing_path=backing.path,

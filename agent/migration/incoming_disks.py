@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +16,11 @@ from agent.blockjobs.images import MadeFile, put_in_place
 from agent.migration.disk_facts import COPIED_FORMATS, CREATE_OPTIONS, totals
 from agent.migration.disk_making import TOOL, create, create_empty, plan_image, run_tool
 from agent.migration.disk_wishes import Mode, Which
-from agent.migration.order import DiskCopy, DiskFacts, Options, SourceFacts
+from agent.migration.order import DiskCopy, DiskFacts, DiskMarker, Options, SourceFacts
 from agent.migration.shared_disks import Sight, check_marker, may_be_same, sight_of
+from agent.vm.data_files import with_data_file
 from agent.vm.disk_images import DiskImage, check_known, disk_images, placed, standing_alone
+from agent.vm.image_header import Role, references
 from common.errors import InvalidRequest, WrongState
 from common.findings import Risk
 
@@ -43,6 +46,7 @@ class IncomingDisks:
         self._source = source
         self._facts = {one.disk: one for one in source.disks}
         self._markers = {marker.disk: marker for marker in source.disk_markers}
+        self._beside = source.beside_markers
         self.copied: tuple[str, ...] = ()
 
     # which
@@ -59,7 +63,8 @@ class IncomingDisks:
                 check_known(definition, name)
         chosen = await asyncio.to_thread(self._choose)
         risks: list[str] = []
-        for disk, marker in self._markers.items():
+        for marker in (*self._markers.values(), *(one for one in self._beside if one.disk not in chosen)):
+            disk = marker.disk
             if disk not in chosen:
                 with findings.check():
                     hint = self._why_not_copied(disk)
@@ -129,7 +134,8 @@ class IncomingDisks:
                 disk=disk,
                 path=path,
             )
-        await asyncio.to_thread(self._check_not_the_original, disk, path)
+        await asyncio.to_thread(self._check_not_the_original, self._markers.get(disk), path)
+        await asyncio.to_thread(self._check_data_file, facts)
         for place in filter(None, (path, facts.data_path, facts.backing_path)):
             await asyncio.to_thread(self._around.vms.premises.check_place, place)
         if facts.backing_path:  # qemu-img opens it when it makes what stands on it
@@ -143,7 +149,7 @@ class IncomingDisks:
             await self._check_reused(facts, path)
         else:
             for place in filter(None, (path, facts.data_path)):
-                await asyncio.to_thread(_check_absent, disk, place, self._source.host.name)
+                await asyncio.to_thread(_check_absent, disk, place, self._source.host.name, reuse=self._wishes.reuse)
             if shutil.which(TOOL) is None:
                 raise WrongState(f"disk {disk}: this host has no {TOOL}; install qemu-utils", reason="QEMU_IMG_MISSING")
 
@@ -166,15 +172,34 @@ class IncomingDisks:
                         path=place,
                     )
 
-    def _check_not_the_original(self, disk: str, path: str) -> None:
+    def _check_data_file(self, facts: DiskFacts) -> None:
+        """Refuse to write the copy's data into the data file that the guest writes to.
+
+        Raises:
+            WrongState: it is, or may be, the very file.
+        """
+        for marker in (
+            replace(one, image_path=facts.data_path) for one in self._beside if one.disk == facts.disk and facts.data_path
+        ):
+            if sight_of(marker, self._source.host, self._around.identity) is Sight.SAME:
+                raise WrongState(
+                    f"disk {facts.disk}: its data file {facts.data_path} on this host is the very file that "
+                    f"{self._source.host.name} uses; name another place for the copy (--dest-path {facts.disk}=FILE)",
+                    reason="DISK_SHARED",
+                    disk=facts.disk,
+                    path=facts.data_path,
+                )
+            self._check_not_the_original(marker, facts.data_path)
+
+    def _check_not_the_original(self, marker: DiskMarker | None, path: str) -> None:
         """Refuse to write over, or to advise to remove, what may be the guest's own disk.
 
         Raises:
             WrongState: something is there that cannot be told from the source's image, and `force` does not say that it is another.
         """
-        marker = self._markers.get(disk)
         if marker is None or not may_be_same(marker, self._source.host, self._around.identity):
             return
+        disk = marker.disk
         if not (self._options.force and self._wishes.reuse):
             raise WrongState(
                 f"disk {disk}: that {path} on this host is another file than that of {self._source.host.name} cannot be proved, "
@@ -199,6 +224,7 @@ class IncomingDisks:
                 reason="DISK_SIZE_DIFFERS",
                 disk=facts.disk,
             )
+        await asyncio.to_thread(_check_same_data_file, facts, path)
 
     def _check_room(self, images: Mapping[str, DiskImage]) -> tuple[str, ...]:
         """Require room for what is copied, and tell where the disks could outgrow it.
@@ -230,7 +256,8 @@ class IncomingDisks:
 
     def paths(self, definition: Definition) -> frozenset[str]:
         """Name the images that are going to be made."""
-        return frozenset(image.path for image in disk_images(definition) if image.disk in self.copied)
+        images = [image for image in disk_images(definition) if image.disk in self.copied]
+        return frozenset(filter(None, (path for one in images for path in (one.path, self._facts[one.disk].data_path))))
 
     def notes(self, definition: Definition) -> tuple[str, ...]:
         """Say what is going to be copied, a sentence each."""
@@ -252,6 +279,8 @@ class IncomingDisks:
         for disk in known & paths.keys() & {*self.copied, *self._wishes.place_of}:
             is_block_device = Path(paths[disk]).is_block_device()
             definition = placed(definition, disk, paths[disk], is_block_device=is_block_device)
+            if disk in self.copied and (data_path := self._facts[disk].data_path):
+                definition = with_data_file(definition, disk, data_path, is_block_device=Path(data_path).is_block_device())
             if disk in self.copied and self._wishes.mode is Mode.FULL:
                 definition = standing_alone(definition, disk)
         return definition
@@ -305,11 +334,31 @@ def _is_known(option: str) -> bool:
     return _OPTION.fullmatch(option) is not None and option.partition("=")[0] in CREATE_OPTIONS
 
 
-def _check_absent(disk: str, path: str, source: str) -> None:
+def _check_same_data_file(facts: DiskFacts, path: str) -> None:
+    """Refuse an image whose data would go elsewhere than the copy's.
+
+    Raises:
+        WrongState: its header names another data file, or one where the copy has none.
+    """
+    found = next((one.name for one in references(path, facts.format) if one.role is Role.DATA), "")
+    if found == facts.data_path or (found and facts.data_path and os.path.realpath(found) == os.path.realpath(facts.data_path)):
+        return
+    there, wanted = found or "itself", facts.data_path or "itself"
+    raise WrongState(
+        f"disk {facts.disk}: {path} has its data in {there}, and that of the copy would be in {wanted}; make it anew, or name "
+        f"another place (--dest-path {facts.disk}=FILE)",
+        reason="DATA_FILE_DIFFERS",
+        disk=facts.disk,
+        path=path,
+    )
+
+
+def _check_absent(disk: str, path: str, source: str, *, reuse: bool) -> None:
     if os.path.lexists(path):
+        write_over = "" if reuse else ", or have it written over (--reuse)"  # with it this is a data file without its image
         raise WrongState(
-            f"disk {disk}: {path} exists on this host already and is not the file that {source} uses; remove it, name another "
-            f"place for the copy (--dest-path {disk}=FILE), or have it written over (--reuse)",
+            f"disk {disk}: {path} exists on this host already and is not the file that {source} uses; remove it, or name another "
+            f"place for the copy (--dest-path {disk}=FILE){write_over}",
             reason="FILE_EXISTS",
             disk=disk,
             path=path,

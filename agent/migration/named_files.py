@@ -22,6 +22,7 @@ from agent.migration.disk_wishes import Mode
 from agent.migration.order import FileProof
 from agent.migration.shared_disks import risk_of
 from agent.vm.boot_files import BootFile, Needed, boot_files
+from agent.vm.data_files import files_beside
 from agent.vm.disk_images import disk_images
 from agent.vm.fingerprint import TooSlow, difference, take
 from agent.vm.image_files import disk_files, files_of
@@ -64,7 +65,7 @@ def prove_files(definition: Definition, pid: int | None) -> tuple[FileProof, ...
 def _prove_disk(definition: Definition, image: DiskImage, pid: int | None, deadline_s: float) -> Iterator[FileProof]:
     what = _disk(image.disk)
     try:
-        files = disk_files(definition, image.disk)
+        files = _standing_below(definition, image)
     except WrongState as error:
         yield FileProof(what, 0, image.path, obstacle=error.text)
         return
@@ -77,6 +78,13 @@ def _prove_disk(definition: Definition, image: DiskImage, pid: int | None, deadl
             yield FileProof(what, index, file.path)
         else:
             yield _prove(what, index, file.path, deadline_s)
+
+
+def _standing_below(definition: Definition, image: DiskImage) -> tuple[ImageFile, ...]:
+    """List an image and what it stands on; what the guest writes to with it changes, and is proved by markers."""
+    files = disk_files(definition, image.disk)
+    beside = () if image.is_read_only else files_beside(definition, image)
+    return tuple(file for file in files if file.path not in beside)
 
 
 def _prove(what: str, index: int, path: str, deadline_s: float) -> FileProof:
@@ -141,7 +149,7 @@ class Comparison:
 
     def _files_here(self, definition: Definition, image: DiskImage, *, is_copied: bool) -> Sequence[ImageFile]:
         if not is_copied:
-            return disk_files(definition, image.disk)
+            return _standing_below(definition, image)
         facts = self.disks[image.disk]
         return files_of(facts.backing_path, facts.backing_format) if facts.backing_path else ()
 

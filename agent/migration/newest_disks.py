@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.migration import outgoing as out
 from agent.vm.disk_images import disk_images
-from agent.vm.older_disks import OlderDisk, inode_of
+from agent.vm.older_disks import OlderDisk, inode_of, key_of
 from agent.vm.stored import find_stored
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def mark(vms: Vms, vm: Vm, facts: Facts) -> None:
         OlderDisk(
             disk=copy.disk,
             path=paths[copy.disk],
+            key=key_of(paths[copy.disk]),
             inode=inode_of(paths[copy.disk]),
             newer_host=_peer(facts),
             newer_path=copy.path,

@@ -270,6 +270,7 @@ class SourceFacts:
         stored: what the source keeps of the VM while it does not run, see `agent.vm.stored`; empty of a transient one.
         disks: the guest's disks.
         files: what tells the files apart that do not go along with it.
+        beside_markers: markers of what belongs to images and is not in their first file, with the paths on the source.
     """
 
     host: HostIdentity
@@ -283,6 +284,7 @@ class SourceFacts:
     stored: bytes = b""
     disks: tuple[DiskFacts, ...] = ()
     files: tuple[FileProof, ...] = ()
+    beside_markers: tuple[DiskMarker, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from agent.migration.order import DiskMarker, HostIdentity
+from agent.vm.data_files import files_beside
 from agent.vm.definition import Definition
+from agent.vm.disk_images import disk_images
 from agent.vm.host_files import HostFile, written_images
 from common.errors import WrongState
 from common.findings import Risk
@@ -71,6 +73,26 @@ def write_markers(
                 risks.append(risk_of(text, reason, force=force, disk=_disk(image)))
         undo.pop_all()
     return tuple(markers), tuple(risks)
+
+
+def leave_beside_markers(definition: Definition, store: Store) -> tuple[DiskMarker, ...]:
+    """Put a marker beside each file that is written to with an image: data files, extents; their paths are those of the source.
+
+    Raises:
+        WrongState: the header of an image cannot be read.
+    """
+    markers: list[DiskMarker] = []
+    with ExitStack() as undo:
+        undo.callback(lambda: remove_markers(paths_of(tuple(markers)), store))
+        for image in disk_images(definition):
+            paths = () if image.is_read_only or not image.path else files_beside(definition, image)
+            for path in paths:
+                try:
+                    markers.append(leave_marker(image.disk, Path(path), store))
+                except OSError:
+                    markers.append(DiskMarker(image.disk, path, "", "", source_path=path))
+        undo.pop_all()
+    return tuple(markers)
 
 
 def leave_marker(disk: str, path: Path, store: Store) -> DiskMarker:

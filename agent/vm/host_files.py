@@ -121,6 +121,7 @@ def _files(definition: Definition) -> Iterator[HostFile]:  # noqa: C901 - one li
                 if option.get("file").startswith("/"):
                     what = f"disk {option.get('id') or option.get('file')}"
                     yield HostFile(what, option.get("file"), use, is_never_flushed=_is_never_flushed(option))
+                yield from (file for file in _of_others(option, "drive") if file.path != option.get("file"))
             case "chardev":
                 yield from _of_chardev(option)
             case name:

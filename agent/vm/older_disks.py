@@ -7,6 +7,9 @@ image, whoever names it.
 
 from __future__ import annotations
 
+import os
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +35,7 @@ class OlderDisk:
     Attributes:
         disk: its name in the VM.
         path: of the image, on this host.
+        key: what it is known by, see `key_of`.
         inode: of the image; 0 of a block device.
         newer_host, newer_path: where the newer copy is.
         vm: name of the VM on that host.
@@ -41,6 +45,7 @@ class OlderDisk:
 
     disk: str
     path: str
+    key: str
     inode: int
     newer_host: str
     newer_path: str
@@ -73,7 +78,7 @@ class OlderDisks:
     def mark(self, disks: Iterable[OlderDisk]) -> None:
         """Write that newer copies are, or are about to be, elsewhere; durable on return."""
         for disk in disks:
-            self._store.save_older_disk(disk.path, encode_fields(disk))
+            self._store.save_older_disk(disk.key, encode_fields(disk))
 
     def check(self, definition: Definition) -> None:
         """Refuse to start a VM with an image that is older than a copy of it.
@@ -104,23 +109,23 @@ class OlderDisks:
     def forget(self, definition: Definition) -> None:
         """Let the images of a definition count as the newest: its guest writes to them."""
         for image in written_images(definition):
-            self._store.remove_older_disk(image.path)
+            self._store.remove_older_disk(key_of(image.path))
 
     def forget_migration(self, migration_id: str) -> None:
         """Take back what was marked for a migration whose guest never ran elsewhere."""
         for disk in self._all():
             if disk.migration_id == migration_id:
-                self._store.remove_older_disk(disk.path)
+                self._store.remove_older_disk(disk.key)
 
     def sweep(self) -> None:
         """Forget images that are gone, as far as that can be told: storage that is away has no directory."""
         for disk in self._all():
             if Path(disk.path).parent.is_dir() and not _is_there(disk):
-                self._store.remove_older_disk(disk.path)
+                self._store.remove_older_disk(disk.key)
 
     def _find(self, path: str) -> OlderDisk | None:
         try:
-            record = self._store.find_older_disk(path)
+            record = self._store.find_older_disk(key_of(path))
             disk = None if record is None else decode(OlderDisk, record, where=RECORD_KIND)
         except FerryError as error:
             raise BrokenRecord(f"{path}: whether another host has a newer copy cannot be read: {error.text}", path=path) from error
@@ -133,6 +138,25 @@ class OlderDisks:
                 yield decode(OlderDisk, get_record(path, kind=RECORD_KIND, version=1), where=RECORD_KIND)
             except FerryError:
                 continue
+
+
+def key_of(path: str) -> str:
+    """Return what an image is known by: a file by its real path; a block device, whose names may change, by what its kernel says.
+
+    Source: sysfs of device mapper, of SCSI and NVMe disks, of virtio disks and of loop devices.
+    """
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return os.path.realpath(path)
+    if not stat.S_ISBLK(found.st_mode):
+        return os.path.realpath(path)
+    about = Path(f"/sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}")
+    for name in ("dm/uuid", "wwid", "device/wwid", "serial", "device/serial", "loop/backing_file"):
+        with suppress(OSError):
+            if identity := (about / name).read_text(encoding="utf-8", errors="replace").strip():
+                return f"device {name} {identity}"
+    return path
 
 
 def inode_of(path: str) -> int:

@@ -68,9 +68,9 @@ class Lab:
         with calls_to(f"the agent of {host}"):
             return (await self.agents[host].DefineVm(vm_pb2.DefineVmRequest(request_id=str(uuid4()), domain_xml=xml))).vm
 
-    async def start_vm(self, host: str, vm: str, *, paused: bool = False) -> vm_pb2.Vm:
+    async def start_vm(self, host: str, vm: str, *, paused: bool = False, force: bool = False) -> vm_pb2.Vm:
         """Start a VM on a host."""
-        request = vm_pb2.StartVmRequest(request_id=str(uuid4()), vm=vm, paused=paused)
+        request = vm_pb2.StartVmRequest(request_id=str(uuid4()), vm=vm, paused=paused, force=force)
         with calls_to(f"the agent of {host}"):
             return (await self.agents[host].StartVm(request)).vm
 
@@ -84,12 +84,12 @@ class Lab:
         with calls_to(f"the agent of {host}"):
             await self.agents[host].UndefineVm(vm_pb2.UndefineVmRequest(request_id=str(uuid4()), vm=vm))
 
-    async def start_guest(self, host: str = "host-a", plan: Plan | None = None) -> Guest:
+    async def start_guest(self, host: str = "host-a", plan: Plan | None = None, *, force: bool = False) -> Guest:
         """Define and start a tick guest, and wait until it has ticked."""
         plan = plan or Plan()
         uuid = uuid4()
         await self.define(host, domain(plan, self.directory, uuid=uuid))
-        await self.start_vm(host, plan.name)
+        await self.start_vm(host, plan.name, force=force)
         return await self.listen(Guest(plan.name, uuid, Console(self.directory / "serial.log"), self.directory))
 
     async def listen(self, guest: Guest, *, boot_s: float = BOOT_TIMEOUT_S) -> Guest:

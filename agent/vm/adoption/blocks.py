@@ -73,6 +73,8 @@ class Drives:
     def _current(self, drive: Properties, block: Block, where: str) -> Properties:
         drive = {"file" if key == "file.filename" else key: value for key, value in drive.items() if key != "file.driver"}
         drive = {"readonly" if key == "read-only" else key: value for key, value in drive.items()}
+        below = {key: last(value) for key, value in drive.items() if key.endswith(".filename")}  # of a data file, or a backing one
+        drive |= {key: self._draft.absolute(path, where) for key, path in below.items() if not _is_protocol(path)}
         given = last(drive.get("file"))
         if block.file is None:
             drive.pop("file", None)

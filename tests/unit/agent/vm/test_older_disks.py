@@ -8,7 +8,7 @@ import pytest
 
 from agent.store import Store
 from agent.vm.definition import Definition
-from agent.vm.older_disks import OlderDisk, OlderDisks, inode_of
+from agent.vm.older_disks import OlderDisk, OlderDisks, inode_of, key_of
 from common.errors import WrongState
 from tests.unit.agent.vm.samples import domain, parse
 
@@ -21,7 +21,9 @@ def image(tmp_path: Path) -> Path:
 
 
 def older(image: Path, migration_id: str = "abc", *, is_kept_there: bool = True) -> OlderDisk:
-    return OlderDisk("vda", str(image), inode_of(str(image)), "host-b", "/fast/web.qcow2", "web", is_kept_there, migration_id)
+    return OlderDisk(
+        "vda", str(image), key_of(str(image)), inode_of(str(image)), "host-b", "/fast/web.qcow2", "web", is_kept_there, migration_id
+    )
 
 
 def vm_on(image: Path, name: str = "web") -> Definition:
