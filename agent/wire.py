@@ -183,6 +183,7 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         waiting_for=facts.waiting_for,
         keep_paused=facts.stays_paused,
         advice=advice_messages(side_of(session), advice_of(session)),
+        peer=facts.peer,
         is_definition_kept=isinstance(phase, inc.Lost) and phase.is_kept,
     )
     if facts.ended_at_s is not None:

@@ -26,8 +26,9 @@ class OwnedTasks:
             task.cancel()
         await self._group.__aexit__(None, None, None)
 
-    def start(self, work: Coroutine[None, None, None]) -> None:
+    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run `work` in the background; it must not raise."""
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

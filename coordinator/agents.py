@@ -197,6 +197,17 @@ class Agent:
             return None
         return _half(answer.migration)
 
+    async def unfinished(self) -> list[Half]:
+        """Either: list the halves that have not ended."""
+        with calls_to(self._peer):
+            answer = await self._stub.ListMigrations(pb.ListMigrationsRequest(unfinished=True), timeout=LOOK_TIMEOUT_S)
+        return [_half(message) for message in answer.migrations if not message.is_final]
+
+    async def release(self, migration_id: str) -> Half:
+        """Either: let go of the half, where that makes no second copy of the guest and ends no only one."""
+        request = pb.ReleaseMigrationRequest(request_id=f"{migration_id}-release", migration_id=migration_id)
+        return await self._change(self._stub.ReleaseMigration, request)
+
     async def resume(self, migration_id: str, token: bytes, *, keep_paused: bool) -> None:
         """Destination: let the guest go on there, as the source's agent would."""
         request = pb.ResumeMigrationRequest(
@@ -370,6 +381,10 @@ def _half(message: pb.Migration) -> Half:
         epoch=message.epoch,
         advice=tuple(Advice(_VERBS[one.command], one.is_forced, one.condition) for one in message.advice if one.command in _VERBS),
         is_definition_kept=message.is_definition_kept,
+        migration_id=message.id,
+        is_source=message.role == pb.Migration.ROLE_SOURCE,
+        peer=message.peer,
+        began_at_s=message.create_time.ToNanoseconds() / _NS,
     )
 
 

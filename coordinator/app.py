@@ -22,6 +22,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.fleet import Fleet
 from coordinator.journal import Journal
 from coordinator.moves import Moves
+from coordinator.orphans import Orphans
 from coordinator.otlp import SERVICE as OTLP_SERVICE
 from coordinator.otlp import TraceReceiver
 from coordinator.planning import Planner
@@ -67,6 +68,7 @@ async def run(config: CoordinatorConfig, spans: SpanBuffer, stopping: asyncio.Ev
         stack.callback(board.write_all)
         moves = Moves(fleet, board, traces, clock, tasks, slots=Slots(config.max_outgoing, config.max_incoming))
         moves.recover()
+        tasks.start(Orphans(fleet, board, moves, clock).run())
         servicer = CoordinatorServicer(fleet, board, moves, Planner(fleet, clock))
         description = coordinator_service_pb2.DESCRIPTOR.services_by_name["CoordinatorService"]
         name, auditing = description.full_name, Auditing(config.state_dir)

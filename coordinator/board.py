@@ -104,6 +104,15 @@ class Board:
             raise InvalidRequest(f"migration {id_or_beginning}: several begin so: {names}", reason="MIGRATION_AMBIGUOUS")
         return self._moves.get(found[0].migration_id, found[0])
 
+    def is_under_way(self, migration_id: str) -> bool:
+        """Say whether this coordinator has something left to do for a migration."""
+        return migration_id in self._moves
+
+    def find(self, migration_id: str) -> Move | None:
+        """Find a migration, past ones included."""
+        found = (move for move in self._journal.find(migration_id) if move.migration_id == migration_id)
+        return self._moves.get(migration_id) or next(found, None)
+
     def newest(self, vm: str, count: int) -> list[Move]:
         """Return migrations, the newest first."""
         return [self._moves.get(move.migration_id, move) for move in self._journal.newest(vm, count)]

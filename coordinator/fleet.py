@@ -51,6 +51,10 @@ class Fleet:
             raise NotFound(f"host {name!r} is unknown; known: {known}", reason="HOST_UNKNOWN", host=name)
         return agent
 
+    def all(self) -> list[Agent]:
+        """Return every host."""
+        return [*self._agents.values()]
+
     async def look(self) -> list[HostState]:
         """Ask every agent at once."""
         async with asyncio.TaskGroup() as group:

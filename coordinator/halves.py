@@ -61,6 +61,8 @@ class Half:
         epoch: the highest that its agent has seen.
         advice: what an operator may do about it.
         is_definition_kept: at a destination that has lost the guest, whether it stored the VM.
+        peer: name of the other host, as far as its agent knows it.
+        began_at_s: when it began, by its host's wall clock.
     """
 
     state: HalfState
@@ -84,6 +86,10 @@ class Half:
     epoch: int = 0
     advice: tuple[Advice, ...] = ()
     is_definition_kept: bool = False
+    migration_id: str = ""
+    is_source: bool = False
+    peer: str = ""
+    began_at_s: float = 0.0
 
     def __repr__(self) -> str:
         """Show no token."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 
 import structlog
@@ -20,8 +21,9 @@ from coordinator.fleet import Fleet
 from coordinator.halves import Bounds, Move, MoveState
 from coordinator.slots import Slots
 from coordinator.traces import Traces
+from coordinator.workflows import give_up
 from coordinator.workflows.migrate import migrate
-from coordinator.workflows.moving import WAITING, Moving
+from coordinator.workflows.moving import WAITING, Moving, Origin
 from coordinator.workflows.pace import Pace
 
 _log = structlog.get_logger()
@@ -64,6 +66,7 @@ class Moves:
         self._tasks = tasks
         self._pace = pace or Pace()
         self._slots = slots
+        self._runs: dict[str, asyncio.Task[None]] = {}
 
     def recover(self) -> None:
         """Take up every migration that has something left to do, in a new epoch."""
@@ -76,9 +79,43 @@ class Moves:
                 _log.error("migration cannot be taken up", migration=taken.migration_id, error=error.text)
                 self._stop(taken, f"{error.text}; the coordinator takes it up when it is started with that host", WAITING)
                 continue
-            with acting_for(taken.started_by):
-                self._tasks.start(self._run(taken, *agents))
+            self._start(self._run(taken, *agents, Origin.JOURNAL), taken)
             _log.info("migration taken up", migration=taken.migration_id, epoch=taken.epoch)
+
+    def take_up(self, move: Move, origin: Origin) -> None:
+        """Drive a migration of which agents hold sides that nobody drives.
+
+        Raises:
+            NotFound: the fleet has not both hosts.
+        """
+        agents = self._fleet.get(move.source), self._fleet.get(move.destination)
+        self._board.put(move)
+        self._start(self._run(move, *agents, origin), move)
+
+    async def release(self, id_or_beginning: str) -> Move:
+        """Give up a migration whose hosts do not all answer; what answers lets go of its side.
+
+        Raises:
+            WrongState: it has ended, both hosts answer, or a side may have the only copy of the guest: the text says what works.
+        """
+        move = self._board.get(id_or_beginning)
+        task = self._runs.get(move.migration_id)
+        if task is None:
+            raise WrongState(f"migration {move.migration_id} has ended: nothing is left to release", reason="MIGRATION_ENDED")
+        agents = self._fleet.get(move.source), self._fleet.get(move.destination)
+        moving = Moving(move.migration_id, *agents, self._board, self._clock, self._slots, self._pace, origin=Origin.JOURNAL)
+        words = await give_up.let_go(moving)
+        task.cancel()
+        await asyncio.wait([task])
+        give_up.tell(moving, *words)
+        self._board.drop(move.migration_id)
+        return self._board.get(move.migration_id)
+
+    def _start(self, run: Coroutine[None, None, None], move: Move) -> None:
+        with acting_for(move.started_by):
+            task = self._tasks.start(run)
+        self._runs[move.migration_id] = task
+        task.add_done_callback(lambda _: self._runs.pop(move.migration_id, None))
 
     async def start(self, order: Order) -> Move:
         """Accept a migration; it goes on by itself. The same request again gives the same migration.
@@ -116,8 +153,7 @@ class Moves:
             started_by=order.started_by,
         )
         self._board.put(move)
-        with acting_for(move.started_by):
-            self._tasks.start(self._run(move, source, destination))
+        self._start(self._run(move, source, destination, Origin.CLIENT), move)
         return move
 
     def _known(self, order: Order) -> Move | None:
@@ -216,10 +252,12 @@ class Moves:
             )
         return move
 
-    async def _run(self, move: Move, source: Agent, destination: Agent) -> None:
+    async def _run(self, move: Move, source: Agent, destination: Agent, origin: Origin) -> None:
         token = otel_context.attach(_propagator.extract({"traceparent": move.traceparent}, otel_context.Context()))
         try:
-            await migrate(Moving(move.migration_id, source, destination, self._board, self._clock, self._slots, self._pace))
+            await migrate(
+                Moving(move.migration_id, source, destination, self._board, self._clock, self._slots, self._pace, origin=origin)
+            )
             await self._collect(move)
             if self._board.get(move.migration_id).is_tidy:
                 self._board.drop(move.migration_id)

@@ -38,6 +38,8 @@ class Decision(Enum):
     FENCE = "the source cannot run the guest and the destination holds all of it: an operator decides"
     CONFLICT = "both hosts own the guest, since one was fenced that lived: an operator decides"
     LOST = "the guest runs nowhere: undo what is left"
+    LET_GO = "the destination had the guest and has forgotten the migration, so it was finished: the source lets go"
+    OVER = "neither agent knows it: it has ended, or never began; nothing is done, what is seen is told"
 
 
 class _At(Enum):
@@ -49,6 +51,7 @@ class _At(Enum):
     AT_WORK = auto()  # source: sends; destination: loads
     WHOLE = auto()  # destination: holds the whole guest, which has not run there
     GIVEN = auto()  # source: gave it away; destination: took it over
+    TAKEN = auto()  # source: gave it away, and knows that it has gone on there
     HALVED = auto()  # post-copy: the guest is the destination's, part of its memory is still at the source
     KEPT = auto()  # source: keeps it; destination: undone
     LOST = auto()  # its QEMU ended
@@ -65,7 +68,13 @@ _STATES = {
     HalfState.FAILED: _At.KEPT,
     HalfState.CANCELLED: _At.KEPT,
 }
-_SOURCE_STATES = {**_STATES, HalfState.SWITCHING: _At.AT_WORK, HalfState.CANCELLING: _At.AT_WORK}
+_SOURCE_STATES = {
+    **_STATES,
+    HalfState.SWITCHING: _At.AT_WORK,
+    HalfState.CANCELLING: _At.AT_WORK,
+    HalfState.HANDED_OVER: _At.TAKEN,
+    HalfState.SUCCEEDED: _At.TAKEN,
+}
 _DESTINATION_STATES = {**_STATES, HalfState.SWITCHING: _At.WHOLE, HalfState.CANCELLING: _At.KEPT}
 
 
@@ -90,9 +99,11 @@ def decide(source: Word, destination: Word) -> Decision:  # noqa: C901, PLR0911,
             return Decision.LOST
         case _At.UNKNOWN, _At.HALVED:
             return Decision.ASK_AGAIN
-        case ((_At.GIVEN | _At.LOST | _At.UNKNOWN), _At.LOST):
+        case ((_At.GIVEN | _At.TAKEN | _At.LOST | _At.UNKNOWN), _At.LOST) | (_At.TAKEN, _At.KEPT):
             return Decision.LOST
-        case _At.GIVEN, _:
+        case _At.TAKEN, _At.UNKNOWN:
+            return Decision.LET_GO
+        case ((_At.GIVEN | _At.TAKEN), _):
             return Decision.FINISH
         case ((_At.LOST | _At.UNKNOWN), _At.WHOLE):
             return Decision.FENCE
@@ -100,6 +111,10 @@ def decide(source: Word, destination: Word) -> Decision:  # noqa: C901, PLR0911,
             return Decision.ASK_AGAIN
         case _At.LOST, _:
             return Decision.LOST
+        case _At.UNKNOWN, _At.UNKNOWN:
+            return Decision.OVER
+        case _At.UNKNOWN, _At.SILENT:
+            return Decision.ASK_AGAIN
         case _At.UNKNOWN, (_At.READY | _At.AT_WORK | _At.KEPT):
             return Decision.ROLL_BACK
         case _At.READY, (_At.KEPT | _At.LOST):

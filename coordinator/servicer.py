@@ -113,6 +113,10 @@ class CoordinatorServicer(rpc.CoordinatorServiceServicer):
         """Make a lost connection anew, now."""
         return pb.RecoverMigrationResponse(migration=wire.migration(await self._moves.recover_connection(request.migration_id)))
 
+    async def ReleaseMigration(self, request: pb.ReleaseMigrationRequest, context: Context) -> pb.ReleaseMigrationResponse:
+        """Give up a migration whose hosts do not all answer."""
+        return pb.ReleaseMigrationResponse(migration=wire.migration(await self._moves.release(request.migration_id)))
+
     async def GetTrace(self, request: pb.GetTraceRequest, context: Context) -> pb.GetTraceResponse:
         """Hand out the spans of a migration's trace."""
         return pb.GetTraceResponse(traces_data=await self._moves.trace(request.migration_id))

@@ -13,6 +13,7 @@ from coordinator.cli.options import DEFAULT_SETTINGS, Host, Output, Settings
 from coordinator.cli.plain import to_plain
 from coordinator.cli.screen import Format, Screen, columns
 from coordinator.cli.twins import pairs
+from coordinator.cli.undriven import undriven_sides
 from ferry.agent.v1 import doctor_service_pb2 as pb
 from ferry.agent.v1 import doctor_service_pb2_grpc as rpc
 
@@ -27,7 +28,7 @@ async def doctor(*, host: Host = None, output: Output = Format.TABLE, settings: 
     """Look for what no running work of Ferry owns.
 
     That is jobs, block nodes, exports and NBD servers in QEMUs, partial files, broken records, stopped VMs whose disks are newer on
-    another host, and VMs that two hosts have.
+    another host, VMs that two hosts have, and sides of migrations that no coordinator drives.
 
     Nothing is changed; each finding says what to do. Exit code 0 when there is nothing, 1 when there is, or a host does not answer.
     """
@@ -35,7 +36,7 @@ async def doctor(*, host: Host = None, output: Output = Format.TABLE, settings: 
     async with Link(settings) as link:
         agents = [await link.agent(host)] if host else [link.agent_at(one.name, one.agent_address) for one in await link.hosts()]
         async with asyncio.TaskGroup() as tasks:
-            asking = [tasks.create_task(_ask(agent)) for agent in agents]
+            asking = [tasks.create_task(_ask(agent, link)) for agent in agents]
             listing = [] if host else [tasks.create_task(ask_vms(agent)) for agent in agents]
     answers = [task.result() for task in asking]
     found = [(agent.host, finding) for agent, response, _ in answers for finding in response.findings]
@@ -59,9 +60,11 @@ def _finding(pair: Pair) -> pb.Finding:
     return pb.Finding(vm_name=pair.vm, kind=kind, name=pair.vm, text=pair.text, advice=pair.advice)
 
 
-async def _ask(agent: Agent) -> tuple[Agent, pb.ExamineResponse, str]:
+async def _ask(agent: Agent, link: Link) -> tuple[Agent, pb.ExamineResponse, str]:
     try:
         stub = rpc.DoctorServiceStub(agent.peer.channel)
-        return agent, await agent.peer.read(stub.Examine, pb.ExamineRequest(), timeout_s=TIMEOUT_S), ""
+        response = await agent.peer.read(stub.Examine, pb.ExamineRequest(), timeout_s=TIMEOUT_S)
+        response.findings.extend(await undriven_sides(agent, link))
     except FerryError as error:
         return agent, pb.ExamineResponse(), error.text
+    return agent, response, ""

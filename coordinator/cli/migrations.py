@@ -256,19 +256,29 @@ async def release(
     migration_id: MigrationId,
     /,
     *,
-    host: Annotated[str, Parameter(metavar="HOST", help="The host that lets go; name, or address of its agent.")],
+    host: Annotated[
+        str | None,
+        Parameter(metavar="HOST", help="The host that lets go, by name or its agent's address; without it: the coordinator."),
+    ] = None,
     force: Annotated[Switch, Parameter(help="Also where that may end the only copy of the guest.")] = False,
     output: Output = Format.TABLE,
     settings: Settings = DEFAULT_SETTINGS,
 ) -> ExitCode:
-    """End one host's side of a migration at its agent, without a coordinator.
+    """End one host's side of a migration at its agent, without a coordinator; or give up hosts that are dead for good.
 
-    What was not sent is kept, what came is kept, what moved on is let go. Never makes a second copy of the guest.
-
+    With --host, what was not sent is kept, what came is kept, what moved on is let go. Never makes a second copy of the guest.
     `ferry doctor` names the sides that no coordinator drives, with the command for each.
+
+    Without it, the coordinator lets the host that answers let go of its side, and waits for the other one no longer.
     """
     screen = Screen()
+    if host is None and force:
+        raise Misused("--force is for one side: say which by --host")
     async with Link(settings) as link:
+        if host is None:
+            coordinator = link.coordinator
+            asked = pb.ReleaseMigrationRequest(request_id=new_request_id(), migration_id=migration_id)
+            return _changed(screen, (await coordinator.change(coordinator.stub.ReleaseMigration, asked)).migration, output)
         full_id = await _full_id(link, migration_id, screen)
         agent = await link.agent(host)
         request = agent_pb.ReleaseMigrationRequest(request_id=new_request_id(), migration_id=full_id, force=force)

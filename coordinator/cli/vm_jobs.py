@@ -108,7 +108,7 @@ async def _cancel(agent: Agent, saves: rpc.SaveServiceStub, job: pb.VmJob, line:
 
 
 @contextmanager
-def interrupts(*cancel: Callable[[], None]) -> Iterator[asyncio.Timeout]:
+def interrupts(*cancel: Callable[[], object]) -> Iterator[asyncio.Timeout]:
     """Take Ctrl-C over: each calls the next of `cancel`, the one after these ends the block that enters what this gives."""
     loop = asyncio.get_running_loop()
     leaving = asyncio.timeout(None)

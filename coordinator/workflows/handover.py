@@ -96,6 +96,16 @@ async def complete(moving: Moving) -> None:
     moving.succeed()
 
 
+async def let_go(moving: Moving) -> None:
+    """Free the source of a guest that has gone on at the destination, whose agent has ended and forgotten the migration."""
+    vm = moving.move.vm_uuid or moving.move.vm_name
+    if await moving.destination.find_vm(vm) is None:  # the definition stays where it is, marked as moved away
+        await moving.attempt("release", lambda: moving.source.release(moving.migration_id))
+    else:
+        await moving.attempt("confirm", lambda: _confirm(moving))
+    moving.succeed()
+
+
 async def _ensure_resumed(moving: Moving) -> None:
     """Return when the destination has the guest; repeat Resume to it when the source's agent could not.
 
@@ -168,8 +178,11 @@ async def _until_answered(moving: Moving, name: str, call: Callable[[], Awaitabl
     while True:
         try:
             return await call()
-        except (*MAY_HAVE_HAPPENED, WrongState) as error:
-            if isinstance(error, WrongState) and error.reason not in STORAGE_REASONS:
+        except WrongState as error:  # it goes on when there is room again
+            if error.reason not in STORAGE_REASONS:
                 raise
             moving.wait(f"the guest runs on {moving.move.destination}; {name} is repeated: {error.text}")
+        except MAY_HAVE_HAPPENED as error:
+            other = moving.source if name == "finish" else moving.destination
+            moving.wait(texts.repeated(moving.move, f"{name} is repeated: {error.text}", other.host, await moving.ask(other)))
         await asyncio.sleep(next(delays))

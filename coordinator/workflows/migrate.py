@@ -16,12 +16,12 @@ from opentelemetry import trace
 
 from common.errors import FerryError, NotFound
 from coordinator.agents import MAY_HAVE_HAPPENED, Begun, Prepared
-from coordinator.halves import Location
+from coordinator.halves import Half, Location
 from coordinator.ownership import Decision, Silent, decide
 from coordinator.workflows import texts
 from coordinator.workflows.handover import TurnedBack, complete, follow
 from coordinator.workflows.interrupt import unless_cancelled
-from coordinator.workflows.moving import Moving, is_superseded
+from coordinator.workflows.moving import FORGOTTEN, Failure, Moving, Origin, is_superseded
 from coordinator.workflows.settle import settle
 
 T = TypeVar("T")
@@ -40,6 +40,19 @@ async def migrate(moving: Moving) -> None:
                 await settle(moving)
         except FerryError as error:  # only another coordinator ends a workflow before its time
             moving.wait(texts.superseded(error.text))
+            await _until_the_other_has_ended_it(moving)
+            await settle(moving)
+
+
+async def _until_the_other_has_ended_it(moving: Moving) -> None:
+    """Look on, and change nothing, until neither host has anything left of it."""
+    for delay_s in moving.pace.delays():
+        words = await moving.ask_both()
+        halves = [word for word in words if isinstance(word, Half)]
+        if halves and not any(isinstance(word, Silent) for word in words) and all(half.is_final for half in halves):
+            moving.change(epoch=max(moving.move.epoch, *(half.epoch for half in halves)))
+            return
+        await asyncio.sleep(delay_s)
 
 
 async def _try_to_move(moving: Moving) -> None:
@@ -58,6 +71,8 @@ async def _try_to_move(moving: Moving) -> None:
 
 async def _go_on(moving: Moving) -> None:
     match await _decide(moving):
+        case Decision.BEGIN if moving.origin is Origin.AGENTS:
+            moving.note(Failure(texts.begun_for_nobody(moving.move), FORGOTTEN))
         case Decision.BEGIN:
             await _in_turn(moving)
             await complete(moving)
@@ -140,7 +155,7 @@ async def _undo(moving: Moving, name: str, call: Callable[[], Awaitable[object]]
 
 async def _decide(moving: Moving) -> Decision:
     """Ask both agents until the source has answered."""
-    if not moving.move.step:  # nothing was ever attempted
+    if moving.origin is Origin.CLIENT:  # nothing was ever attempted
         return Decision.BEGIN
     delays = moving.pace.delays()
     while True:

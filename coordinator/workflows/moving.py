@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final, TypeVar
 
 import structlog
@@ -29,10 +30,19 @@ WAITING: Final = "WAITING_FOR_HOST"
 QUEUED: Final = "QUEUED"
 CANCELLED: Final = "CANCELLED"
 _BY_WISH: Final = frozenset({CANCELLED, "RELEASED"})
+FORGOTTEN: Final = "MIGRATION_FORGOTTEN"
 SUPERSEDED: Final = "EPOCH_STALE"
 _WAITING_MARK: Final = "; waiting: "
 _tracer = trace.get_tracer("coordinator")
 _log = structlog.get_logger()
+
+
+class Origin(Enum):
+    """Whose word a migration is carried out on; only a client's, given just now, begins one that no agent knows."""
+
+    CLIENT = "a client asked for it just now"
+    JOURNAL = "the journal of an earlier coordinator has it"
+    AGENTS = "agents hold sides of it that no journal knows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,7 @@ class Moving:
     Attributes:
         failure: the first reason why it does not happen; what the undo says later follows from it.
         resume_token, keep_paused: what Resume needs, once the source told it. In memory only.
+        origin: whose word it is carried out on.
         is_halved: whether part of the guest's memory was still at the source when both were asked last.
     """
 
@@ -64,6 +75,8 @@ class Moving:
     resume_token: bytes = b""
     keep_paused: bool = False
     is_halved: bool = False
+    origin: Origin = Origin.CLIENT
+    _met: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Remember why an earlier coordinator gave the migration up."""
@@ -106,7 +119,15 @@ class Moving:
             return Silent(error.text)
         if half is not None and agent is self.source:
             self._learn(half)
+        if half is not None and agent.host not in self._met:
+            self._met.add(agent.host)
+            self._outrank(half)
         return half
+
+    def _outrank(self, half: Half) -> None:
+        """Speak in a higher epoch than any before, which an old journal does not know."""
+        if self.origin is not Origin.CLIENT and half.epoch > self.move.epoch:
+            self.change(epoch=half.epoch + 1)
 
     def see(self, half: Half) -> None:
         """Take over what the source says."""

@@ -6,17 +6,19 @@ Nothing is undone before both agents were asked: the destination may hold the on
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import structlog
 
 from common.errors import FerryError
-from coordinator.agents import LOOK_TIMEOUT_S
+from coordinator.agents import LOOK_TIMEOUT_S, Presence
 from coordinator.halves import Half, HalfState, Location
 from coordinator.ownership import Decision, Silent, Word, decide
 from coordinator.workflows import texts
-from coordinator.workflows.handover import TurnedBack, complete
-from coordinator.workflows.moving import Failure, Moving, is_superseded
+from coordinator.workflows.handover import TurnedBack, complete, let_go
+from coordinator.workflows.moving import FORGOTTEN, Failure, Moving, Origin, is_superseded
 
+_IS_THERE: Final = (Presence.RUNS, Presence.STOPPED)
 _log = structlog.get_logger()
 
 
@@ -53,6 +55,12 @@ async def _settle_once(moving: Moving, source: Word, destination: Word, *, is_pa
     match decide(source, destination):
         case Decision.FINISH:
             await complete(moving)
+        case Decision.LET_GO:
+            await let_go(moving)
+        case Decision.OVER if moving.origin is not Origin.CLIENT:
+            await _tell_what_is_seen(moving)
+        case Decision.ASK_AGAIN if source is None and moving.origin is Origin.CLIENT:  # it has refused Begin
+            await _end(moving, source, destination, Location.SOURCE)
         case Decision.ASK_AGAIN if is_patient:
             moving.wait(texts.word_missing(moving.move, source, destination))
         case Decision.FENCE:
@@ -98,6 +106,20 @@ async def _end(moving: Moving, source: Word, destination: Word, location: Locati
             "abandon", lambda: moving.destination.abandon(moving.move, moving.cause, source_has_ended=has_ended)
         )
     moving.change(is_tidy=destination is None or destination.is_final)
+
+
+async def _tell_what_is_seen(moving: Moving) -> None:
+    """End a migration that neither agent knows: nothing is done to the guest, and an end that was told stays."""
+    vm = moving.move.vm_uuid or moving.move.vm_name
+    is_at_source = await moving.source.find_vm(vm) in _IS_THERE
+    is_at_destination = await moving.destination.find_vm(vm) in _IS_THERE
+    if is_at_destination and not is_at_source:
+        moving.change(warnings=(*moving.move.warnings, texts.forgotten(moving.move)))
+        moving.succeed()
+        return
+    moving.note(Failure(texts.forgotten(moving.move), FORGOTTEN))
+    moving.fail(Location.SOURCE if is_at_source and not is_at_destination else Location.UNKNOWN)
+    moving.change(is_tidy=True)
 
 
 async def _end_conflict(moving: Moving, destination: Word) -> None:

@@ -69,15 +69,38 @@ def conflict_waits(move: Move, destination: Word) -> str:
     )
 
 
+def repeated(move: Move, what: str, other: str, word: Word) -> str:
+    """Tell that a step past the point of no return is repeated, and what works on the other host."""
+    return f"the guest runs on {move.destination}; {what}{_advice(move, other, word)}"
+
+
+def forgotten(move: Move) -> str:
+    """Tell that nobody knows how a migration ended."""
+    return (
+        f"neither {move.source} nor {move.destination} knows the migration: it never began, or ended while this coordinator "
+        "did not know of it; nothing was done to the guest now"
+    )
+
+
+def begun_for_nobody(move: Move) -> str:
+    """Tell that a migration is undone since the coordinator that began it has lost its journal."""
+    return f"{move.source} had begun it for a coordinator that does not know it any more, so it was undone; start it again"
+
+
 def superseded(why: str) -> str:
     """Tell that this coordinator has nothing to say any more."""
     return f"another coordinator has taken this migration over: {why}"
 
 
+def _give_up(move: Move) -> str:
+    """Tell the command for a host that is dead for good while nothing of the other one is in doubt."""
+    return f"; if that host is dead for good (powered off, not merely silent): ferry migration release {move.migration_id}"
+
+
 def _advice(move: Move, host: str, word: Word) -> str:
-    """Tell what works on a half as it is."""
-    if not isinstance(word, Half):
-        return ""
+    """Tell what works on the half that answers as it is."""
+    if not isinstance(word, Half) or word.is_final:
+        return _give_up(move)
     return "".join(
         f"; {one.condition}: {migration_command(one.verb, move.migration_id, host=host, is_forced=one.is_forced)}"
         for one in word.advice

@@ -81,6 +81,7 @@ class FakeAgent(rpc.AgentServiceServicer):
             return vm_pb2.GetVmResponse(vm=vm_pb2.Vm(name="web", state=state))
 
     async def BeginMigration(self, request: Any, context: Any) -> pb.BeginMigrationResponse:
+        self._world.migration_id = request.migration_id
         async with self._call("Begin", request):
             self._begin(out.Begun())
             return pb.BeginMigrationResponse(migration=self._half(), definition=b"{}", resume_token_sha256=b"s" * 32)
@@ -161,6 +162,23 @@ class FakeAgent(rpc.AgentServiceServicer):
     async def UpdateMigration(self, request: Any, context: Any) -> pb.UpdateMigrationResponse:
         async with self._call("Update", request):
             return pb.UpdateMigrationResponse(migration=self._half())
+
+    async def ReleaseMigration(self, request: Any, context: Any) -> pb.ReleaseMigrationResponse:
+        async with self._call("Release", request):
+            cause = Cause("released", "RELEASED", by_wish=True)
+            phase = self._world.get(self._host)
+            event = (
+                out.ReleaseRequested(cause, request.force)
+                if isinstance(phase, out.Phase.__args__)
+                else inc.ReleaseRequested(cause, request.force)
+            )
+            self._world.request(self._host, event, "GUEST_IN_DOUBT")
+        return pb.ReleaseMigrationResponse(migration=self._half())
+
+    async def ListMigrations(self, request: Any, context: Any) -> pb.ListMigrationsResponse:
+        async with self._call("List"):
+            halves = [self._half()] if self._host in self._world.phases else []
+            return pb.ListMigrationsResponse(migrations=[half for half in halves if not half.is_final])
 
     async def GetMigration(self, request: Any, context: Any) -> pb.GetMigrationResponse:
         async with self._call("Get"):

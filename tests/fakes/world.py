@@ -66,6 +66,7 @@ class World:
         faults: by host and method, what goes wrong with the next calls, once each.
         holds_before, holds_after: methods that wait for their event before they act, or before they answer.
         spans: what the agents answer when asked for spans.
+        migration_id: of the halves.
         progress: numbers that a host's agent tells.
         was_double: whether the guest ever ran on both hosts.
     """
@@ -78,6 +79,7 @@ class World:
     holds_after: dict[str, asyncio.Event] = field(default_factory=dict)
     spans: bytes = b""
     progress: dict[str, common_pb.Progress] = field(default_factory=dict)
+    migration_id: str = "m"
     phases: dict[str, AnyPhase] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -95,7 +97,7 @@ class World:
     @property
     def changes(self) -> list[tuple[str, str]]:
         """The calls that change something."""
-        return [call for call in self.calls if call[1] not in {"Get", "GetHost", "GetVm", "Watch"}]
+        return [call for call in self.calls if call[1] not in {"Get", "GetHost", "GetVm", "List", "Watch"}]
 
     def runs_on(self) -> set[str]:
         """Name the hosts on which the guest may run."""
@@ -180,7 +182,9 @@ class World:
         if isinstance(phase, out.Kept | inc.Abandoned) and cause is not None and cause.by_wish:
             state = pb.Migration.STATE_CANCELLED
         return pb.Migration(
-            id="m",
+            id=self.migration_id,
+            role=pb.Migration.ROLE_SOURCE if isinstance(phase, out.Phase.__args__) else pb.Migration.ROLE_DESTINATION,
+            peer="host-b" if host == "host-a" else "host-a",
             vm_name="web",
             vm_uuid="0f1e",
             phase=type(phase).__name__,

@@ -99,6 +99,10 @@ class FakeCoordinator(rpc.CoordinatorServiceServicer):
         self._take(request, context)
         return pb.ListMigrationsResponse(migrations=self.story)
 
+    async def ReleaseMigration(self, request, context):  # noqa: N802
+        self._take(request, context)
+        return pb.ReleaseMigrationResponse(migration=self.story[-1])
+
     async def WatchMigration(self, request, context):  # noqa: N802
         self._take(request, context)
         yield pb.WatchMigrationResponse(migration=self.story[0])
@@ -143,6 +147,7 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
     """The agent of every host."""
 
     vms: list[vm_pb2.Vm] = field(default_factory=list)
+    halves: list[half_pb.Migration] = field(default_factory=list)
     refusal: FerryError | None = None
     requests: list[object] = field(default_factory=list)
 
@@ -172,6 +177,16 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
     async def FenceMigration(self, request, context):  # noqa: N802
         self._take(request)
         return half_pb.FenceMigrationResponse(migration=half_pb.Migration(vm_name="web", resume_token=b"secret"))
+
+    async def ReleaseMigration(self, request, context):  # noqa: N802
+        self._take(request)
+        return half_pb.ReleaseMigrationResponse(
+            migration=half_pb.Migration(vm_name="web", phase="Retired", is_final=True, resume_token=b"secret")
+        )
+
+    async def ListMigrations(self, request, context):  # noqa: N802
+        assert request.unfinished
+        return half_pb.ListMigrationsResponse(migrations=self.halves)
 
 
 @asynccontextmanager

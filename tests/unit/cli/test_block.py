@@ -19,10 +19,11 @@ from ferry.agent.v1 import block_service_pb2 as pb
 from ferry.agent.v1 import block_service_pb2_grpc as rpc
 from ferry.agent.v1 import doctor_service_pb2 as doctor_pb
 from ferry.agent.v1 import doctor_service_pb2_grpc as doctor_rpc
+from ferry.agent.v1 import migration_pb2 as half_pb
 from ferry.agent.v1 import vm_pb2
 from ferry.coordinator.v1 import coordinator_service_pb2 as coordinator_pb
 from tests.unit.cli.conftest import Typed
-from tests.unit.cli.fake_fleet import FakeAgent, FakeCoordinator, serve_fakes
+from tests.unit.cli.fake_fleet import ID, FakeAgent, FakeCoordinator, migration, serve_fakes
 
 Job = pb.BlockJob
 
@@ -113,6 +114,8 @@ class FakeBlocks(rpc.BlockServiceServicer, doctor_rpc.DoctorServiceServicer):
 @dataclass(frozen=True)
 class Fleet:
     blocks: FakeBlocks
+    coordinator: FakeCoordinator
+    agent: FakeAgent
     ferry: Callable[..., Coroutine[None, None, Typed]]
 
 
@@ -133,7 +136,7 @@ async def one(capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Fleet]:
                 captured = capsys.readouterr()
                 return Typed(code, captured.out, captured.err)
 
-            yield Fleet(blocks, ferry)
+            yield Fleet(blocks, coordinator, agent, ferry)
 
 
 async def test_a_copy_asks_for_what_was_typed_and_says_where_the_disk_is(one: Fleet):
@@ -293,6 +296,21 @@ async def test_disks_of_a_vm_that_does_not_run_are_refused(one: Fleet):
 
 async def test_the_doctor_is_content_with_nothing(one: Fleet):
     assert await one.ferry("doctor") == Typed(ExitCode.DONE, "", "nothing is left over: 1 host, 1 VM\n")
+
+
+async def test_the_doctor_names_sides_of_migrations_that_no_coordinator_drives_with_the_command(one: Fleet):
+    advice = half_pb.Advice(command=half_pb.Advice.COMMAND_RELEASE, condition="if no coordinator ends it")
+    running = half_pb.Migration(id="b1", vm_name="web", role=half_pb.Migration.ROLE_DESTINATION, phase="Running", advice=[advice])
+    one.agent.halves = [running, half_pb.Migration(id="b2", phase="Undoing"), half_pb.Migration(id=ID, advice=[advice])]
+    one.coordinator.story = [migration(coordinator_pb.Migration.STATE_TRANSFERRING)]
+
+    typed = await one.ferry("doctor", "-o", "json")
+
+    (found,) = json.loads(typed.out)
+    assert typed.code is ExitCode.REFUSED
+    assert (found["kind"], found["vm_name"], found["name"]) == ("MIGRATION_WITHOUT_COORDINATOR", "web", "b1")
+    assert "the coordinator does not know it" in found["text"]
+    assert found["advice"] == "if no coordinator ends it: ferry migration release b1 --host host-a"
 
 
 async def test_the_doctor_tells_what_it_found_and_what_to_do(one: Fleet):

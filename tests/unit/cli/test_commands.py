@@ -229,3 +229,26 @@ async def test_certificates_are_made_and_not_made_twice(tmp_path, capsys):
     assert (first, again, issued) == (ExitCode.DONE, ExitCode.REFUSED, ExitCode.DONE)
     assert all(Identity.in_directory(tmp_path / "host-a").read())
     assert "holds an authority already" in capsys.readouterr().err
+
+
+async def test_a_side_is_released_at_its_agent_and_never_shows_the_token(fleet):
+    fleet.coordinator.story = [migration(pb.Migration.STATE_WAITING)]
+
+    done = await fleet.ferry("migration", "release", ID[:8], "--host", "host-a", "--force", "-o", "json")
+
+    assert done.code is ExitCode.DONE
+    assert "web: host-a has let go of it (Retired)" in done.err
+    (request,) = fleet.agent.requests
+    assert (request.migration_id, request.force) == (ID, True)
+    assert "resume_token" not in json.loads(done.out)
+
+
+async def test_a_release_without_a_host_is_the_coordinators_and_takes_no_force(fleet):
+    fleet.coordinator.story = [migration(pb.Migration.STATE_FAILED, error="given up by an operator")]
+
+    done = await fleet.ferry("migration", "release", ID[:8])
+    forced = await fleet.ferry("migration", "release", ID[:8], "--force")
+
+    assert done.code is ExitCode.DONE
+    assert forced.code is ExitCode.USAGE
+    assert not fleet.agent.requests

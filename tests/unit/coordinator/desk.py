@@ -16,6 +16,7 @@ from coordinator.fleet import Fleet
 from coordinator.halves import Move
 from coordinator.journal import Journal
 from coordinator.moves import Moves, Order
+from coordinator.orphans import Orphans
 from coordinator.slots import Slots
 from coordinator.traces import Traces
 from coordinator.workflows.pace import Pace
@@ -26,6 +27,7 @@ DEADLINE_S = 10.0
 FAST = Pace(
     retry_first_s=0.002, retry_last_s=0.02, ask_again_s=0.001, resume_patience_s=0.02, loading_patience_s=0.05
 )  # as the real one, but for a test
+LOOK_INTERVAL_S = 0.02
 NO_TUNNEL = False
 
 
@@ -50,6 +52,13 @@ class Desk:
         """Return the migration once nothing is left to do."""
         return await self._wait(migration_id, lambda move: move.is_tidy)
 
+    async def wait_known_end(self, migration_id: str) -> Move:
+        """Return a migration that the coordinator may not know yet, once nothing is left to do."""
+        async with asyncio.timeout(DEADLINE_S):
+            while (move := self.board.find(migration_id)) is None or not move.is_tidy:  # noqa: ASYNC110 -- nothing tells of it
+                await asyncio.sleep(LOOK_INTERVAL_S)
+        return move
+
     async def wait_until(self, migration_id: str, **wanted: object) -> Move:
         """Return the migration once its fields are as wanted."""
         return await self._wait(migration_id, lambda move: all(getattr(move, name) == value for name, value in wanted.items()))
@@ -69,7 +78,9 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(directory: Path, addresses: dict[str, str], *, pace: Pace = FAST, slots: Slots | None = None) -> AsyncIterator[Desk]:
+async def desk(
+    directory: Path, addresses: dict[str, str], *, pace: Pace = FAST, slots: Slots | None = None, takes_orphans: bool = True
+) -> AsyncIterator[Desk]:
     """Open a coordinator; leaving it is as sudden as a kill."""
     hosts = {name: HostConfig(agent=address) for name, address in addresses.items()}
     async with AsyncExitStack() as stack:
@@ -82,6 +93,8 @@ async def desk(directory: Path, addresses: dict[str, str], *, pace: Pace = FAST,
         board = Board(journal)
         moves = Moves(fleet, board, traces, SystemClock(), tasks, pace, slots=slots or Slots(4, 4))
         moves.recover()
+        if takes_orphans:
+            tasks.start(Orphans(fleet, board, moves, SystemClock(), interval_s=LOOK_INTERVAL_S).run())
         yield Desk(moves, board, journal, traces)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.migration import incoming as inc
+from agent.migration import outgoing as out
 from common.errors import Unreachable, WrongState
 from coordinator.halves import Location, MoveState
 from tests.fakes.agents import fake_agents
@@ -17,6 +18,7 @@ from tests.fakes.world import Outcome, World
 from tests.unit.coordinator.desk import desk
 
 STEPS = ("Begin", "Prepare", "Perform", "Finish", "Confirm")
+HEARD = [(method, moment) for method in STEPS for moment in ("before", "after") if (method, moment) != ("Begin", "before")]
 SILENT = Unreachable("no answer", reason="PEER_UNREACHABLE")
 
 
@@ -33,8 +35,7 @@ def steps_of(directory: Path) -> list[tuple[str, int, str]]:
         return list(database.execute("select name, epoch, result from steps order by step_id"))
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize(("method", "moment"), HEARD)
 async def test_a_coordinator_killed_at_any_step_finishes_the_move_when_it_starts_again(tmp_path: Path, method: str, moment: str):
     world = World()
     async with fake_agents(world, tmp_path) as fleet:
@@ -89,12 +90,12 @@ async def test_a_coordinator_killed_in_the_undo_ends_it_and_remembers_the_reason
     world.begin("host-b", inc.Listening())
     async with fake_agents(world, tmp_path) as fleet:
         holds = hold(world, method, moment)
-        async with desk(tmp_path, fleet.addresses) as first:
+        async with desk(tmp_path, fleet.addresses, takes_orphans=False) as first:
             migration_id = (await first.start()).migration_id
             await world.wait_called(method)
         holds.pop(method).set()
 
-        async with desk(tmp_path, fleet.addresses) as second:
+        async with desk(tmp_path, fleet.addresses, takes_orphans=False) as second:
             move = await second.wait_end(migration_id)
 
     assert (move.state, move.location) == (MoveState.FAILED, Location.SOURCE)
@@ -204,6 +205,21 @@ async def test_an_old_coordinator_stops_once_a_new_one_has_spoken(tmp_path: Path
 
     assert not move.state.is_final
     assert {"Cancel", "Abandon"}.isdisjoint(name for _, name in world.changes)
+
+
+async def test_an_old_coordinator_tells_how_the_new_one_has_ended_the_move(tmp_path: Path):
+    world = World(Outcome.GOES_ON)
+    async with fake_agents(world, tmp_path) as fleet, desk(tmp_path, fleet.addresses) as here:
+        migration_id = (await here.start()).migration_id
+        await here.wait_until(migration_id, state=MoveState.TRANSFERRING)
+        world.epochs.update({"host-a": 7, "host-b": 7})
+        world.complete(Outcome.HANDED_OVER)
+        await here.wait_error(migration_id, "another coordinator has taken this migration over")
+        world.apply("host-b", inc.FinishRequested())
+        world.apply("host-a", out.ConfirmRequested())
+        move = await here.wait_end(migration_id)
+
+    assert (move.state, move.location, move.error) == (MoveState.SUCCEEDED, Location.DESTINATION, "")
 
 
 async def test_a_step_is_in_the_journal_before_it_is_taken_and_its_result_after_it(tmp_path: Path):

@@ -19,31 +19,33 @@ WORDS = {
     "fence": Decision.FENCE,
     "both": Decision.CONFLICT,
     "lost": Decision.LOST,
+    "let-go": Decision.LET_GO,
+    "over": Decision.OVER,
 }
 TABLE = """
-source       silent none   Reserved Listening Loading Loaded Resuming Running Finished Undoing Abandoned Lost  KeepingDefinition
-silent       ask    ask    ask      ask       ask     ask    finish   finish  finish   ask     ask       ask  ask
-none         begin  begin  back     back      back    fence  finish   finish  finish   back    back      lost  lost
-Begun        begin  begin  begin    begin     begin   begin  finish   finish  finish   back    back      back  back
-Mirroring    follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Connecting   follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Settling     follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Transferring follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Switching    follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Leaving      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Crossing     follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Following    follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow  follow
-Broken       follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow  follow
-Refused      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Losing       follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow  follow
-Cancelling   follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Keeping      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow  follow
-Sent         finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost  lost
-HandedOver   finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost  lost
-Retiring     finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost  lost
-Retired      finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost  lost
-Kept         back   back   back     back      back    back   both     both    both     back    back      back  back
-Lost         ask    lost   lost     lost      ask     fence  finish   finish  finish   lost    lost      lost  lost
+source       silent none   Reserved Listening Loading Loaded Resuming Running Finished Undoing Abandoned Lost   KeepingDefinition
+silent       ask    ask    ask      ask       ask     ask    finish   finish  finish   ask     ask       ask    ask
+none         ask    over   back     back      back    fence  finish   finish  finish   back    back      lost   lost
+Begun        begin  begin  begin    begin     begin   begin  finish   finish  finish   back    back      back   back
+Mirroring    follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Connecting   follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Settling     follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Transferring follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Switching    follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Leaving      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Crossing     follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Following    follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow follow
+Broken       follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow follow
+Refused      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Losing       follow follow follow   follow    follow  follow follow   follow  follow   follow  follow    follow follow
+Cancelling   follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Keeping      follow follow follow   follow    follow  follow finish   finish  finish   follow  follow    follow follow
+Sent         finish finish finish   finish    finish  finish finish   finish  finish   finish  finish    lost   lost
+HandedOver   finish let-go finish   finish    finish  finish finish   finish  finish   lost    lost      lost   lost
+Retiring     finish let-go finish   finish    finish  finish finish   finish  finish   lost    lost      lost   lost
+Retired      finish let-go finish   finish    finish  finish finish   finish  finish   lost    lost      lost   lost
+Kept         back   back   back     back      back    back   both     both    both     back    back      back   back
+Lost         ask    lost   lost     lost      ask     fence  finish   finish  finish   lost    lost      lost   lost
 """
 # The same for destinations in post-copy.
 HALVED_TABLE = """
