@@ -101,7 +101,7 @@ class Moves:
         move = self._board.get(id_or_beginning)
         task = self._runs.get(move.migration_id)
         if task is None:
-            raise WrongState(f"migration {move.migration_id} has ended: nothing is left to release", reason="MIGRATION_ENDED")
+            raise WrongState(f"migration {move.migration_id}: this coordinator waits for nothing of it", reason="MIGRATION_ENDED")
         agents = self._fleet.get(move.source), self._fleet.get(move.destination)
         moving = Moving(move.migration_id, *agents, self._board, self._clock, self._slots, self._pace, origin=Origin.JOURNAL)
         words = await give_up.let_go(moving)
