@@ -119,6 +119,7 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
         jobs.resume()
         block_jobs = BlockJobs(vms, store, sessions)
         block_jobs.resume()
+        vms.forget_unclaimed()
         sessions.start(host.probe())
         servicer = AgentServicer(host, vms, migrations, advertised_address=config.advertised_address, spans_of=spans.spans_of)
 

@@ -352,14 +352,14 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         delay_s = RETRY_FIRST_S
         while isinstance(self.phase, inc.KeepingDefinition):
             try:
-                await self._keep_vm()
+                is_kept = await self._keep_vm()
             except FerryError as error:
                 self.update(waiting_for=error.text)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, RETRY_LAST_S)
             else:
                 self.update(waiting_for="", warnings=(*self.facts.warnings, *self._autostart_warning()))
-                self.observe(inc.DefinitionKept())
+                self.observe(inc.DefinitionKept(is_kept))
 
     def _autostart_warning(self) -> tuple[str, ...]:
         if self.facts.stored is None or not self.facts.stored.autostart:
@@ -397,15 +397,16 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             running = self._vm.running
             self._around.vms.older_disks.forget(self._vm.last_definition if running is None else running.definition)
 
-    async def _keep_vm(self) -> None:
-        """Keep the VM of a guest that ended here; not with its host, since it may be started elsewhere by force."""
+    async def _keep_vm(self) -> bool:
+        """Keep the VM of a guest that ended here, without autostart: it may be started elsewhere by force. Say whether it could."""
         if self._lock is None or self._vm is None:
-            return
+            return False
         while self._vm.running is not None:  # noqa: ASYNC110 -- until the end of its QEMU is on record, in a moment
             await asyncio.sleep(RETRY_FIRST_S)
         self._own_disks()
         if self.facts.stored is not None:
             self._around.vms.persist(self._lock, replace(self.facts.stored, autostart=False))
+        return True
 
     async def _end_copying(self) -> None:
         """Let nodes be again what the definition says."""

@@ -229,7 +229,13 @@ class ReleaseRequested:
 
 @dataclass(frozen=True, slots=True)
 class DefinitionKept:
-    """The VM is stored as this host's own, unless it was transient at the source."""
+    """The VM is stored as this host's own, unless it is to be transient.
+
+    Attributes:
+        is_kept: false where nothing is left of it to be stored.
+    """
+
+    is_kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,8 +455,8 @@ def _running(phase: Running, event: Event) -> Step:
 
 def _keeping_definition(phase: KeepingDefinition, event: Event) -> Step:
     match event:
-        case DefinitionKept():
-            return Step(Lost(phase.cause, is_kept=True))
+        case DefinitionKept(is_kept):
+            return Step(Lost(phase.cause, is_kept))
         case QemuExited() | AbandonRequested() | ReleaseRequested():
             return Step(phase)
         case _:

@@ -79,6 +79,7 @@ class Vms:
             find_job=self._find_job,
             on_end=lambda vm: self._settle(vm.uuid),
         )
+        self._unclaimed: set[UUID] = set()
         self._stack = AsyncExitStack()
         # Brings the saved guest of a VM back; set by whoever can.
         self.start_saved: Callable[[Vm, bool, bool], Awaitable[None]] | None = None
@@ -92,8 +93,16 @@ class Vms:
         self.older_disks.sweep()
         for vm, running in self._registry.load():
             if running is not None:
+                if running.migration_id is not None:
+                    self._unclaimed.add(vm.uuid)
                 self._engine.attach(vm, running)
         return self
+
+    def forget_unclaimed(self) -> None:
+        """Remove incoming VMs whose QEMU has ended and that no migration has taken again; once all of those are taken up."""
+        unclaimed, self._unclaimed = self._unclaimed, set()
+        for uuid in unclaimed:
+            self._settle(uuid)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None) -> None:
         """Let go of every QEMU; they run on."""
@@ -536,6 +545,8 @@ class Vms:
 
     def _settle(self, uuid: UUID) -> None:
         """Remove a VM that neither runs nor is defined once nobody holds it: until then its last words are kept."""
+        if uuid in self._unclaimed:
+            return
         vm = self._registry.find(uuid)
         if vm is not None:
             self._engine.note_run_state(vm)

@@ -138,8 +138,10 @@ def by_themselves(world: World, reachable: Reachable) -> Iterator[World]:
     """Yield what comes without a fault, a user and the coordinator."""
     yield from _qemus(world, reachable)
     if reachable.source:
-        for event in _seen_at_source(world):
+        for event in _seen_at_source(world, destination_answers=reachable.destination):
             yield from at_source(world, event)
+        if world.source_qemu is Qemu.WAITS and not (reachable.destination and isinstance(world.source, _BEFORE)):
+            yield from at_source(world, out.CancelRequested(CAUSE))  # it stands still for too long
     if reachable.destination:
         for told in _seen_at_destination(world):
             yield from at_destination(world, told)
@@ -183,15 +185,16 @@ def _qemus(world: World, reachable: Reachable) -> Iterator[World]:  # noqa: C901
 _BEFORE = out.Connecting | out.Transferring | out.Leaving
 
 
-def _seen_at_source(world: World) -> Iterator[out.Event]:
-    yield from (out.MirrorsReady(), out.MirrorsSettled())
+def _seen_at_source(world: World, *, destination_answers: bool) -> Iterator[out.Event]:
+    yield from (out.MirrorsReady(), out.MirrorsSettled(destination_answers=destination_answers))
     match world.source_qemu:
         case Qemu.RUNS:
             yield from (out.QemuActive(), out.GuestRestored())
             if world.destination_qemu is Qemu.GONE or not isinstance(world.source, out.Begun | out.Mirroring | _BEFORE):
                 yield out.QemuGaveUp(CAUSE)
         case Qemu.WAITS:
-            yield from (out.QemuAtSwitchover(), out.QemuAtSwitchover(has_mirrors=True))
+            for has_mirrors in (False, True):
+                yield out.QemuAtSwitchover(has_mirrors=has_mirrors, destination_answers=destination_answers)
         case Qemu.HALVING:
             yield from (out.QemuInPostCopy(), out.QemuLinkLost(), out.StoodStillTooLong())
         case Qemu.FORGOT:
@@ -229,7 +232,7 @@ def _seen_at_destination(world: World) -> Iterator[inc.Event]:
     never_ran = not world.has_run_there
     yield inc.QemuListening()
     if isinstance(world.destination, inc.KeepingDefinition):
-        yield inc.DefinitionKept()
+        yield from (inc.DefinitionKept(), inc.DefinitionKept(is_kept=False))
     if world.is_finishing:
         yield inc.FinishRequested()
     match world.destination_qemu:
