@@ -129,7 +129,7 @@ async def _end_conflict(moving: Moving, destination: Word) -> None:
             moving.wait(texts.conflict_waits(moving.move, destination))
             return
         await moving.attempt("finish", lambda: moving.destination.finish(moving.move))
-    moving.failure = Failure(texts.conflict(moving.move), "GUEST_ON_BOTH_HOSTS")
+    moving.failure = Failure(texts.conflict(moving.move, destination), "GUEST_ON_BOTH_HOSTS")
     moving.fail(Location.UNKNOWN)
     moving.change(location=Location.UNKNOWN, error=moving.failure.text, error_reason=moving.failure.reason, is_tidy=True)
 

@@ -52,12 +52,13 @@ def destination_lost(move: Move, destination: Word) -> str:
     return f"the guest ended on {move.destination} after it had been taken over{why}; {move.source} ends what it still holds of it"
 
 
-def conflict(move: Move) -> str:
+def conflict(move: Move, destination: Word) -> str:
     """Tell that both hosts own the guest."""
-    stop = f"ferry vm stop {move.vm_name} --force --host"
+    name_there = destination.vm_name if isinstance(destination, Half) else move.vm_name
     return (
         f"the guest may run on both hosts: {move.source} was fenced and {move.destination} has taken the guest over. "
-        f"End one of them at once: {stop} {move.source}  or  {stop} {move.destination}"
+        f"End one of them at once: ferry vm stop {move.vm_name} --force --host {move.source}  or  "
+        f"ferry vm stop {name_there} --force --host {move.destination}"
     )
 
 
