@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -176,11 +177,12 @@ class AgentServicer(VmServicer):
                 await session.perform(endpoint, request.destination_agent_address, request.destination_host)
 
         await self._answers.once("PerformMigration", request.request_id, work)
-        async for _ in session.follow():
-            is_last = isinstance(session.phase, _PERFORMED)  # as told: it may change while the answer is sent
-            yield pb.PerformMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
-            if is_last:
-                return
+        with session.attention.held():
+            async for _ in session.follow():
+                is_last = isinstance(session.phase, _PERFORMED)  # as told: it may change while the answer is sent
+                yield pb.PerformMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
+                if is_last:
+                    return
 
     async def ResumeMigration(self, request: pb.ResumeMigrationRequest, context: Context) -> pb.ResumeMigrationResponse:
         """Let the guest go on here."""
@@ -323,6 +325,8 @@ class AgentServicer(VmServicer):
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.GetMigrationResponse:
         """Show one half."""
         session = self._migrations.get(request.migration_id)
+        if peer(context).role is not Role.AGENT:
+            session.attention.note()
         return pb.GetMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
 
     async def ListMigrations(self, request: pb.ListMigrationsRequest, context: Context) -> pb.ListMigrationsResponse:
@@ -333,8 +337,9 @@ class AgentServicer(VmServicer):
     async def WatchMigration(self, request: pb.WatchMigrationRequest, context: Context) -> AsyncIterator[pb.WatchMigrationResponse]:
         """Send the current state at once, then every change, and end after a final one."""
         session = self._migrations.get(request.migration_id)
-        async for _ in session.follow():
-            yield pb.WatchMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
+        with nullcontext() if peer(context).role is Role.AGENT else session.attention.held():
+            async for _ in session.follow():
+                yield pb.WatchMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
 
     async def WaitMigration(self, request: pb.WaitMigrationRequest, context: Context) -> pb.WaitMigrationResponse:
         """Wait until one half is final, at most for the given time."""

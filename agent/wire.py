@@ -184,6 +184,7 @@ def migration(session: AnySession, *, with_token: bool = False) -> migration_pb2
         keep_paused=facts.stays_paused,
         advice=advice_messages(side_of(session), advice_of(session)),
         peer=facts.peer,
+        unattended=duration(session.attention.missing_s),
         is_definition_kept=isinstance(phase, inc.Lost) and phase.is_kept,
     )
     if facts.ended_at_s is not None:

@@ -203,6 +203,12 @@ class Agent:
             answer = await self._stub.ListMigrations(pb.ListMigrationsRequest(unfinished=True), timeout=LOOK_TIMEOUT_S)
         return [_half(message) for message in answer.migrations if not message.is_final]
 
+    async def glance(self, migration_id: str) -> Half | None:
+        """Either: return the half without being taken for somebody who drives it."""
+        with calls_to(self._peer):
+            answer = await self._stub.ListMigrations(pb.ListMigrationsRequest(), timeout=LOOK_TIMEOUT_S)
+        return next((_half(message) for message in answer.migrations if message.id == migration_id), None)
+
     async def release(self, migration_id: str) -> Half:
         """Either: let go of the half, where that makes no second copy of the guest and ends no only one."""
         request = pb.ReleaseMigrationRequest(request_id=f"{migration_id}-release", migration_id=migration_id)
@@ -385,6 +391,7 @@ def _half(message: pb.Migration) -> Half:
         is_source=message.role == pb.Migration.ROLE_SOURCE,
         peer=message.peer,
         began_at_s=message.create_time.ToNanoseconds() / _NS,
+        unattended_s=message.unattended.ToNanoseconds() / _NS,
     )
 
 

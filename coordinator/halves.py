@@ -63,6 +63,7 @@ class Half:
         is_definition_kept: at a destination that has lost the guest, whether it stored the VM.
         peer: name of the other host, as far as its agent knows it.
         began_at_s: when it began, by its host's wall clock.
+        unattended_s: for how long nobody but the other agent has asked about it.
     """
 
     state: HalfState
@@ -90,6 +91,7 @@ class Half:
     is_source: bool = False
     peer: str = ""
     began_at_s: float = 0.0
+    unattended_s: float = 0.0
 
     def __repr__(self) -> str:
         """Show no token."""

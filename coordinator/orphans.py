@@ -1,14 +1,13 @@
-"""Sides of migrations that agents hold and the journal does not know: taken up, and driven to their end by the rules of ownership.
+"""Sides of migrations that agents hold and nobody drives: taken up, and brought to their end by the rules of ownership.
 
-A journal that was lost, or put back from an older copy, leaves them behind. The coordinator asks each agent when it starts and
-whenever an agent comes back; what it takes up so it follows or undoes, and never begins.
+A journal that was lost, or put back from an older copy, leaves them behind. The coordinator asks its agents for them now and then;
+what it takes up so it follows or undoes, and never begins. A side that another client or coordinator asks about is theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from typing import Final
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -17,23 +16,37 @@ from common.errors import FerryError
 from coordinator.agents import Agent
 from coordinator.board import Board
 from coordinator.fleet import Fleet
-from coordinator.halves import Half, Move
+from coordinator.halves import Half, HalfState, Move
 from coordinator.moves import Moves
 from coordinator.workflows.moving import Origin
 
-LOOK_INTERVAL_S: Final = 5.0
 _log = structlog.get_logger()
 
 
-class Orphans:
-    """Looks for sides without a coordinator on every host of the fleet."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often agents are asked, and how long a side is left to others.
 
-    def __init__(self, fleet: Fleet, board: Board, moves: Moves, clock: Clock, *, interval_s: float = LOOK_INTERVAL_S) -> None:
+    Attributes:
+        interval_s: between two questions.
+        unattended_s: without a question from anybody.
+        preparing_s: the same for a side that was only begun: whoever began it may wait for the other host.
+    """
+
+    interval_s: float = 2.0
+    unattended_s: float = 3.0
+    preparing_s: float = 20.0
+
+
+class Orphans:
+    """Looks for sides that nobody drives on every host of the fleet."""
+
+    def __init__(self, fleet: Fleet, board: Board, moves: Moves, clock: Clock, patience: Patience | None = None) -> None:
         self._fleet = fleet
         self._board = board
         self._moves = moves
         self._clock = clock
-        self._interval_s = interval_s
+        self._patience = patience or Patience()
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -42,38 +55,38 @@ class Orphans:
                 group.create_task(self._watch(agent))
 
     async def _watch(self, agent: Agent) -> None:
-        was_away = True
         while True:
             try:
-                halves = await agent.unfinished()
-                if was_away:
-                    for half in halves:
-                        await self._take_up(agent, half.migration_id)
-                was_away = False
+                for half in await agent.unfinished():
+                    await self._look_at(agent, half)
             except FerryError as error:
-                was_away = True
                 _log.debug("agent does not answer", host=agent.host, error=error.text)
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self._patience.interval_s)
 
-    async def _take_up(self, agent: Agent, migration_id: str) -> None:
-        if self._board.is_under_way(migration_id):
+    async def _look_at(self, agent: Agent, half: Half) -> None:
+        if self._board.is_under_way(half.migration_id) or not self._is_unattended(half):
             return
-        half = await agent.find(migration_id)
-        if half is None or half.is_final:
-            return
-        known = self._board.find(migration_id)
-        move = await self._reconstruct(agent, half) if known is None else replace(known, is_tidy=False)
-        if move is None or self._board.is_under_way(migration_id):
-            return
-        _log.warning("side without a coordinator taken up", migration=migration_id, vm=half.vm_name, host=agent.host)
-        self._moves.take_up(move, Origin.JOURNAL if known is not None else Origin.AGENTS)
-
-    async def _reconstruct(self, agent: Agent, half: Half) -> Move | None:
-        """Make the migration again out of what the agents say of it; None while nobody knows the other host."""
-        peer = await self._find_peer(agent, half)
-        if not peer:
+        other = await self._find_other(agent, half)
+        source = other.half if other is not None and not half.is_source else None
+        if source is not None and not source.is_final and not self._is_unattended(source):
+            return  # who drives a migration follows its source
+        known = self._board.find(half.migration_id)
+        if known is None and other is None:
             _log.warning("other host unknown", migration=half.migration_id, vm=half.vm_name, host=agent.host, peer=half.peer)
-            return None
+            return
+        if self._board.is_under_way(half.migration_id):
+            return
+        move = replace(known, is_tidy=False) if known is not None else self._reconstruct(agent, half, other)
+        _log.warning("side that nobody drives taken up", migration=half.migration_id, vm=half.vm_name, host=agent.host)
+        self._moves.take_up(move, Origin.AGENTS if known is None else Origin.JOURNAL)
+
+    def _is_unattended(self, half: Half) -> bool:
+        is_preparing = half.state is HalfState.PREPARING
+        return half.unattended_s >= (self._patience.preparing_s if is_preparing else self._patience.unattended_s)
+
+    def _reconstruct(self, agent: Agent, half: Half, other: _Other | None) -> Move:
+        """Make the migration again out of what the agents say of it."""
+        peer = "" if other is None else other.host
         return Move(
             migration_id=half.migration_id,
             vm_name=half.vm_name,
@@ -87,15 +100,23 @@ class Orphans:
             step="taken up",
         )
 
-    async def _find_peer(self, agent: Agent, half: Half) -> str:
-        """Name the host of the other side: who holds it, or else who this side says it is."""
+    async def _find_other(self, agent: Agent, half: Half) -> _Other | None:
+        """Find the host of the other side: who holds it, or else who this side says it is; asking is no attention."""
         for other in self._fleet.all():
             if other is agent:
                 continue
             try:
-                found = await other.find(half.migration_id)
+                found = await other.glance(half.migration_id)
             except FerryError:
                 continue
             if found is not None and found.is_source is not half.is_source:
-                return other.host
-        return half.peer if any(one.host == half.peer for one in self._fleet.all()) else ""
+                return _Other(other.host, found)
+        return _Other(half.peer, None) if any(one.host == half.peer for one in self._fleet.all()) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """The host of the other side, and that side if its agent holds it."""
+
+    host: str
+    half: Half | None

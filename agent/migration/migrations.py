@@ -133,6 +133,8 @@ class Migrations:
                 seen=seen,
             )
         self._epochs[migration_id] = epoch
+        if session is not None:
+            session.attention.note()
         if session is not None and epoch > seen:
             session.update(epoch=epoch)
             session.keep()

@@ -18,6 +18,7 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
+from agent.migration.attention import Attention
 from agent.migration.clocks import wall_s
 from agent.migration.machine import Cause, InvalidTransition, Step
 from agent.migration.record import Facts, Record
@@ -84,6 +85,7 @@ class Session(ABC, Generic[P, V, F]):
         self._store = store
         self._lock = lock
         self.parent = self._began_in = parent
+        self.attention = Attention()
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
         self._effects: asyncio.TaskGroup | None = None

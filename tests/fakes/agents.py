@@ -178,7 +178,9 @@ class FakeAgent(rpc.AgentServiceServicer):
     async def ListMigrations(self, request: Any, context: Any) -> pb.ListMigrationsResponse:
         async with self._call("List"):
             halves = [self._half()] if self._host in self._world.phases else []
-            return pb.ListMigrationsResponse(migrations=[half for half in halves if not half.is_final])
+            for half in halves:
+                half.unattended.FromSeconds(self._world.unattended_s[self._host])
+            return pb.ListMigrationsResponse(migrations=[half for half in halves if not (half.is_final and request.unfinished)])
 
     async def GetMigration(self, request: Any, context: Any) -> pb.GetMigrationResponse:
         async with self._call("Get"):

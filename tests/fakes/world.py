@@ -67,6 +67,7 @@ class World:
         holds_before, holds_after: methods that wait for their event before they act, or before they answer.
         spans: what the agents answer when asked for spans.
         migration_id: of the halves.
+        unattended_s: by host, for how long nobody has asked about its half, as told.
         progress: numbers that a host's agent tells.
         was_double: whether the guest ever ran on both hosts.
     """
@@ -80,6 +81,7 @@ class World:
     spans: bytes = b""
     progress: dict[str, common_pb.Progress] = field(default_factory=dict)
     migration_id: str = "m"
+    unattended_s: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     phases: dict[str, AnyPhase] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)

@@ -16,7 +16,7 @@ from coordinator.fleet import Fleet
 from coordinator.halves import Move
 from coordinator.journal import Journal
 from coordinator.moves import Moves, Order
-from coordinator.orphans import Orphans
+from coordinator.orphans import Orphans, Patience
 from coordinator.slots import Slots
 from coordinator.traces import Traces
 from coordinator.workflows.pace import Pace
@@ -28,6 +28,7 @@ FAST = Pace(
     retry_first_s=0.002, retry_last_s=0.02, ask_again_s=0.001, resume_patience_s=0.02, loading_patience_s=0.05
 )  # as the real one, but for a test
 LOOK_INTERVAL_S = 0.02
+EAGER = Patience(LOOK_INTERVAL_S, unattended_s=1.0, preparing_s=1.0)  # fake agents say how long nobody has asked
 NO_TUNNEL = False
 
 
@@ -78,9 +79,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(
-    directory: Path, addresses: dict[str, str], *, pace: Pace = FAST, slots: Slots | None = None, takes_orphans: bool = True
-) -> AsyncIterator[Desk]:
+async def desk(directory: Path, addresses: dict[str, str], *, pace: Pace = FAST, slots: Slots | None = None) -> AsyncIterator[Desk]:
     """Open a coordinator; leaving it is as sudden as a kill."""
     hosts = {name: HostConfig(agent=address) for name, address in addresses.items()}
     async with AsyncExitStack() as stack:
@@ -93,8 +92,7 @@ async def desk(
         board = Board(journal)
         moves = Moves(fleet, board, traces, SystemClock(), tasks, pace, slots=slots or Slots(4, 4))
         moves.recover()
-        if takes_orphans:
-            tasks.start(Orphans(fleet, board, moves, SystemClock(), interval_s=LOOK_INTERVAL_S).run())
+        tasks.start(Orphans(fleet, board, moves, SystemClock(), EAGER).run())
         yield Desk(moves, board, journal, traces)
 
 

@@ -90,12 +90,12 @@ async def test_a_coordinator_killed_in_the_undo_ends_it_and_remembers_the_reason
     world.begin("host-b", inc.Listening())
     async with fake_agents(world, tmp_path) as fleet:
         holds = hold(world, method, moment)
-        async with desk(tmp_path, fleet.addresses, takes_orphans=False) as first:
+        async with desk(tmp_path, fleet.addresses) as first:
             migration_id = (await first.start()).migration_id
             await world.wait_called(method)
         holds.pop(method).set()
 
-        async with desk(tmp_path, fleet.addresses, takes_orphans=False) as second:
+        async with desk(tmp_path, fleet.addresses) as second:
             move = await second.wait_end(migration_id)
 
     assert (move.state, move.location) == (MoveState.FAILED, Location.SOURCE)

@@ -145,7 +145,7 @@ SIDES: list[tuple[AnyPhase, AnyPhase | None, MoveState, Location]] = [
 
 @pytest.mark.parametrize(("source", "destination", "state", "location"), SIDES)
 async def test_sides_that_no_journal_knows_are_taken_up_and_end(source, destination, state, location, tmp_path: Path):
-    world = World(epochs={"host-a": 4, "host-b": 6})
+    world = World(epochs={"host-a": 4, "host-b": 6}, unattended_s={"host-a": 1, "host-b": 1})
     world.phases["host-a"] = source
     if destination is not None:
         world.phases["host-b"] = destination
@@ -159,8 +159,19 @@ async def test_sides_that_no_journal_knows_are_taken_up_and_end(source, destinat
     assert {"Begin", "Prepare", "Perform"}.isdisjoint(name for _, name in world.changes)
 
 
+@pytest.mark.parametrize(("source", "destination"), [(out.HandedOver(), inc.Running()), (out.Sent(), inc.Loaded())])
+async def test_sides_that_somebody_asks_about_are_left_alone(source, destination, tmp_path: Path):
+    world = World(unattended_s={"host-a": 0, "host-b": 1})  # who drives a migration follows its source
+    world.phases.update({"host-a": source, "host-b": destination})
+    async with between(world, tmp_path) as (here, _):
+        await world.wait_called("List", count=12)
+
+        assert here.board.find("m") is None
+    assert world.changes == []
+
+
 async def test_a_side_whose_agent_comes_back_later_is_taken_up_then(tmp_path: Path):
-    world = World()
+    world = World(unattended_s={"host-a": 1, "host-b": 1})
     world.phases.update({"host-a": out.HandedOver(), "host-b": inc.Running()})
     async with fake_agents(world, tmp_path) as fleet:
         for host in fleet.addresses:
@@ -198,6 +209,7 @@ async def test_a_host_that_is_dead_for_good_is_given_up_and_taken_up_again_when_
         await fleet.stop("host-b")
         given_up = await here.moves.release(migration_id)
         names = world.names
+        world.unattended_s["host-b"] = 1
         await fleet.start("host-b")
         await world.wait_called("Finish", count=4)
         move = await here.wait_known_end(migration_id)
