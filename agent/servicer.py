@@ -325,7 +325,7 @@ class AgentServicer(VmServicer):
     async def GetMigration(self, request: pb.GetMigrationRequest, context: Context) -> pb.GetMigrationResponse:
         """Show one half."""
         session = self._migrations.get(request.migration_id)
-        if peer(context).role is not Role.AGENT:
+        if _may_drive(context):
             session.attention.note()
         return pb.GetMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
 
@@ -337,7 +337,7 @@ class AgentServicer(VmServicer):
     async def WatchMigration(self, request: pb.WatchMigrationRequest, context: Context) -> AsyncIterator[pb.WatchMigrationResponse]:
         """Send the current state at once, then every change, and end after a final one."""
         session = self._migrations.get(request.migration_id)
-        with nullcontext() if peer(context).role is Role.AGENT else session.attention.held():
+        with session.attention.held() if _may_drive(context) else nullcontext():
             async for _ in session.follow():
                 yield pb.WatchMigrationResponse(migration=wire.migration(session, with_token=_may_have_token(context)))
 
@@ -359,6 +359,11 @@ class AgentServicer(VmServicer):
         """List the figures of a VM's migrations."""
         found = self._migrations.statistics(request.vm)
         return statistics_pb2.ListMigrationStatisticsResponse(migrations=[wire_past.statistics(past) for past in found])
+
+
+def _may_drive(context: Context) -> bool:
+    """Say whether who looks on may be driving the migration; other agents and operators look for themselves."""
+    return peer(context).role in {None, Role.COORDINATOR}
 
 
 def _may_have_token(context: Context) -> bool:

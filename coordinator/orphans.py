@@ -72,13 +72,19 @@ class Orphans:
             return  # who drives a migration follows its source
         known = self._board.find(half.migration_id)
         if known is None and other is None:
-            _log.warning("other host unknown", migration=half.migration_id, vm=half.vm_name, host=agent.host, peer=half.peer)
+            await self._let_go(agent, half)
             return
         if self._board.is_under_way(half.migration_id):
             return
         move = replace(known, is_tidy=False) if known is not None else self._reconstruct(agent, half, other)
         _log.warning("side that nobody drives taken up", migration=half.migration_id, vm=half.vm_name, host=agent.host)
         self._moves.take_up(move, Origin.AGENTS if known is None else Origin.JOURNAL)
+
+    async def _let_go(self, agent: Agent, half: Half) -> None:
+        """End a side of which nobody knows the other one: what was only begun; the rest is an operator's, whom doctor tells."""
+        _log.warning("other host unknown", migration=half.migration_id, vm=half.vm_name, host=agent.host, peer=half.peer)
+        if half.state is HalfState.PREPARING:
+            await agent.release(half.migration_id)
 
     def _is_unattended(self, half: Half) -> bool:
         is_preparing = half.state is HalfState.PREPARING

@@ -1,4 +1,4 @@
-"""Whether somebody looks after one half of a migration: a coordinator, or a client that drives it by hand."""
+"""Whether somebody drives one half of a migration: a coordinator, or a client that does so by hand."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from ferry.agent.v1 import migration_pb2 as agent_pb
 from tests.e2e.guest import Guest, Plan
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import Move, State, Where, Whole, wishes
+from tests.e2e.steps import Steps
 from tests.e2e.waiting import until_equal
 
 SLOW_MIB_S = 2.0
@@ -144,16 +145,20 @@ async def test_a_journal_that_is_lost_during_a_move_is_not_missed(phase, lab: La
 
 
 @pytest.mark.matrix  # it is left alone for 20 s
-async def test_a_move_that_was_only_begun_when_the_journal_was_lost_is_undone(lab: Lab):
+@pytest.mark.parametrize("is_prepared", [False, True])
+async def test_what_was_only_begun_for_a_coordinator_that_forgot_it_is_undone(is_prepared, lab: Lab):
     guest = await lab.start_guest()
-    with frozen(lab.fleet.pid("agent-b")):
-        move = await lab.start_move()
-        await move.wait_source_phase("Begun")
-        await lose_journal(lab)
-    outcome = await taken_up(lab, move)
+    steps = Steps(lab)
+    await (steps.begin_and_prepare() if is_prepared else steps.begin())
+    await lose_journal(lab)
 
-    assert (outcome.state, outcome.guest_location) == (State.STATE_FAILED, Where.GUEST_LOCATION_SOURCE)
-    assert outcome.error_reason == "MIGRATION_FORGOTTEN"
+    move = Move(steps.migration_id, lab.coordinator, lab.agents["host-a"], lab.agents["host-b"])
+    await move.wait_source_phase("Kept", timeout_s=40.0)
+
+    if is_prepared:
+        outcome = await taken_up(lab, move)
+        assert (outcome.state, outcome.guest_location) == (State.STATE_FAILED, Where.GUEST_LOCATION_SOURCE)
+        assert outcome.error_reason == "MIGRATION_FORGOTTEN"
     await assert_tidy(lab, guest, "host-a")
 
 

@@ -67,6 +67,7 @@ class World:
         holds_before, holds_after: methods that wait for their event before they act, or before they answer.
         spans: what the agents answer when asked for spans.
         migration_id: of the halves.
+        peers: by host, whom its half names as the other one.
         unattended_s: by host, for how long nobody has asked about its half, as told.
         progress: numbers that a host's agent tells.
         was_double: whether the guest ever ran on both hosts.
@@ -81,6 +82,7 @@ class World:
     spans: bytes = b""
     progress: dict[str, common_pb.Progress] = field(default_factory=dict)
     migration_id: str = "m"
+    peers: dict[str, str] = field(default_factory=lambda: {"host-a": "host-b", "host-b": "host-a"})
     unattended_s: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     phases: dict[str, AnyPhase] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
@@ -186,7 +188,7 @@ class World:
         return pb.Migration(
             id=self.migration_id,
             role=pb.Migration.ROLE_SOURCE if isinstance(phase, out.Phase.__args__) else pb.Migration.ROLE_DESTINATION,
-            peer="host-b" if host == "host-a" else "host-a",
+            peer=self.peers.get(host, ""),
             vm_name="web",
             vm_uuid="0f1e",
             phase=type(phase).__name__,

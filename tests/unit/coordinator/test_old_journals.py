@@ -159,6 +159,16 @@ async def test_sides_that_no_journal_knows_are_taken_up_and_end(source, destinat
     assert {"Begin", "Prepare", "Perform"}.isdisjoint(name for _, name in world.changes)
 
 
+async def test_a_side_that_was_only_begun_and_names_no_other_host_is_let_go(tmp_path: Path):
+    world = World(unattended_s={"host-a": 1}, peers={})
+    world.phases["host-a"] = out.Begun()
+    async with between(world, tmp_path) as (here, _):
+        await world.wait_called("Release")
+
+        assert here.board.find("m") is None
+    assert world.names == {"host-a": "Kept"}
+
+
 @pytest.mark.parametrize(("source", "destination"), [(out.HandedOver(), inc.Running()), (out.Sent(), inc.Loaded())])
 async def test_sides_that_somebody_asks_about_are_left_alone(source, destination, tmp_path: Path):
     world = World(unattended_s={"host-a": 0, "host-b": 1})  # who drives a migration follows its source
