@@ -340,6 +340,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _take_over(self, *, keep_paused: bool) -> Goes:
         """Let the guest go on; remember whether it may have run."""
+        if self.facts.options.modes.offline:  # a definition has no QEMU
+            return Goes.STAYS_STOPPED
         may_have_run, self._may_have_run = self._may_have_run, self._may_have_run or not keep_paused
         try:
             return await take_over(self.qemu, self.facts.vm_name, keep_paused=keep_paused, has_run=lambda: self.facts.guest_ran)
