@@ -23,28 +23,30 @@ UUID_2 = UUID("11111111-0000-0000-0000-000000000002")
 WAIT_CS = 1500
 # A QMP server that answers what lies in a file; where there is none it answers well.
 _SERVER = """
-import json, os, socket, sys
+import contextlib, json, os, socket, sys
 place, answer = sys.argv[1:]
 listening = socket.socket(socket.AF_UNIX)
 listening.bind(place)
 listening.listen(1)
 while True:
     peer, _ = listening.accept()
-    try:
+    with peer, contextlib.suppress(OSError):
         version = {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}
         peer.sendall(json.dumps({"QMP": {"version": version, "capabilities": ["oob"]}}).encode() + b"\\r\\n")
-        for line in iter(lambda: peer.recv(65536), b""):
-            message = json.loads(line)
-            said = {"return": {"status": "running", "running": True} if message["execute"] == "query-status" else {}}
-            if "id" in message:
-                said["id"] = message["id"]
-            content = json.dumps(said).encode()
-            if message["execute"] != "qmp_capabilities" and os.path.exists(answer):
-                with open(answer, "rb") as file:
-                    content = file.read().replace(b"ID", str(message.get("id")).encode())
-            peer.sendall(content + b"\\r\\n")
-    except (OSError, ValueError):
-        pass
+        text = ""
+        for chunk in iter(lambda: peer.recv(65536), b""):
+            text += chunk.decode()
+            while text:
+                message, end = json.JSONDecoder().raw_decode(text)  # nothing stands between two of them
+                text = text[end:].lstrip()
+                said = {"return": {"status": "running", "running": True} if message["execute"] == "query-status" else {}}
+                if "id" in message:
+                    said["id"] = message["id"]
+                content = json.dumps(said).encode()
+                if message["execute"] != "qmp_capabilities" and os.path.exists(answer):
+                    with open(answer, "rb") as file:
+                        content = file.read().replace(b"ID", str(message.get("id")).encode())
+                peer.sendall(content + b"\\r\\n")
 """
 ANSWERS = {
     "odd-error": b'{"error": ["x"], "id": "ID"}',
