@@ -53,6 +53,7 @@ ALLOWED: Final = Allowed(
     default=_CHANGERS,
     methods={
         "ResumeMigration": frozenset({Role.AGENT, Role.COORDINATOR}),
+        "AbandonMigration": _CHANGERS | {Role.AGENT},
         "HandOver": frozenset({Role.AGENT}),
         "ReportChannels": frozenset({Role.AGENT}),
         "PingMigration": frozenset({Role.AGENT}),

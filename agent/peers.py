@@ -25,6 +25,7 @@ from ferry.agent.v1 import migration_pb2 as pb
 RESUME_TIMEOUT_S: Final = 6.0
 REPORT_TIMEOUT_S: Final = 2.5  # longer than a channel waits between two attempts to connect
 REOPEN_TIMEOUT_S: Final = 10.0
+ABANDON_TIMEOUT_S: Final = 5.0
 HandOver: TypeAlias = "grpc.aio.StreamStreamCall[pb.HandOverRequest, pb.HandOverResponse]"
 
 
@@ -73,6 +74,12 @@ class RemoteDestination:
         if not isinstance(answer, pb.HandOverResponse):
             raise Unreachable(f"{self._peer} is being stopped", reason="PEER_UNREACHABLE", peer=self._peer)
         return answer.ran_for
+
+    async def abandon(self, migration_id: str, token: bytes) -> None:
+        """Let the destination's half be undone."""
+        request = pb.AbandonMigrationRequest(migration_id=migration_id, resume_token=token, cause="the guest stays at the source")
+        with calls_to(self._peer):
+            await self._stub.AbandonMigration(request, timeout=ABANDON_TIMEOUT_S)
 
     async def prove_path(self, migration_id: str) -> PathProof:
         """Ask how to prove the way for a new connection."""

@@ -232,6 +232,9 @@ class AgentServicer(VmServicer):
 
     async def AbandonMigration(self, request: pb.AbandonMigrationRequest, context: Context) -> pb.AbandonMigrationResponse:
         """Undo Prepare."""
+        if request.resume_token or peer(context).role is Role.AGENT:
+            await self._migrations.abandon_for_source(request.migration_id, request.resume_token)
+            return pb.AbandonMigrationResponse(migration=wire.migration(self._migrations.get_destination(request.migration_id)))
         self._migrations.check_epoch(request.migration_id, request.epoch)
         cause = Cause(request.cause or "the migration was given up", "ABANDONED", by_wish=True)
         has_ended = request.source_has_ended

@@ -29,7 +29,7 @@ from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.endings import refusal_of
 from agent.qemu.ram_blocks import query_ram_blocks
-from agent.qemu.status import RunState
+from agent.qemu.status import MigrationStatus, RunState
 from agent.vm.definition import Accelerator, Definition
 from agent.vm.disk_images import placed
 from agent.vm.image_activation import ensure_own_images
@@ -40,6 +40,8 @@ from common.errors import WrongState
 from common.findings import Findings
 
 TOKEN_BYTES = 32
+# What a post-copy that failed may leave a guest in that runs again. QEMU takes no migration then.
+_NEVER_ENDS = (MigrationStatus.DEVICE, MigrationStatus.POSTCOPY_DEVICE, MigrationStatus.POSTCOPY_RECOVER)
 _MOVABLE = (RunState.RUNNING, RunState.PAUSED, RunState.PRELAUNCH)
 
 
@@ -227,7 +229,11 @@ def _what_is_kept(vm: Vm, wish: Wish) -> tuple[Stored | None, tuple[str, ...]]:
 
 async def _check_blockers(vm: Vm, qemu: Qemu) -> None:
     """Refuse a guest with what cannot migrate: by its definition, and by QEMU's own word."""
-    blocked = (await qemu.query_migrate()).blocked_reasons
+    report = await qemu.query_migrate()
+    if report.status in _NEVER_ENDS:
+        text = f"its QEMU is still in an earlier migration ({report.status_text}), which never ends; stop it and start it again"
+        raise WrongState(f"VM {vm.name} cannot migrate: {text}", reason="VM_CANNOT_MIGRATE", vm=vm.name)
+    blocked = report.blocked_reasons
     reasons = [*vm.get_running().definition.blockers, *(reason.strip() for reason in blocked)]
     if reasons:
         raise WrongState(f"VM {vm.name} cannot migrate: {'; '.join(reasons)}", reason="VM_CANNOT_MIGRATE", vm=vm.name)

@@ -123,6 +123,15 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         if self._strangers is not None:
             self._strangers.report(ports, is_complete=is_complete)
 
+    def check_token(self, token: bytes) -> None:
+        """Let nobody but the source's agent, and whom it told, decide where the guest goes on.
+
+        Raises:
+            InvalidRequest: the token is not the one whose digest Prepare was given.
+        """
+        if not hmac.compare_digest(hashlib.sha256(token).hexdigest(), self.facts.token_sha256):
+            raise InvalidRequest(f"migration {self.facts.migration_id}: wrong resume token", reason="RESUME_TOKEN_WRONG")
+
     async def resume(self, token: bytes, *, keep_paused: bool) -> float:
         """Let the guest go on here; return for how many seconds it has run. May be repeated.
 
@@ -133,8 +142,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             WrongState: the guest is not loaded yet.
             Expired: it does not run yet; ask again.
         """
-        if not hmac.compare_digest(hashlib.sha256(token).hexdigest(), self.facts.token_sha256):
-            raise InvalidRequest(f"migration {self.facts.migration_id}: wrong resume token", reason="RESUME_TOKEN_WRONG")
+        self.check_token(token)
         return await self._resume(keep_paused=keep_paused)
 
     async def own(self) -> None:
@@ -192,7 +200,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         async with asyncio.timeout(RESUME_TIMEOUT_S):
             await self.wait_phase(inc.Abandoned)
         cause = find_cause(self.phase)
-        raise GuestNeverRan(f"the guest never ran here and its QEMU is gone: {'' if cause is None else cause.text}")
+        why = "" if cause is None else cause.text
+        raise GuestNeverRan(f"the guest never ran on {self._around.identity.name}, and its QEMU there is gone: {why}")
 
     # what QEMU says
 

@@ -164,7 +164,9 @@ class DestinationLink:
         if isinstance(phase, inc.Lost | inc.Ending):
             raise GuestLost.because(phase.cause, is_kept=isinstance(phase, inc.Lost) and phase.is_kept)
         if isinstance(phase, inc.Undoing | inc.Abandoned):
-            raise GuestNeverRan(f"the guest never ran here and its QEMU is gone: {phase.cause.text}")
+            raise GuestNeverRan(
+                f"the guest never ran on {self._around.identity.name}, and its QEMU there is gone: {phase.cause.text}"
+            )
         if isinstance(phase, inc.Loaded | inc.Resuming | inc.Running | inc.Finished):
             raise GuestWhole("all of the guest's memory is here")
         if not isinstance(phase, _IN_POST_COPY):

@@ -5,7 +5,8 @@ It has all of the memory and the devices as they were at the stop, but QEMU obey
     postcopy-active, -device     the connection is given up, and cut: nobody is at its other end
     postcopy-paused              it recovers to a receiver of ours, which says that it has all and cannot load it: `failed`
     device, no channels left     QEMU 10.0 has forgotten to end it: a debugger runs the guest
-    failed, finish-migrate       QEMU 10.2 could not take an image back while the destination's held it: likewise, once it is free
+    failed, finish-migrate       QEMU 10.2 could not take an image back that the destination's held: likewise, once that has ended
+    anything for too long        likewise, as the last resort
 
 QEMU reports `failed`, and the machine goes on from there. Nothing here ends a QEMU.
 """
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from agent.migration import outgoing as out
+from agent.migration.clocks import now_s
 from agent.qemu.debugger import run_by_debugger
 from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
 from agent.qemu.ram_blocks import ram_block_bytes
 from agent.qemu.receiver import Receiver
 from agent.qemu.status import MigrationStatus, RunState
+from agent.vm.image_activation import ImageLocked, activate_images
 from common.errors import Expired, FerryError
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ RETRY_FIRST_S: Final = 0.02
 RETRY_LAST_S: Final = 2.0
 GIVEN_BACK_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 1.0
+LAST_RESORT_S: Final = 10.0
 
 _IN_POST_COPY = (
     MigrationStatus.POSTCOPY_ACTIVE,
@@ -56,11 +60,12 @@ class GivingBack:
         session = self._session
         delay_s = RETRY_FIRST_S
         await session.wait_attached()
+        began_s = now_s()
         while isinstance(session.phase, out.Refused):
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     report = await session.qemu.query_migrate()
-                await self._act(report.status)
+                await self._act(report.status, is_late=now_s() - began_s > LAST_RESORT_S)
             except QemuGone:
                 return
             except (QemuSilent, TimeoutError):  # it sends to nobody with its lock held
@@ -73,10 +78,12 @@ class GivingBack:
                     await session.wait_phase(out.Keeping)
             delay_s = min(2 * delay_s, RETRY_LAST_S)
 
-    async def _act(self, status: MigrationStatus) -> None:
+    async def _act(self, status: MigrationStatus, *, is_late: bool) -> None:
         session = self._session
         if status is MigrationStatus.POSTCOPY_PAUSED:
             await self._recover_to_receiver()
+        elif is_late and not status.is_final:
+            await self._end_forgotten()
         elif status in _IN_POST_COPY:
             with suppress(QemuRefused):  # only some versions, in some states
                 await session.qemu.migrate_pause()
@@ -111,7 +118,7 @@ class GivingBack:
         session = self._session
         await self.leave_finish_migrate()
         text = (
-            f"the QEMU of VM {session.facts.vm_name} can be neither migrated nor saved any more, by a fault of QEMU 10.0: "
+            f"the QEMU of VM {session.facts.vm_name} can be neither migrated nor saved any more, by a fault of QEMU's: "
             "stop the VM and start it again when it suits you"
         )
         session.update(warnings=(*session.facts.warnings, text))
@@ -122,12 +129,24 @@ class GivingBack:
         """Run a guest whose QEMU has ended its migration and left it stopped, where `cont` is refused.
 
         Raises:
-            QemuRefused: another QEMU holds an image of the guest.
+            ImageLocked: another QEMU holds an image of the guest; the destination's is asked to end.
         """
         session = self._session
-        if await session.qemu.query_status() is RunState.FINISH_MIGRATE:
-            _log.warning("QEMU left the guest stopped: a debugger runs it", migration=session.facts.migration_id)
-            path = self._around.store.session_socket_path(session.facts.migration_id, "gdb")
-            await run_by_debugger(session.qemu, path)
-            if session.facts.guest_was_paused:
-                await session.qemu.stop()
+        if await session.qemu.query_status() is not RunState.FINISH_MIGRATE:
+            return
+        _log.warning("QEMU left the guest stopped: a debugger runs it", migration=session.facts.migration_id)
+        try:
+            await activate_images(session.qemu, session.facts.vm_name)
+        except ImageLocked:
+            await self._abandon_destination()
+            raise
+        await run_by_debugger(session.qemu, self._around.store.session_socket_path(session.facts.migration_id, "gdb"))
+        if session.facts.guest_was_paused:
+            await session.qemu.stop()
+
+    async def _abandon_destination(self) -> None:
+        """Let the destination's agent end a QEMU that has the guest and may not run it: QEMU 7.2 holds its images by then."""
+        session = self._session
+        if session.destination is not None:
+            with suppress(FerryError):
+                await session.destination.abandon(session.facts.migration_id, bytes.fromhex(session.facts.token))

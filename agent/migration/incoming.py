@@ -383,8 +383,10 @@ def _arrived(phase: Arrived, event: Event) -> Step:
             return _undo_or_refuse(phase, event)
 
 
-def _in_post_copy(phase: Entering | Filling, event: Event) -> Step:
+def _in_post_copy(phase: Entering | Filling, event: Event) -> Step:  # noqa: PLR0911 - one line an event
     match phase, event:
+        case Entering(), QemuExited(cause, never_ran=True):
+            return Step(Undoing(cause), (EnsureUndone(),))
         case _, QemuExited(cause):
             return Step(Lost(cause))
         case _, AbandonRequested(cause, source_has_ended=True) | ReleaseRequested(cause, is_forced=True):

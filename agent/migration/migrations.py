@@ -19,7 +19,7 @@ from agent.migration.clocks import now_era
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
 from agent.migration.offline import begin_offline, preparation, reserve_again
-from agent.migration.operator_actions import AnySession, ask_destination, ask_source, may_come_halved, wait_over
+from agent.migration.operator_actions import AnySession, ask_destination, ask_source, may_come_halved, refusal, wait_over
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.past import Past, PastMigrations, past_of
 from agent.migration.record import Facts, Record, check_migration_id, incoming_record, outgoing_record, read_role
@@ -335,6 +335,19 @@ class Migrations:
             ask_destination(session, event, f"cannot be abandoned: {why[0]}", why[1])
         await wait_over(session)  # also where it was undone by itself: what it made may still be being removed
         return session
+
+    async def abandon_for_source(self, migration_id: str, token: bytes) -> None:
+        """Undo Prepare on the word of the source's agent, which keeps the guest, and wait until it is.
+
+        Raises:
+            InvalidRequest: the token is not the one whose digest Prepare was given.
+            WrongState: the guest may have run here.
+        """
+        session = self.get_destination(migration_id)
+        session.check_token(token)
+        if isinstance(session.phase, inc.Entering | inc.Filling):
+            raise refusal(session, "cannot be abandoned: the guest may have run here", "GUEST_RAN_HERE")
+        await self.abandon(migration_id, Cause("the guest stays at the source", "ABANDONED"), source_has_ended=True)
 
     async def confirm(self, migration_id: str, lost: out.DestinationLost | None = None) -> SourceSession:
         """End the source's QEMU, now that the guest is kept, or `lost`, at the destination; waits until it is gone.

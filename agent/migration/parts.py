@@ -67,6 +67,14 @@ class Destination(Protocol):
             Unreachable, Expired: it may have happened; ask again.
         """
 
+    async def abandon(self, migration_id: str, token: bytes) -> None:
+        """Let the destination's half be undone, since the guest stays here.
+
+        Raises:
+            WrongState: the guest may have run there.
+            Unreachable, Expired: it may have happened; ask again.
+        """
+
     async def prove_path(self, migration_id: str) -> PathProof:
         """Ask how to prove the way for a connection of post-copy that is to be made anew.
 

@@ -26,15 +26,14 @@ _TIMEOUT_S: Final = 2.0
 
 
 async def run_by_debugger(qemu: Qemu, socket_path: Path) -> None:
-    """Let the guest go on by a debugger that attaches and detaches at once, once its images are QEMU's own again.
+    """Let the guest go on by a debugger that attaches and detaches at once, which needs its images to be QEMU's own.
 
     Source: gdbstub, gdb_continue(), which starts the vCPUs without looking at migrations.
 
     Raises:
-        QemuRefused: another QEMU holds an image, or QEMU opens no debugger stub.
+        QemuRefused: QEMU opens no debugger stub.
         Unreachable: it does not take the debugger.
     """
-    await _activate_images(qemu)
     socket_path.unlink(missing_ok=True)  # noqa: ASYNC240 - a name in a directory of our own
     said = await _human(qemu, f"gdbserver unix:{socket_path},server=on,wait=off")
     try:
@@ -51,18 +50,6 @@ async def run_by_debugger(qemu: Qemu, socket_path: Path) -> None:
         with suppress(QemuRefused):
             await _human(qemu, "gdbserver none")
         socket_path.unlink(missing_ok=True)  # noqa: ASYNC240 - as above
-
-
-async def _activate_images(qemu: Qemu) -> None:
-    """Take the images back from the migration: the first write to one that was not would end QEMU.
-
-    Source: qapi/block-core.json, `blockdev-set-active`, since 10.0; older ones take them when post-copy fails, or at `cont`.
-    """
-    try:
-        await qemu.monitor.execute("blockdev-set-active", {"active": True})
-    except QemuRefused as error:
-        if error.error_class != "CommandNotFound":
-            raise
 
 
 async def _human(qemu: Qemu, command: str) -> str:

@@ -16,12 +16,13 @@ from agent.migration.giving_back import GivingBack
 from agent.migration.machine import Cause
 from agent.migration.order import Options, Role, Transport
 from agent.migration.record import Facts
-from agent.qemu.errors import QemuGone, QemuRefused, QemuSilent
+from agent.qemu.errors import QemuGone, QemuSilent
 from agent.qemu.status import RunState, decode_migration
+from agent.vm.image_activation import ImageLocked
 
 CAUSE = Cause("it never ran there", "GUEST_NEVER_RAN")
 FACTS = Facts("m-1", Role.SOURCE, "0f1e", "web", Options(transport=Transport.TUNNEL), 1, 0.0, peer="host-b")
-HELD = QemuRefused("blockdev-set-active", "GenericError", 'Failed to get "write" lock')
+HELD = ImageLocked("VM web: its guest cannot use /i/web.raw")
 
 
 @dataclass
@@ -68,6 +69,13 @@ class FakeSource:
 
     async def cut_and_yank(self) -> None:
         self.done.append("cut")
+
+    @property
+    def destination(self) -> FakeSource:
+        return self
+
+    async def abandon(self, migration_id: str, token: bytes) -> None:
+        self.done.append(f"abandon {token.hex()}")
 
     async def ask_qemu(self) -> None:
         self.done.append("ask")
@@ -171,27 +179,52 @@ async def test_a_qemu_that_gave_up_meanwhile_is_asked(tmp_path: Path):
     assert source.phase == out.Keeping(CAUSE)
 
 
+class Ways:
+    """What the last ways out need, recorded: images that are held at first, and the debugger."""
+
+    def __init__(self, source: FakeSource, monkeypatch: pytest.MonkeyPatch, *refusals: ImageLocked) -> None:
+        self._source = source
+        self._refusals = list(refusals)
+        monkeypatch.setattr(giving_back, "activate_images", self._activate)
+        monkeypatch.setattr(giving_back, "run_by_debugger", self._debug)
+
+    async def _activate(self, *_: object) -> None:
+        if self._refusals:
+            raise self._refusals.pop()
+        self._source.done.append("images")
+
+    async def _debug(self, *_: object) -> None:
+        self._source.done.append("debugger")
+
+
 @pytest.mark.parametrize("was_paused", [False, True])
 async def test_a_qemu_that_forgot_to_end_its_migration_is_left_by_a_debugger_once_its_images_are_free(
     was_paused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    source = FakeSource(["device"], has_channels=False, facts=replace(FACTS, guest_was_paused=was_paused))
-    refusals = [HELD]
-
-    async def debugger(_: object, path: Path) -> None:
-        assert path == tmp_path / "m-1.gdb"
-        if refusals:
-            raise refusals.pop()
-        source.done.append("debugger")
-
-    monkeypatch.setattr(giving_back, "run_by_debugger", debugger)
+    source = FakeSource(["device"], has_channels=False, facts=replace(FACTS, guest_was_paused=was_paused, token="0a"))
+    Ways(source, monkeypatch, HELD)
 
     await give_back(source, tmp_path)
 
-    assert source.done == ["debugger", "stop"] if was_paused else ["debugger"]
+    assert source.done == ["abandon 0a", "images", "debugger", *(["stop"] if was_paused else [])]
     assert source.phase == out.Keeping(CAUSE)
     assert "can be neither migrated nor saved" in source.facts.warnings[-1]
-    assert "does not give the guest back yet: blockdev-set-active" in source.facts.waiting_for
+    assert "does not give the guest back yet: VM web" in source.facts.waiting_for
+
+
+@pytest.mark.parametrize("status", ["postcopy-device", "postcopy-recover"])
+async def test_a_qemu_that_never_ends_its_migration_is_left_by_a_debugger_at_last(
+    status, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(giving_back, "LAST_RESORT_S", 0.02)
+    source = FakeSource([status])
+    Ways(source, monkeypatch)
+
+    await give_back(source, tmp_path)
+
+    assert source.done[:2] == ["pause", "cut"]
+    assert source.done[-2:] == ["images", "debugger"]
+    assert source.phase == out.Keeping(CAUSE)
 
 
 async def test_a_guest_that_the_debugger_runs_already_is_left_alone(tmp_path: Path):

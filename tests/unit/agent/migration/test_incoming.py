@@ -92,6 +92,8 @@ def test_a_guest_whose_qemu_ended_after_it_was_taken_over_is_kept_here_before_it
 
 
 def test_a_guest_that_was_taken_over_and_could_never_be_run_goes_back_to_the_source():
+    for taken in (inc.Resuming(), inc.Entering()):
+        assert inc.step(taken, inc.QemuExited(CAUSE, never_ran=True)).phase == inc.Undoing(CAUSE)
     after = inc.step(inc.Resuming(), inc.QemuExited(CAUSE, never_ran=True))
     released = inc.step(inc.Resuming(), inc.ReleaseRequested(CAUSE, is_forced=True))
 
