@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from agent.qemu.figures import Figures
-from agent.qemu.status import MigrationReport
+from agent.qemu.status import MigrationReport, RamReport
 
 _BITS = 8
 _MEGA = 1_000_000
@@ -25,7 +25,11 @@ _INSTANTS = (
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Numbers of a transfer. Source: qapi/migration.json, MigrationInfo and MigrationStats."""
+    """Numbers of a transfer. Source: qapi/migration.json, MigrationInfo and MigrationStats.
+
+    Attributes:
+        pass_goal_pages: how many pages are sent when this pass is over, where QEMU does not count passes; else 0.
+    """
 
     elapsed_s: float = 0.0
     ram_total_bytes: int = 0
@@ -36,6 +40,7 @@ class Progress:
     bytes_per_second: int = 0
     dirty_bytes_per_second: int = 0
     pass_count: int = 0
+    pass_goal_pages: int = 0
     throttle_percent: int = 0
     expected_downtime_s: float = 0.0
     setup_s: float = 0.0
@@ -136,6 +141,7 @@ def progress_of(report: MigrationReport, before: Progress | None = None) -> Prog
     ram = report.ram
     if ram is None:  # a destination, which has figures of a post-copy alone
         return None if report.figures == Figures() else Progress(figures=report.figures)
+    pass_count, goal_pages = _passes(report, ram, before)
     return Progress(
         elapsed_s=(report.total_time_ms or 0) / 1000,
         ram_total_bytes=ram.total_bytes,
@@ -145,9 +151,30 @@ def progress_of(report: MigrationReport, before: Progress | None = None) -> Prog
         zero_page_count=ram.duplicate_count,
         bytes_per_second=int(ram.mbps * _MEGA / _BITS),
         dirty_bytes_per_second=ram.dirty_pages_rate * ram.page_size_bytes,
-        pass_count=ram.dirty_sync_count,
+        pass_count=pass_count,
+        pass_goal_pages=goal_pages,
         throttle_percent=report.cpu_throttle_percentage or (0 if before is None else before.throttle_percent),
         expected_downtime_s=(report.expected_downtime_ms or 0) / 1000,
         setup_s=(report.setup_time_ms or 0) / 1000,
         figures=report.figures,
     )
+
+
+def _passes(report: MigrationReport, ram: RamReport, before: Progress | None) -> tuple[int, int]:
+    """Return the number of the pass, and how many pages are sent when it is over.
+
+    `dirty-sync-count` is the number of the pass on QEMU 7.2 and 10.0; 11.1 reads the bitmap of changed pages, and counts that, some
+    ten times a second. There a pass is over once as many pages are sent as were left when it began.
+    """
+    goal_pages = 0 if before is None else before.pass_goal_pages
+    if not report.syncs_by_time and not goal_pages:
+        return ram.dirty_sync_count, 0
+    if not ram.total_bytes or not ram.page_size_bytes:
+        return 0, 0
+    xbzrle = report.figures.xbzrle
+    sent_pages = ram.normal_count + ram.duplicate_count + (0 if xbzrle is None else xbzrle.page_count)
+    number = 1 if before is None or not goal_pages else before.pass_count
+    goal_pages = goal_pages or ram.total_bytes // ram.page_size_bytes
+    if sent_pages >= goal_pages:
+        return number + 1, sent_pages + max(ram.remaining_bytes // ram.page_size_bytes, 1)
+    return number, goal_pages

@@ -14,7 +14,7 @@ from agent.migration.clocks import now_s
 from agent.migration.guest_watch import GuestWatch
 from agent.migration.machine import Cause
 from agent.migration.post_copy import When
-from agent.migration.progress import progress_of
+from agent.migration.progress import Progress, progress_of
 from agent.migration.transfer_spans import untraced
 from agent.qemu.endings import GUEST_ENDS, of_exit, of_status
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
@@ -138,13 +138,20 @@ class SourceWatch:
                 self._shutdown_reason = str(event.data.get("reason", ""))
 
     def _see_pass(self, event: Event) -> None:
+        """Take a pass as QEMU tells it from the first on; 11.1 does not tell of that one, and its other events are of no passes."""
         session = self._session
-        line, is_first = session.facts.timeline, event.data.get("pass") == 1
-        began = line.pass_at_s
-        if not began and not is_first and line.started_at_s is not None:
-            began = (line.started_at_s,)  # QEMU 11.1 does not tell of the first
-        session.update(timeline=replace(line, pass_at_s=(*began, event.at_s)))
-        self._start_wished_post_copy(When.AFTER_FIRST_PASS, is_due=not is_first)
+        passes, progress, is_first = session.facts.timeline.pass_at_s, session.facts.progress, event.data.get("pass") == 1
+        if is_first or (passes and not (progress and progress.pass_goal_pages)):
+            session.update(timeline=replace(session.facts.timeline, pass_at_s=(*passes, event.at_s)))
+            self._start_wished_post_copy(When.AFTER_FIRST_PASS, is_due=not is_first)
+
+    def _note_pass(self, progress: Progress) -> None:
+        """Take a pass that QEMU does not tell of."""
+        session = self._session
+        line = session.facts.timeline
+        passes = line.pass_at_s or (() if line.started_at_s is None else (line.started_at_s,))
+        if len(passes) < progress.pass_count:
+            session.update(timeline=replace(line, pass_at_s=(*passes, now_s())))
 
     def _see_status(self, status: MigrationStatus, at_s: float) -> None:
         session = self._session
@@ -196,6 +203,8 @@ class SourceWatch:
         progress = progress_of(report, session.facts.progress)
         if progress is not None:
             session.update(progress=progress)
+            if progress.pass_goal_pages:
+                self._note_pass(progress)
         match report.status:
             case MigrationStatus.FAILED | MigrationStatus.CANCELLED:
                 if isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING, *_IN_POST_COPY, out.Refused, out.Cancelling)):

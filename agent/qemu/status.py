@@ -114,6 +114,8 @@ class MigrationReport:
         downtime_ms: how long the guest stood still, once `completed`, by the source.
         listening: the sockets of a destination that waits for its source.
         blocked_reasons: what in this guest QEMU cannot migrate, in its own sentences.
+        syncs_by_time: whether the bitmap of changed pages is read several times a second, and not once a pass: so does a QEMU that
+            tells what remains of all (11.1), while memory is on its way.
     """
 
     status: MigrationStatus
@@ -128,6 +130,7 @@ class MigrationReport:
     listening: tuple[SocketAddress, ...]
     blocked_reasons: tuple[str, ...]
     figures: Figures
+    syncs_by_time: bool = False
 
     @property
     def port(self) -> int | None:
@@ -176,6 +179,7 @@ def decode_migration(reply: object) -> MigrationReport:
         listening=_listening(mapping.get("socket-address", [])),
         blocked_reasons=tuple(str(reason) for reason in as_list(mapping.get("blocked-reasons", []), "blocked-reasons")),
         figures=decode_figures(mapping),
+        syncs_by_time="remaining" in mapping,
     )
 
 
