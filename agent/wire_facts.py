@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent import wire_disks
 from agent.migration.order import CpuWord, HostIdentity, SourceFacts
+from agent.vm.bridges import CardMtu
 from ferry.agent.v1 import migration_pb2
 from ferry.common.v1 import migration_pb2 as common_pb2
 
@@ -28,6 +29,7 @@ def source_facts(message: migration_pb2.SourceFacts) -> SourceFacts:
         disks=tuple(wire_disks.disk_facts(disk) for disk in message.disks),
         files=tuple(wire_disks.file_proof(file) for file in message.files),
         beside_markers=tuple(wire_disks.marker(marker) for marker in message.beside_markers),
+        card_mtus=tuple(CardMtu(card.netdev, card.mtu) for card in message.card_mtus),
     )
 
 
@@ -49,6 +51,7 @@ def source_facts_message(facts: SourceFacts) -> migration_pb2.SourceFacts:
         disks=[wire_disks.disk_facts_message(disk) for disk in facts.disks],
         files=[wire_disks.file_proof_message(file) for file in facts.files],
         beside_markers=[wire_disks.marker_message(marker) for marker in facts.beside_markers],
+        card_mtus=[migration_pb2.CardMtu(netdev=card.netdev, mtu=card.mtu) for card in facts.card_mtus],
     )
 
 

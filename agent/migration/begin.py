@@ -30,6 +30,7 @@ from agent.qemu.commands import Qemu
 from agent.qemu.endings import refusal_of
 from agent.qemu.ram_blocks import query_ram_blocks
 from agent.qemu.status import MigrationStatus, RunState
+from agent.vm.bridges import card_mtus
 from agent.vm.definition import Accelerator, Definition
 from agent.vm.disk_images import placed
 from agent.vm.image_activation import ensure_own_images
@@ -157,6 +158,7 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         disks=disks,
         files=files,
         beside_markers=beside,
+        card_mtus=await asyncio.to_thread(card_mtus, running.definition),
     )
     risks = (*lost, *risks, *losses)
     return Look(definition, facts, risks, (*markers, *backings), state is RunState.RUNNING)

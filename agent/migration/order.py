@@ -14,6 +14,7 @@ from agent.migration.disk_wishes import DiskWishes
 from agent.migration.means import Compression, Means, refuse_conflicts
 from agent.migration.modes import Modes
 from agent.migration.post_copy import PostCopy
+from agent.vm.bridges import CardMtu
 from agent.vm.fingerprint import Fingerprint
 from common.errors import InvalidRequest
 
@@ -271,6 +272,7 @@ class SourceFacts:
         disks: the guest's disks.
         files: what tells the files apart that do not go along with it.
         beside_markers: markers of what belongs to images and is not in their first file, with the paths on the source.
+        card_mtus: of the bridges and devices that the guest's network cards are on.
     """
 
     host: HostIdentity
@@ -285,6 +287,7 @@ class SourceFacts:
     disks: tuple[DiskFacts, ...] = ()
     files: tuple[FileProof, ...] = ()
     beside_markers: tuple[DiskMarker, ...] = ()
+    card_mtus: tuple[CardMtu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

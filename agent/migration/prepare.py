@@ -30,6 +30,7 @@ from agent.migration.shared_disks import check_caches
 from agent.migration.surroundings import Surroundings
 from agent.qemu.commands import Qemu
 from agent.qemu.errors import QemuRefused
+from agent.vm.bridges import check_mtus
 from agent.vm.cpu_shares import read_shares
 from agent.vm.definition import Definition
 from agent.vm.stored import Stored
@@ -106,6 +107,9 @@ class Preparation:
         self._take_places()
         with findings.check():
             risks = check_caches(self.definition, source, here, force=force, but=self.disks.copied)
+            self.session.update(warnings=(*self.session.facts.warnings, *risks))
+        with findings.check():
+            risks = check_mtus(self.definition, self._source.card_mtus, force=force, host=here.name)
             self.session.update(warnings=(*self.session.facts.warnings, *risks))
         await self._compare_files(self.disks.copied, findings)
 

@@ -133,7 +133,7 @@ class Engine:
         spice_port = find_spice_port(definition)
         start_tpm(definition, vm.directory)
         entering = (*self._cpu_shares.begin(vm, running.token), *guests.prefix)
-        with open_taps(definition.taps) as taps:
+        with open_taps(definition) as taps:
 
             def build(qmp_fd: int) -> tuple[str, ...]:
                 host = argv.HostSide(

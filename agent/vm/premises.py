@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agent.vm.bridges import check_bridges
 from agent.vm.host_checks import check_below, check_files, check_huge_pages, check_memory, check_opened, check_paths, find_emulator
 from agent.vm.image_files import files_of, named_below
 from agent.vm.paths import confine
@@ -123,12 +124,13 @@ class Premises:
             self.check_paths(stored.definition)
 
     def check_host(self, definition: Definition, findings: Findings, *, to_come: Container[str] = ()) -> None:
-        """Require that this host has the files, but for those `to_come`, and the memory that a VM needs.
+        """Require that this host has the files, but for those `to_come`, the bridges and the memory that a VM needs.
 
         Raises:
             InvalidRequest, WrongState: it has not, unless `findings` collects that.
         """
         check_files(definition, self._settings.roots, findings, to_come=to_come)
+        check_bridges(definition, findings)
         with findings.check():
             check_memory(definition, self._settings.memory_margin_kib)
         with findings.check():
@@ -141,6 +143,7 @@ class Premises:
             InvalidRequest, WrongState: it could not, unless `findings` collects that.
         """
         self.check_files(definition, findings)
+        check_bridges(definition, findings)
         with findings.check():
             facts = await self.qemu_facts(definition)
             check_cpu_model(pin(definition, facts), facts)

@@ -3,6 +3,9 @@
 So QEMU needs no privileges and runs no scripts. A device that is not persistent goes when its last descriptor closes,
 that is with QEMU.
 
+A bridge whose address or MTU nobody set takes them from its ports. So a tap has an address that no bridge takes over, and an MTU
+not below the bridge's, before it becomes a port. A device that was there before and is put on no bridge is left as it is.
+
 Source: Documentation/networking/tuntap.rst, linux/if_tun.h, linux/sockios.h, netdevice(7).
 """
 
@@ -13,20 +16,22 @@ import fcntl
 import os
 import socket
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.vm.argv import TapFds
+from agent.vm.bridges import wanted_mtu
+from agent.vm.links import add_port, find_mtu, get_mac, set_mac, set_mtu, tap_mac
 from common.errors import WrongState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from agent.vm.definition import Tap
+    from agent.vm.definition import Definition, Tap
 
 _TUNSETIFF = 0x400454CA
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
-_SIOCBRADDIF = 0x89A2
 _IFF_UP = 0x1
 _IFF_TAP = 0x2
 _IFF_NO_PI = 0x1000
@@ -34,39 +39,59 @@ _IFF_VNET_HDR = 0x4000
 _IFF_MULTI_QUEUE = 0x0100
 _VHOST = "/dev/vhost-net"
 _NAME_AND_FLAGS = struct.Struct("16sH22x")  # struct ifreq with ifr_flags
-_NAME_AND_INDEX = struct.Struct("16si20x")  # struct ifreq with ifr_ifindex
 
 
 @contextlib.contextmanager
-def open_taps(taps: Sequence[Tap]) -> Iterator[Mapping[str, TapFds]]:
-    """Open the tap devices, by the netdev that each is for; the descriptors close with the block.
+def open_taps(definition: Definition) -> Iterator[Mapping[str, TapFds]]:
+    """Open the tap devices of a VM, by the netdev that each is for; the descriptors close with the block.
 
     Raises:
         WrongState: the host refused; the text names the device.
     """
     with contextlib.ExitStack() as descriptors:
         opened: dict[str, TapFds] = {}
-        for tap in taps:
-            fds = _open_queues(tap, descriptors)
+        macs = {device.get("netdev"): device.get("mac") for device in definition.find("device")}
+        for tap in definition.taps:
+            look = _Look(macs.get(tap.netdev), wanted_mtu(definition, tap.netdev))
+            fds = _open_queues(tap, look, descriptors)
             vhost = [_open(_VHOST, _VHOST, descriptors) for _ in fds] if tap.has_vhost else []
             opened[tap.netdev] = TapFds(fds, vhost)
         yield opened
 
 
-def _open_queues(tap: Tap, descriptors: contextlib.ExitStack) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a tap is to be like: by the address of its card, and the MTU that the card tells its guest."""
+
+    card_mac: str | None
+    card_mtu: int | None
+
+    def put_on(self, device: str, bridge: str | None) -> None:
+        """Give a tap its address and MTU."""
+        card = bytes.fromhex(self.card_mac.replace(":", "")) if self.card_mac else get_mac(device)
+        set_mac(device, tap_mac(card))
+        of_bridge = None if bridge is None else find_mtu(bridge)
+        if mtus := [mtu for mtu in (self.card_mtu, of_bridge) if mtu is not None]:
+            set_mtu(device, max(mtus))
+
+
+def _open_queues(tap: Tap, look: _Look, descriptors: contextlib.ExitStack) -> list[int]:
     what = f"network device {tap.device or 'vnet%d'}"
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if tap.queue_count > 1 else 0)
     name = (tap.device or "vnet%d").encode()
     queues = []
+    was_there = tap.device is not None and find_mtu(tap.device) is not None
     try:
         for _ in range(tap.queue_count):
             queues.append(_open("/dev/net/tun", what, descriptors))
             (name, _) = _NAME_AND_FLAGS.unpack(fcntl.ioctl(queues[-1], _TUNSETIFF, _NAME_AND_FLAGS.pack(name, flags)))
+        device = name.rstrip(b"\0").decode()
+        if tap.bridge is not None or not was_there:
+            look.put_on(device, tap.bridge)
+        if tap.bridge is not None:
+            what = f"bridge {tap.bridge}"
+            add_port(tap.bridge, device)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            if tap.bridge is not None:
-                what = f"bridge {tap.bridge}"
-                index = socket.if_nametoindex(name.rstrip(b"\0").decode())
-                fcntl.ioctl(control, _SIOCBRADDIF, _NAME_AND_INDEX.pack(tap.bridge.encode(), index))
             _set_up(control, name)
     except OSError as error:
         raise _refused(what, error) from error

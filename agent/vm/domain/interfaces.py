@@ -31,6 +31,8 @@ _CARDS: Final = {
     "i82557b": ("i82557b", Slot.PCI),
     "i82559er": ("i82559er", Slot.PCI),
 }
+# Source: include/uapi/linux/if_ether.h ETH_MIN_MTU, drivers/net/tun.c MAX_MTU less a header.
+_MTUS: Final = (68, 65521)
 _DEFAULT_CARD: Final = "rtl8139"
 _PREFIXES: Final = {"ipv4": 24, "ipv6": 64}
 _KINDS: Final = ("user", "bridge", "network", "ethernet", "server", "client", "udp", "mcast", "vhostuser", "vdpa")
@@ -126,6 +128,8 @@ class _Reader:
         if mtu is not None:
             size = mtu.number(mtu.get_attribute("size"))
             mtu.finish()
+            with mtu.located():
+                rules.check_range(size, *_MTUS, "bytes of MTU")
             if is_virtio:
                 properties["host_mtu"] = size
         return properties, queues, wants_vhost
