@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from agent.qemu.files import release_fds
 from agent.qemu.status import RunState
 from agent.saving import part
+from agent.saving.file_size import follow_size
 from agent.saving.save_file import SavedGuest, seal
 from agent.saving.transfer import MAPPED_RAM, run_on, stay_stopped, write_guest
 from common.errors import WrongState
+from common.tasks import OwnedTasks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +81,9 @@ async def save(vms: Vms, vm: Vm, work: Work, order: SaveOrder, *, guest_ran: boo
     work.at_step("writing")
     with part.create(written) as file:
         await qemu.stop()
-        await write_guest(qemu, work, file, written, is_mapped_ram=order.is_mapped_ram)
+        async with OwnedTasks() as tasks:
+            tasks.start(follow_size(file.fileno(), work, vm.get_running().definition.memory_kib << 10))
+            await write_guest(qemu, work, file, written, is_mapped_ram=order.is_mapped_ram)
         work.at_step("checking")
         guest = SavedGuest(
             definition=vm.get_running().definition.to_record(),

@@ -9,8 +9,10 @@ from uuid import UUID
 import pytest
 
 from agent.saving import part
+from agent.saving.file_size import tell_size
 from agent.saving.job import Kind, State, VmJob
 from agent.saving.record import JobRecord, JobRecords
+from agent.saving.save_file import CONTENTS_OFFSET
 from agent.saving.work import Cancelled, Work
 from agent.vm.jobs import Job, Jobs
 from common.errors import WrongState
@@ -88,3 +90,26 @@ def test_a_file_appears_whole_and_never_over_another(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(WrongState, match="its directory does not exist"):
         part.check_free(tmp_path / "none/web.save")
+
+
+@pytest.mark.parametrize(
+    ("told_by_qemu", "written_bytes", "expected"),
+    [
+        ((0, 0), 4096, (4096, 8192)),
+        ((6000, 9000), 4096, (6000, 9000)),
+        ((100, 9000), 4096, (4096, 9000)),
+        ((0, 0), 99999, (8192, 8192)),
+    ],
+)
+def test_a_save_of_which_qemu_tells_nothing_is_as_far_as_its_file(
+    told_by_qemu: tuple[int, int], written_bytes: int, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    work, _ = make_work()
+    work.progress(*told_by_qemu)
+    with (tmp_path / "web.save").open("wb") as file:
+        file.write(b"x" * (CONTENTS_OFFSET + written_bytes))
+        file.flush()
+
+        tell_size(file.fileno(), work, 8192)
+
+    assert (work.job.processed_bytes, work.job.total_bytes) == expected
