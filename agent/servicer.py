@@ -77,7 +77,11 @@ class AgentServicer(VmServicer):
         """Remove the definition of a VM."""
 
         async def work() -> vm_pb2.UndefineVmResponse:
-            await self._vms.undefine(self._vms.get(request.vm))
+            unread = self._vms.find_unreadable(request.vm) if request.force else None
+            if unread is None:
+                await self._vms.undefine(self._vms.get(request.vm), force=request.force)
+            else:
+                await self._vms.undefine_unreadable(unread)
             return vm_pb2.UndefineVmResponse()
 
         return await self._answers.once("UndefineVm", request.request_id, work)
@@ -96,6 +100,9 @@ class AgentServicer(VmServicer):
         """Stop a VM."""
 
         async def work() -> vm_pb2.StopVmResponse:
+            if request.force and (unread := self._vms.find_unreadable(request.vm)) is not None:
+                await self._vms.end_unreadable(unread)
+                return vm_pb2.StopVmResponse(vm=wire.unreadable_vm(unread))
             vm = self._vms.get(request.vm)
             timeout_s = wire.seconds(request.timeout) if request.HasField("timeout") else DEFAULT_STOP_TIMEOUT_S
             await self._vms.stop(vm, force=request.force, timeout_s=timeout_s, kill=request.kill)
@@ -105,11 +112,14 @@ class AgentServicer(VmServicer):
 
     async def GetVm(self, request: vm_pb2.GetVmRequest, context: Context) -> vm_pb2.GetVmResponse:
         """Show one VM in full."""
+        if (unread := self._vms.find_unreadable(request.vm)) is not None:
+            return vm_pb2.GetVmResponse(vm=wire.unreadable_vm(unread))
         return vm_pb2.GetVmResponse(vm=wire.vm(await self._vms.view(self._vms.get(request.vm)), is_full=True))
 
     async def ListVms(self, request: vm_pb2.ListVmsRequest, context: Context) -> vm_pb2.ListVmsResponse:
         """List the VMs of this host."""
-        return vm_pb2.ListVmsResponse(vms=[wire.vm(view) for view in await self._vms.views()])
+        unread = [wire.unreadable_vm(one) for one in self._vms.unreadable()]
+        return vm_pb2.ListVmsResponse(vms=[*(wire.vm(view) for view in await self._vms.views()), *unread])
 
     async def AdoptVm(self, request: adoption_pb2.AdoptVmRequest, context: Context) -> adoption_pb2.AdoptVmResponse:
         """Take over a running QEMU, or say what that would mean."""

@@ -7,7 +7,7 @@
       vms/<uuid>/live.json          what holds while it runs: its cgroup, whether the guest ran when last looked at
       vms/<uuid>/qemu.log           what QEMU said on stderr
       vms/<uuid>/guest.save         a saved guest that the next start brings back
-      sessions/<migration id>.json  one half of a migration
+      sessions/<migration id>.json  one half of a migration; `.unreadable` beside it: what could not be read and goes on
       markers/<name>.json           a file that lies, or was about to lie, beside an image
       olderdisks/<digest>.json      an image here of which another host has a newer copy
       jobs/<job id>.json            a save, restore or dump under way
@@ -30,13 +30,25 @@ import hashlib
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from agent.guest_user import GuestUser
 from common.errors import InvalidRequest
-from common.records import StagedRecord, find_record, get_record, remove_leftovers, remove_record, sync_directory, write_record
+from common.records import (
+    MAX_RECORD_BYTES,
+    BrokenRecord,
+    StagedRecord,
+    find_record,
+    get_record,
+    remove_leftovers,
+    remove_record,
+    sync_directory,
+    write_record,
+)
+from common.storage import storing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,6 +57,8 @@ if TYPE_CHECKING:
 MAX_SOCKET_PATH_BYTES = 107
 RECORD_VERSION = 1
 MAX_STATISTICS_COUNT = 1000
+# Suffix of a session record that could not be read, while its half goes on.
+UNREADABLE = ".unreadable"
 _AGENTS_OWN = GuestUser()
 _SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 _LONGEST_SOCKET_NAME = "0123456789ab.out.255"
@@ -60,58 +74,65 @@ class VmDirectory:
         self.run_dir = socket_path.with_suffix(".d")
         self.log_path = path / "qemu.log"
         self.saved_path = path / "guest.save"
-        self._definition_path = path / "definition.json"
-        self._running_path = path / "running.json"
-        self._wishes_path = path / "wishes.json"
-        self._live_path = path / "live.json"
+        self.definition_path = path / "definition.json"
+        self.running_path = path / "running.json"
+        self.wishes_path = path / "wishes.json"
+        self.live_path = path / "live.json"
+
+    def content(self, path: Path) -> bytes:
+        """Read what is in the file of a record, whatever that is; empty where it cannot be read at all."""
+        try:
+            return path.read_bytes()[:MAX_RECORD_BYTES]
+        except OSError:
+            return b""
 
     def find_definition(self) -> dict[str, object] | None:
         """Read the persistent definition, if there is one."""
-        return find_record(self._definition_path, kind="definition", version=RECORD_VERSION)
+        return find_record(self.definition_path, kind="definition", version=RECORD_VERSION)
 
     def save_definition(self, body: Mapping[str, object]) -> None:
         """Write the persistent definition."""
         self._ensure()
-        write_record(self._definition_path, kind="definition", version=RECORD_VERSION, body=body)
+        write_record(self.definition_path, kind="definition", version=RECORD_VERSION, body=body)
 
     def remove_definition(self) -> None:
         """Ensure that the VM has no persistent definition, nor what goes with it."""
-        remove_record(self._definition_path)
-        remove_record(self._wishes_path)
+        remove_record(self.definition_path)
+        remove_record(self.wishes_path)
 
     def find_running(self) -> dict[str, object] | None:
         """Read what the VM runs as, if it ran when that was written."""
-        return find_record(self._running_path, kind="running", version=RECORD_VERSION)
+        return find_record(self.running_path, kind="running", version=RECORD_VERSION)
 
     def save_running(self, body: Mapping[str, object]) -> None:
         """Write what the VM runs as."""
         self._ensure()
-        write_record(self._running_path, kind="running", version=RECORD_VERSION, body=body)
+        write_record(self.running_path, kind="running", version=RECORD_VERSION, body=body)
 
     def remove_running(self) -> None:
         """Ensure that the VM is not on record as running."""
-        remove_record(self._running_path)
-        remove_record(self._live_path)
+        remove_record(self.running_path)
+        remove_record(self.live_path)
         self.qmp_path.unlink(missing_ok=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def find_wishes(self) -> dict[str, object] | None:
         """Read what was set beside the definition."""
-        return find_record(self._wishes_path, kind="wishes", version=RECORD_VERSION)
+        return find_record(self.wishes_path, kind="wishes", version=RECORD_VERSION)
 
     def save_wishes(self, body: Mapping[str, object]) -> None:
         """Write what was set beside the definition."""
         self._ensure()
-        write_record(self._wishes_path, kind="wishes", version=RECORD_VERSION, body=body)
+        write_record(self.wishes_path, kind="wishes", version=RECORD_VERSION, body=body)
 
     def find_live(self) -> dict[str, object] | None:
         """Read what holds while the VM runs."""
-        return find_record(self._live_path, kind="live", version=RECORD_VERSION)
+        return find_record(self.live_path, kind="live", version=RECORD_VERSION)
 
     def save_live(self, body: Mapping[str, object]) -> None:
         """Write what holds while the VM runs."""
         self._ensure()
-        write_record(self._live_path, kind="live", version=RECORD_VERSION, body=body)
+        write_record(self.live_path, kind="live", version=RECORD_VERSION, body=body)
 
     def remove(self) -> None:
         """Ensure that nothing of the VM is left, its log included."""
@@ -144,7 +165,7 @@ class Store:
         self.sessions_dir = self.state_dir / "sessions"
         self.jobs_dir = self.state_dir / "jobs"
         self.block_jobs_dir = self.state_dir / "blockjobs"
-        self._markers_dir = self.state_dir / "markers"
+        self.markers_dir = self.state_dir / "markers"
         self._statistics_dir = self.state_dir / "statistics"
         self.older_disks_dir = self.state_dir / "olderdisks"
         self._autostarted_path = self.state_dir / "autostarted.json"
@@ -158,7 +179,7 @@ class Store:
             self.sessions_dir,
             self.jobs_dir,
             self.block_jobs_dir,
-            self._markers_dir,
+            self.markers_dir,
             self._statistics_dir,
             self.older_disks_dir,
         ):
@@ -175,7 +196,7 @@ class Store:
             self.sessions_dir,
             self.jobs_dir,
             self.block_jobs_dir,
-            self._markers_dir,
+            self.markers_dir,
             self._statistics_dir,
             self.older_disks_dir,
         )
@@ -216,19 +237,39 @@ class Store:
 
     def find_session(self, session_id: str) -> dict[str, object] | None:
         """Read one half of a migration."""
-        return find_record(self._session_path(session_id), kind="session", version=RECORD_VERSION)
+        return find_record(self.session_path(session_id), kind="session", version=RECORD_VERSION)
 
     def save_session(self, session_id: str, body: Mapping[str, object]) -> None:
         """Write one half of a migration; it is durable on return."""
-        write_record(self._session_path(session_id), kind="session", version=RECORD_VERSION, body=body)
+        write_record(self.session_path(session_id), kind="session", version=RECORD_VERSION, body=body)
 
     def stage_session(self, session_id: str, body: Mapping[str, object]) -> StagedRecord:
         """Write one half of a migration beside its place, for `commit` to put it there."""
-        return StagedRecord(self._session_path(session_id), kind="session", version=RECORD_VERSION, body=body)
+        return StagedRecord(self.session_path(session_id), kind="session", version=RECORD_VERSION, body=body)
+
+    def session_content(self, session_id: str) -> bytes:
+        """Read what is in the file of a half of a migration, whatever that is; empty where it cannot be read at all."""
+        try:
+            return self.session_path(session_id).read_bytes()[:MAX_RECORD_BYTES]
+        except OSError:
+            return b""
+
+    def set_session_aside(self, session_id: str) -> Path:
+        """Keep a record that cannot be read beside its place, where another one is going to be; return where it is."""
+        path = self.session_path(session_id)
+        aside = path.with_suffix(UNREADABLE)
+        with storing(aside):
+            aside.unlink(missing_ok=True)
+            aside.hardlink_to(path)
+        return aside
+
+    def forget_session_aside(self, session_id: str) -> None:
+        """Ensure that no unreadable record of a half is kept."""
+        remove_record(self.session_path(session_id).with_suffix(UNREADABLE))
 
     def remove_session(self, session_id: str) -> None:
         """Ensure that a half of a migration is forgotten."""
-        remove_record(self._session_path(session_id))
+        remove_record(self.session_path(session_id))
 
     def save_marker(self, path: Path) -> None:
         """Write that a file is going to be put beside an image; markers have names of their own."""
@@ -239,13 +280,12 @@ class Store:
         remove_record(self._marker_path(path))
 
     def markers(self) -> list[Path]:
-        """List the files that may lie beside images.
-
-        Raises:
-            BrokenRecord: one of the records cannot be read.
-        """
-        records = sorted(self._markers_dir.glob("*.json"))
-        return [Path(str(get_record(record, kind="marker", version=RECORD_VERSION)["path"])) for record in records]
+        """List the files that may lie beside images; of records that cannot be read `ferry doctor` tells."""
+        found = []
+        for record in sorted(self.markers_dir.glob("*.json")):
+            with suppress(BrokenRecord, KeyError):
+                found.append(Path(str(get_record(record, kind="marker", version=RECORD_VERSION)["path"])))
+        return found
 
     def find_statistics(self, uuid: UUID) -> dict[str, object] | None:
         """Read the figures of a VM's last migrations."""
@@ -279,16 +319,21 @@ class Store:
 
     def statistics_uuids(self) -> list[UUID]:
         """List the VMs whose figures are kept."""
-        return [UUID(path.stem) for path in sorted(self._statistics_dir.glob("*.json"))]
+        found = []
+        for path in sorted(self._statistics_dir.glob("*.json")):
+            with suppress(ValueError):  # not made by us
+                found.append(UUID(path.stem))
+        return found
 
     def session_ids(self) -> list[str]:
         """List the halves of migrations on record, in a stable order."""
         return sorted(path.stem for path in self.sessions_dir.glob("*.json"))
 
     def _marker_path(self, path: Path) -> Path:
-        return self._markers_dir / f"{path.name.removeprefix('.')}.json"
+        return self.markers_dir / f"{path.name.removeprefix('.')}.json"
 
-    def _session_path(self, session_id: str) -> Path:
+    def session_path(self, session_id: str) -> Path:
+        """Name the file of a half of a migration."""
         if not _SESSION_ID.fullmatch(session_id):
             raise InvalidRequest(
                 f"migration id {session_id[:80]!r}: 1 to 64 letters, digits and dashes are wanted",

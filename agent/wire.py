@@ -23,6 +23,7 @@ from agent.migration.record import find_cause, tells_all
 from agent.migration.source import SourceSession
 from agent.vm.adoption.plan import AdoptionPlan
 from agent.vm.events import DiskJob, VmEvent
+from agent.vm.unreadable import UnreadableVm
 from agent.vm.vm import VmState, VmView
 from agent.wire_phases import MAY_TELL_TOKEN, advice_messages, state_and_place
 from ferry.agent.v1 import adoption_pb2, host_pb2, migration_pb2, vm_pb2
@@ -303,6 +304,19 @@ def vm(view: VmView, *, is_full: bool = False) -> vm_pb2.Vm:
         cpu_shares=view.cpu_shares,
         next_cpu_shares=view.wishes.tunables.cpu_shares,
         moved_to=view.wishes.moved_to,
+        problems=view.problems,
+    )
+
+
+def unreadable_vm(unread: UnreadableVm) -> vm_pb2.Vm:
+    """Encode a VM of which nothing can be read that could be served."""
+    return vm_pb2.Vm(
+        name=unread.name,
+        uuid=str(unread.uuid),
+        state=vm_pb2.Vm.STATE_UNKNOWN,
+        is_persistent=True,
+        pid=unread.process.pid if unread.process is not None and unread.is_running else 0,
+        problems=[one.text for one in unread.problems],
     )
 
 

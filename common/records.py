@@ -22,7 +22,7 @@ from common.errors import WrongState
 from common.storage import storing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 
@@ -146,6 +146,37 @@ def _decode(path: Path, content: bytes, kind: str, version: int) -> dict[str, ob
     if not isinstance(body, dict):
         raise BrokenRecord(f"record {path}: its body is not an object", path=path)
     return body
+
+
+def parts_of(content: bytes, names: Sequence[str]) -> dict[str, object]:
+    """Find parts of the body of what may be no record any more, by their names, in the order in which they were written.
+
+    One that is not there as a whole is left out: of a record that was cut off the first parts are there still.
+    """
+    text = content[:MAX_RECORD_BYTES].decode(errors="replace")
+    with suppress(ValueError, RecursionError):
+        envelope = json.loads(text)
+        body = envelope.get("body") if isinstance(envelope, dict) else None
+        return {name: body[name] for name in names if name in body} if isinstance(body, dict) else {}
+    found: dict[str, object] = {}
+    at = 0
+    for name in names:
+        mark = f'"{name}": '
+        where = text.find(mark, at)
+        if where >= 0:
+            with suppress(ValueError, RecursionError):
+                found[name], at = json.JSONDecoder().raw_decode(text, where + len(mark))
+    return found
+
+
+def find_text(content: bytes, name: str) -> str:
+    """Find the first text of a name in what may be no record any more; empty where there is none."""
+    mark = f'"{name}": "'.encode()
+    at = content.find(mark)
+    with suppress(ValueError):
+        value, _ = json.JSONDecoder().raw_decode(content[max(at, 0) + len(mark) - 1 :].decode(errors="replace"))
+        return value if at >= 0 and isinstance(value, str) else ""
+    return ""
 
 
 def get_record(path: Path, *, kind: str, version: int) -> dict[str, object]:

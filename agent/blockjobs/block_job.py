@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -10,9 +10,9 @@ from uuid import UUID
 import structlog
 
 from agent.blockjobs.images import MadeFile
-from common.codec import Unknown, decode, encode_fields
+from common.codec import Unknown, decode, decode_what_can_be, encode_fields
 from common.errors import FerryError
-from common.records import find_record, remove_record, write_record
+from common.records import MAX_RECORD_BYTES, find_record, parts_of, remove_record, write_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,6 +167,20 @@ class BlockJob:
         return self.state in FINAL
 
 
+@dataclass(frozen=True, slots=True)
+class UnreadableJob:
+    """A job whose record cannot be read.
+
+    Attributes:
+        vm_uuid, disk: None and empty where they cannot be told.
+    """
+
+    id: str
+    path: Path
+    vm_uuid: UUID | None
+    disk: str
+
+
 class BlockJobRecords:
     """The jobs on record."""
 
@@ -190,6 +204,20 @@ class BlockJobRecords:
                 found += [] if body is None else [decode(BlockJobRecord, body, where="block job")]
             except FerryError as error:
                 _log.error("block job cannot be read", path=str(path), error=error.text)
+        return found
+
+    def unreadable(self) -> list[UnreadableJob]:
+        """List the jobs whose records cannot be read, as far as anything is left of them."""
+        found = []
+        known = {record.id for record in self.load()}
+        for path in sorted(self._directory.glob("*.json")):
+            if path.stem not in known:
+                try:
+                    content = path.read_bytes()[:MAX_RECORD_BYTES]
+                except OSError:
+                    content = b""
+                left = decode_what_can_be(BlockJobRecord, parts_of(content, [one.name for one in fields(BlockJobRecord)]))
+                found.append(UnreadableJob(path.stem, path, left.get("vm_uuid"), left.get("disk", "")))
         return found
 
     def _path(self, job_id: str) -> Path:

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from agent.blockjobs.begin import creation_id
-from agent.blockjobs.block_job import BlockJob, BlockJobRecords, Kind, State, Wish
+from agent.blockjobs.block_job import BlockJob, BlockJobRecords, Kind, State, UnreadableJob, Wish, qemu_id
 from agent.blockjobs.carrying import Carrier
 from agent.blockjobs.disks import commands_of, get_chain, get_disk, see_disks
 from agent.blockjobs.ending import end_without_qemu
@@ -31,7 +31,7 @@ from common.errors import NotFound, WrongState
 from common.storage import find_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
     from agent.blockjobs.block_job import BlockJobRecord
@@ -55,12 +55,15 @@ class BlockJobs:
         self._tasks = tasks
         self._wall_clock = wall_clock
         self._works: OrderedDict[str, Work] = OrderedDict()
+        self._unreadable: list[UnreadableJob] = []
         self._carrier = Carrier(vms, self._forget_oldest, wall_clock)
 
     def resume(self) -> None:
         """Take the disks again that jobs of an earlier agent hold, before anything is served; go on with those jobs."""
         for record in self._records.load():
             vm = self._vms.find(record.vm_uuid)
+            if vm is None and self._vms.find_unreadable(str(record.vm_uuid)) is not None:
+                continue  # its QEMU may be at work on it
             if vm is None:
                 end_without_qemu(None, record)
                 self._records.remove(record.id)
@@ -69,6 +72,11 @@ class BlockJobs:
             work = self._add(Work(record, vm, _lock(record), self._records))
             self._vms.jobs.keep_disk(work.lock)
             self._tasks.start(self._carrier.carry_on(work))
+        for unread in self._records.unreadable():
+            self._unreadable.append(unread)
+            if unread.vm_uuid is not None and unread.disk:
+                why = f"its record {unread.path} cannot be read; ferry doctor says what to do"
+                self._vms.jobs.keep_disk(DiskLock(unread.vm_uuid, unread.disk, "block job", unread.id, why))
         for vm in self._vms.all():
             if vm.running is not None:
                 self._tasks.start(self._sweep(vm))
@@ -232,7 +240,8 @@ class BlockJobs:
 
     def _own_names(self) -> frozenset[str]:
         records = [work.record for work in self._works.values() if not work.job.is_over]
-        return frozenset(name for record in records for name in (*record.nodes, creation_id(record)))
+        unread = (qemu_id(one.id) for one in self._unreadable)
+        return frozenset((*(name for record in records for name in (*record.nodes, creation_id(record))), *_names_of(unread)))
 
     async def _wish(self, work: Work, wish: Wish, tell: Callable[[BlockCommands], Awaitable[None]]) -> None:
         before = work.record.wish
@@ -266,3 +275,9 @@ class BlockJobs:
 
 def _lock(record: BlockJobRecord) -> DiskLock:
     return DiskLock(record.vm_uuid, record.disk, record.kind.value, record.id)
+
+
+def _names_of(jobs: Iterable[str]) -> Iterator[str]:
+    """List what jobs have in QEMU, by their ids there."""
+    for name in jobs:
+        yield from (name, f"{name}-f", f"{name}-c")

@@ -14,9 +14,11 @@ from agent.blockjobs.block_job import BlockJobRecords, State
 from agent.blockjobs.disks import commands_of, see_disks
 from agent.blockjobs.sweep import is_ours
 from agent.saving.record import JobRecords
+from agent.store import UNREADABLE
 from agent.vm.host_files import host_files
 from agent.vm.jobs import Job
 from agent.vm.options import strings_of
+from agent.vm.unreadable import way_out
 from common.errors import FerryError
 from common.records import BrokenRecord, find_record
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from agent.vm.definition import Definition
     from agent.vm.lifecycle import Vms
     from agent.vm.vm import Vm
+    from agent.vm.vm_records import Problem
 
 _PART: Final = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _MARKER: Final = re.compile(r"\.ferry-[0-9a-f]{12}")
@@ -118,11 +121,26 @@ def _undecided(jobs: BlockJobs) -> Iterator[Finding]:
 
 def _of_records(vms: Vms, store: Store, jobs: BlockJobs) -> Iterator[Finding]:
     yield from _of_older_disks(vms)
-    for uuid in store.vm_uuids():
-        if vms.find(uuid) is None:
-            yield _broken(store.vm(uuid).path, f"the records of VM {uuid} cannot be read, so it is not served")
+    for unread in vms.unreadable():
+        for problem in unread.problems:
+            yield Finding(unread.name, "BROKEN_RECORD", str(problem.path), problem.text, unread.way_out)
+    for vm in vms.all():
+        for problem in vm.problems:
+            yield Finding(vm.name, "BROKEN_RECORD", str(problem.path), problem.text, _advice_of(vm, problem))
     active = {job.id for job in jobs.all()}
-    for directory, kind in ((store.jobs_dir, "job"), (store.block_jobs_dir, "block-job"), (store.sessions_dir, "session")):
+    for path in sorted(store.sessions_dir.glob(f"*{UNREADABLE}")):
+        text = (
+            f"the record of migration {path.stem} could not be read and was put aside; its half here goes on by what was left of it"
+        )
+        advice = f"ferry migration show {path.stem} tells how it is and which command ends it; the file goes with its end"
+        yield Finding("", "BROKEN_RECORD", str(path), text, advice)
+    kinds = (
+        (store.jobs_dir, "job"),
+        (store.block_jobs_dir, "block-job"),
+        (store.sessions_dir, "session"),
+        (store.markers_dir, "marker"),
+    )
+    for directory, kind in kinds:
         for path in sorted(directory.glob("*.json")):
             try:
                 find_record(path, kind=kind, version=1)
@@ -145,6 +163,17 @@ def _of_older_disks(vms: Vms) -> Iterator[Finding]:
                 continue
             for disk in found:
                 yield Finding(vm.name, "OLDER_DISK", disk.disk, disk.text, disk.advice)
+
+
+def _advice_of(vm: Vm, problem: Problem) -> str:
+    if problem.path == vm.directory.definition_path:
+        return way_out(vm.name)
+    if problem.path == vm.directory.wishes_path:
+        return (
+            f"set it again: ferry vm autostart {vm.name}, or ferry vm autostart {vm.name} --off; "
+            "ferry vm start --force, if its guest was not moved away"
+        )
+    return f"what runs is taken from what is left; the next start writes {problem.path} anew"
 
 
 def _broken(path: Path, text: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -15,7 +15,7 @@ import structlog
 from agent.migration import incoming as inc
 from agent.migration import outgoing as out
 from agent.migration.begin import begin, context_of
-from agent.migration.clocks import now_era
+from agent.migration.clocks import now_era, wall_s
 from agent.migration.destination import DestinationSession
 from agent.migration.machine import Cause
 from agent.migration.offline import begin_offline, preparation, reserve_again
@@ -23,6 +23,9 @@ from agent.migration.operator_actions import AnySession, ask_destination, ask_so
 from agent.migration.order import Begun, Endpoint, Offer, Role, Wish
 from agent.migration.past import Past, PastMigrations, past_of
 from agent.migration.record import Facts, Record, check_migration_id, incoming_record, outgoing_record, read_role
+from agent.migration.remains import Remains, remains_of
+from agent.migration.salvage import REASON as RECORD_BROKEN
+from agent.migration.salvage import Held, cause_of, destination_record, find_half, hold, source_record
 from agent.migration.shared_disks import find_strays, remove_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
@@ -51,6 +54,7 @@ class Migrations:
         self._begun: dict[str, Begun] = {}
         self._epochs: dict[str, int] = {}
         self._made_now: set[str] = set()
+        self._held: dict[str, str] = {}
         self._past = PastMigrations(around.store)
 
     def restore(self) -> None:
@@ -62,6 +66,8 @@ class Migrations:
                     self._restore(body)
             except FerryError as error:
                 _log.error("session record unusable", migration=session_id, error=error.text)
+                self._salvage(session_id, error)
+        self._sessions = dict(sorted(self._sessions.items(), key=lambda one: one[1].facts.began_at_s))
         self._remove_strays()
 
     def get(self, migration_id: str) -> AnySession:
@@ -72,6 +78,7 @@ class Migrations:
         """
         session = self._sessions.get(migration_id)
         if session is None:
+            self._check_held(migration_id)
             raise NotFound(
                 f"migration {migration_id[:80]} is unknown to {self._around.identity.name}",
                 reason="MIGRATION_UNKNOWN",
@@ -205,6 +212,7 @@ class Migrations:
 
     def _check_new(self, migration_id: str, epoch: int, role: Role) -> None:
         check_migration_id(migration_id)
+        self._check_held(migration_id)
         self.check_epoch(migration_id, epoch)
         session = self._sessions.get(migration_id)
         if session is None:
@@ -228,6 +236,7 @@ class Migrations:
             if after_restart and isinstance(session, SourceSession):
                 await session.reattach()
             await session.run(after_restart=after_restart)
+            self._forget_aside(session.facts.migration_id)
             remove_markers(session.facts.made_files, self._around.store)
             self._past.keep(past_of(session.facts, session.phase))
         except Exception:  # noqa: BLE001 - one migration's bug must not end the agent, which owns other guests
@@ -256,6 +265,64 @@ class Migrations:
         if isinstance(session, DestinationSession) and isinstance(session.phase, inc.Reserved):
             session.observe(inc.AbandonRequested(Cause("the agent was restarted while it prepared; try again", "AGENT_RESTARTED")))
 
+    def _salvage(self, session_id: str, error: FerryError) -> None:
+        """Go on with a half whose record cannot be read; the VM that it is about, or may be about, stays taken meanwhile."""
+        remains = remains_of(self._around.store.session_content(session_id))
+        self._held[session_id] = f"{error.text}; its VM is held until its QEMU has answered"
+        try:
+            holds = hold(self._around.vms, session_id, remains)
+        except FerryError as busy:
+            self._held[session_id] = f"{error.text}; {busy.text}"
+            return
+        self._tasks.start(self._go_on(session_id, remains, holds, error))
+
+    async def _go_on(self, session_id: str, remains: Remains, holds: Sequence[Held], error: FerryError) -> None:
+        try:
+            found = await find_half(remains, holds)
+            if found is None:
+                _log.error("session record is about no guest that is here", migration=session_id)
+                del self._held[session_id]
+                return
+            cause = cause_of(found.role, self._around.identity.name, self._around.store.session_path(session_id), error)
+            facts = remains.facts_of(session_id, found.role, found.vm_uuid, found.vm_name, wall_s())
+            vm, lock, parent = found.vm, found.lock, context_of(facts.traceparent)
+            session: AnySession
+            if found.role is Role.SOURCE:
+                sent = source_record(remains, facts, found.seen, cause)
+                session = SourceSession(sent, around=self._around, vm=vm, lock=lock, parent=parent)
+            else:
+                taken = destination_record(remains, facts, found.seen, cause)
+                session = DestinationSession(taken, around=self._around, vm=vm, lock=lock, parent=parent)
+            try:
+                self._around.store.set_session_aside(session_id)
+            except FerryError as failure:
+                _log.warning("unreadable record not kept", migration=session_id, error=failure.text)
+            session.keep()
+            del self._held[session_id]
+            if remains.is_over:
+                self._sessions[session_id] = session
+                session.mark_over()
+                self._forget_aside(session_id)
+                return
+            self._add(session, after_restart=True)
+            _log.warning("migration goes on by what is left", migration=session_id, phase=type(session.phase).__name__)
+        except Exception:  # noqa: BLE001 - one migration's bug must not end the agent, which owns other guests
+            _log.exception("record not salvaged", migration=session_id)
+
+    def _check_held(self, migration_id: str) -> None:
+        if migration_id in self._held:
+            raise WrongState(
+                f"migration {migration_id}: its record on {self._around.identity.name} cannot be read: {self._held[migration_id]}",
+                reason=RECORD_BROKEN,
+                migration=migration_id,
+            )
+
+    def _forget_aside(self, migration_id: str) -> None:
+        try:
+            self._around.store.forget_session_aside(migration_id)
+        except FerryError as failure:
+            _log.warning("unreadable record not removed", migration=migration_id, error=failure.text)
+
     def _rebuild(self, body: dict[str, object]) -> AnySession:
         if read_role(body) is Role.SOURCE:
             sent = _on_our_clock(outgoing_record(body))
@@ -267,9 +334,16 @@ class Migrations:
         return DestinationSession(taken, around=self._around, vm=vm, lock=lock, parent=context_of(taken.facts.traceparent))
 
     def _take_again(self, facts: Facts, job: Job) -> tuple[Vm | None, JobLock | None]:
-        vm = self._around.vms.find(UUID(facts.vm_uuid))
-        if vm is None or facts.ended_at_s is not None:
+        try:
+            vm = self._around.vms.find(UUID(facts.vm_uuid))
+        except ValueError as error:
+            raise InvalidRequest(f"session record: {facts.vm_uuid!r} is no UUID", reason="RECORD_MALFORMED") from error
+        if facts.ended_at_s is not None:
             return vm, None
+        if vm is None and (unread := self._around.vms.find_unreadable(facts.vm_uuid)) is not None:
+            raise unread.refusal()
+        if vm is None:
+            return None, None
         return vm, self._around.vms.lock(vm, job, facts.migration_id)
 
     def _forget_old(self) -> None:

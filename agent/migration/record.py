@@ -15,7 +15,7 @@ from agent.migration import incoming, outgoing
 from agent.migration.arrival import Arrival
 from agent.migration.convergence import GIVEN_UP, Decision
 from agent.migration.machine import Cause
-from agent.migration.order import DiskCopy, Options, Role
+from agent.migration.order import DiskCopy, Options, Role, Transport
 from agent.migration.progress import Era, Progress, Timeline
 from agent.qemu.endings import STOP_REASONS
 from agent.vm.stored import Stored
@@ -145,6 +145,9 @@ class Head:
     token_sha256: str
     peer: str
     peer_address: str
+    peer_uri: str
+    transport: Transport
+    plain: bool
     unknown: Unknown = field(default_factory=Unknown, compare=False)
 
 
@@ -164,6 +167,9 @@ def head_of(facts: Facts, phase: object) -> Head:
         token_sha256=facts.token_sha256,
         peer=facts.peer,
         peer_address=facts.peer_address,
+        peer_uri=facts.peer_uri,
+        transport=facts.options.transport,
+        plain=facts.options.plain,
     )
 
 

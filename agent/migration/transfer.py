@@ -135,7 +135,7 @@ class Transfer:
         with suppress(FerryError, TimeoutError):
             await self._cut_directly(process_id)
             await self._wait_until_cut(qemu)
-        if self._has_key:
+        if self._has_key or self._options.is_psk:  # after a restart it is not known whether QEMU has it
             with suppress(FerryError, TimeoutError):
                 async with asyncio.timeout(TIDY_TIMEOUT_S):
                     await qemu.set_parameters({"tls-creds": ""})

@@ -63,6 +63,8 @@ class VmJobs:
         for record in self._records.load():
             vm = self._vms.find(record.vm_uuid)
             work = None
+            if vm is None and self._vms.find_unreadable(str(record.vm_uuid)) is not None:
+                continue  # its QEMU may be at work on it
             if vm is not None:
                 job = VmJob(record.id, record.kind, vm.uuid, vm.name, Path(record.path), record.started_at_s)
                 work = self._add(Work(job, self._vms.lock(vm, LOCKS[record.kind], record.id)))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self
 import structlog
 from opentelemetry import trace
 
+from agent.vm import process
 from agent.vm.adoption.survey import survey
 from agent.vm.cpu_shares import AskedShares, CpuShares, find_asked
 from agent.vm.domain.parse import parse_domain
@@ -34,6 +35,7 @@ from agent.vm.registry import Registry
 from agent.vm.replaced_images import check_images
 from agent.vm.running import adopted
 from agent.vm.stopping import power_off, quit_qemu
+from agent.vm.unreadable import unreadable
 from agent.vm.view import view_vm
 from agent.vm.wishes import Tunables, Wishes
 from common.errors import Bug, Expired, WrongState
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from agent.vm.running import Running
     from agent.vm.settings import VmSettings
     from agent.vm.stored import Stored
+    from agent.vm.unreadable import UnreadableVm
     from agent.vm.vm import Vm, VmView
 
 DEFAULT_STOP_TIMEOUT_S = 30.0
@@ -124,6 +127,14 @@ class Vms:
         """List the VMs by name."""
         return self._registry.all()
 
+    def unreadable(self) -> list[UnreadableVm]:
+        """List the VMs of which nothing can be read that could be served, by name."""
+        return self._registry.unreadable()
+
+    def find_unreadable(self, name_or_uuid: str) -> UnreadableVm | None:
+        """Find a VM of which nothing can be read that could be served."""
+        return self._registry.find_unreadable(name_or_uuid)
+
     async def view(self, vm: Vm) -> VmView:
         """Describe a VM; its state is asked of QEMU."""
         return await view_vm(vm, self._jobs.find(vm.uuid))
@@ -179,6 +190,10 @@ class Vms:
         definition = parse_domain(xml, origin)
         self.premises.check_paths(definition)
         existing = self._registry.find(definition.uuid)
+        if force and self._registry.find_unreadable(str(definition.uuid)) is not None:
+            existing = await self._serve_again(definition)
+        if existing is not None and existing.has_unread_definition and not force:
+            raise unreadable(existing.name, existing.problems)
         with nullcontext() if existing is None else self.lock(existing, Job.DEFINE, ""):
             self._registry.check_free(definition)
             if existing is not None and not force:
@@ -187,20 +202,69 @@ class Vms:
             definition = await self.premises.pin(definition)
             vm = self._registry.save(definition)
         reason = Reason.ADDED if vm.persistent is None else Reason.UPDATED
-        vm.persistent = definition
+        vm.persistent, vm.has_unread_definition = definition, False
+        vm.forget_problem(vm.directory.definition_path)
         _mark_here(vm)
         self.events.emit(vm.uuid, vm.name, Happening.DEFINED, reason)
         _log.info("vm defined", vm=vm.name, uuid=str(vm.uuid), machine=definition.machine)
         return vm
 
-    async def undefine(self, vm: Vm) -> None:
+    async def _serve_again(self, definition: Definition) -> Vm | None:
+        """Serve a VM of which nothing could be read, now that there is a definition of it: its QEMU is attached to, if it runs."""
+        unread = self._registry.find_unreadable(str(definition.uuid))
+        named = self._registry.find_unreadable(definition.name)
+        if unread is None or unread.name not in {definition.name, str(unread.uuid)} or named not in {None, unread}:
+            return None  # the name is another's, which is refused
+        pinned = await self.premises.pin(definition)
+        if not unread.is_running:
+            unread.directory.remove_running()
+        unread.directory.save_definition(pinned.to_record())
+        loaded = self._registry.load_one(unread.uuid)
+        if loaded is None:
+            return None
+        vm, running = loaded
+        if running is not None:
+            self._engine.attach(vm, running)
+        return vm
+
+    async def undefine_unreadable(self, unread: UnreadableVm) -> None:
+        """Remove a VM of which nothing can be read.
+
+        Raises:
+            WrongState: its QEMU runs, or a saved guest is kept with it.
+        """
+        if unread.is_running:
+            pid = 0 if unread.process is None else unread.process.pid
+            text = f"VM {unread.name}: its QEMU runs, process {pid}; end it first (ferry vm destroy {unread.name})"
+            raise WrongState(text, reason="VM_RUNNING", vm=unread.name, pid=pid)
+        if unread.directory.saved_path.exists():
+            raise WrongState(
+                f"VM {unread.name} has a saved guest, which would be lost; store its definition again first "
+                "(ferry vm define FILE --force)",
+                reason="SAVED_GUEST_KEPT",
+                vm=unread.name,
+            )
+        self._registry.remove_unreadable(unread)
+        self.events.emit(unread.uuid, unread.name, Happening.UNDEFINED, Reason.REMOVED)
+
+    async def end_unreadable(self, unread: UnreadableVm) -> None:
+        """Ensure that the QEMU has ended of a VM of which nothing can be read."""
+        if unread.process is not None:
+            await process.kill(unread.process)
+            _log.info("vm ended", vm=unread.name, uuid=str(unread.uuid), pid=unread.process.pid)
+
+    async def undefine(self, vm: Vm, *, force: bool = False) -> None:
         """Remove the definition of a VM; a running one is transient from now on, of a stopped one nothing is left.
+
+        One that cannot be read is removed with `force` only.
 
         Raises:
             WrongState: it has none.
         """
         with self.lock(vm, Job.UNDEFINE, ""):
-            if vm.persistent is None:
+            if vm.has_unread_definition and not force:
+                raise unreadable(vm.name, vm.problems)
+            if not vm.is_persistent:
                 raise WrongState(f"VM {vm.name} is transient: it has no definition to remove", reason="VM_TRANSIENT", vm=vm.name)
             if vm.has_saved_guest:
                 raise WrongState(
@@ -239,6 +303,8 @@ class Vms:
             await self.start_saved(vm, paused, force)
             return
         with self.lock(vm, Job.START, ""):
+            if vm.running is None and vm.has_unread_definition:
+                raise unreadable(vm.name, vm.problems)
             if vm.running is not None or vm.persistent is None:
                 raise WrongState(f"VM {vm.name} is running already", reason="VM_RUNNING", vm=vm.name)
             if not force:
@@ -246,6 +312,8 @@ class Vms:
                 _refuse_away(vm)
             await self._boot(vm, vm.persistent, paused=paused, force=force)
             _mark_here(vm)
+            if vm.has_unread_wishes:  # it is here, on an operator's word
+                vm.save_wishes(vm.wishes)
 
     async def _boot(self, vm: Vm, definition: Definition, *, paused: bool, force: bool) -> None:
         with _tracer.start_as_current_span("vm.start", attributes={"vm": vm.name}):
@@ -527,9 +595,10 @@ class Vms:
             raise
 
     def _remove_definition(self, vm: Vm, reason: Reason) -> None:
-        if vm.persistent is not None:
+        if vm.is_persistent:
             vm.directory.remove_definition()
-            vm.last_definition, vm.persistent, vm.wishes = vm.persistent, None, Wishes()
+            vm.last_definition, vm.persistent, vm.wishes = vm.persistent or vm.last_definition, None, Wishes()
+            vm.problems, vm.has_unread_definition, vm.has_unread_wishes = (), False, False
             self.events.emit(vm.uuid, vm.name, Happening.UNDEFINED, reason)
             _log.info("vm undefined", vm=vm.name, uuid=str(vm.uuid))
 
@@ -550,7 +619,7 @@ class Vms:
         vm = self._registry.find(uuid)
         if vm is not None:
             self._engine.note_run_state(vm)
-        if vm is not None and vm.running is None and vm.persistent is None and self._jobs.find(uuid) is None:
+        if vm is not None and vm.running is None and not vm.is_persistent and self._jobs.find(uuid) is None:
             with storage_may_fail(vm, "that it is gone is not on record"):
                 self._registry.remove(vm)
 
@@ -567,6 +636,14 @@ def _mark_here(vm: Vm) -> None:
 
 
 def _refuse_away(vm: Vm) -> None:
+    if vm.has_unread_wishes:
+        why = "; ".join(one.text for one in vm.problems)
+        raise WrongState(
+            f"VM {vm.name}: whether its guest was moved to another host cannot be read ({why}): started here it may run twice; "
+            "start it with --force if it runs nowhere else",
+            reason="RECORD_BROKEN",
+            vm=vm.name,
+        )
     if vm.wishes.moved_to:
         raise WrongState(
             f"VM {vm.name} was moved to {vm.wishes.moved_to} and only its definition stayed here: started here it may run twice; "

@@ -174,6 +174,32 @@ def find_launched(token: str) -> ProcessIdentity | None:
     return None
 
 
+def find_in(directory: Path) -> tuple[ProcessIdentity, str] | None:
+    """Find the QEMU that was started in a directory of its own, and its token, when nothing else is known of it."""
+    mark = f"{LAUNCH_VARIABLE}=".encode()
+    for place in Path("/proc").iterdir():
+        if not place.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError, NotFound):
+            if (place / "cwd").readlink() != directory:
+                continue
+            words = (place / "environ").read_bytes().split(b"\0")
+            token = next((word.removeprefix(mark) for word in words if word.startswith(mark)), None)
+            identity = ProcessIdentity.of(int(place.name))
+            if token is not None and identity.is_alive():
+                return identity, token.decode(errors="replace")
+    return None
+
+
+def argv_of(identity: ProcessIdentity) -> tuple[str, ...]:
+    """Read the command line of a process; empty where it cannot be read."""
+    try:
+        words = Path(f"/proc/{identity.pid}/cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
+    except OSError:
+        return ()
+    return tuple(os.fsdecode(word) for word in words)
+
+
 def last_words(log_path: Path, offset_bytes: int) -> str:
     """Read the last message of a QEMU from its log, without the program's name; empty when it said nothing.
 

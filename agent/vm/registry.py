@@ -6,21 +6,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import structlog
-
-from agent.vm.definition import Definition
 from agent.vm.process import last_words
-from agent.vm.running import Running
+from agent.vm.unreadable import UnreadableVm
 from agent.vm.vm import Vm
-from agent.vm.wishes import Live, Wishes
-from common.errors import FerryError, NotFound, WrongState
+from agent.vm.vm_records import read_vm
+from common.errors import NotFound, WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.store import Store
-
-_log = structlog.get_logger()
+    from agent.vm.definition import Definition
+    from agent.vm.running import Running
 
 
 class Registry:
@@ -29,31 +26,51 @@ class Registry:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._vms: dict[UUID, Vm] = {}
+        self._unreadable: dict[UUID, UnreadableVm] = {}
 
     def load(self) -> Iterator[tuple[Vm, Running | None]]:
         """Read every VM on record, with what it ran as; rests of removed VMs are swept.
 
-        A VM whose records cannot be read is left alone on disk, and told in the log.
+        What cannot be read is left as it is on disk, and stays taken.
         """
         for uuid in list(self._store.vm_uuids()):
-            directory = self._store.vm(uuid)
-            try:
-                definition = directory.find_definition()
-                running = directory.find_running()
-                persistent = None if definition is None else Definition.from_record(definition)
-                ran_as = None if running is None else Running.from_record(running)
-                wishes, live = Wishes.from_record(directory.find_wishes()), Live.from_record(directory.find_live())
-                _check_uuid(uuid, persistent, ran_as)
-            except FerryError as error:
-                _log.error("vm cannot be read", uuid=str(uuid), error=error.text)
-                continue
-            known = persistent if ran_as is None else ran_as.definition
-            if known is None:
-                directory.remove()
-                continue
-            vm = self._vms[uuid] = Vm(known, directory)
-            vm.persistent, vm.wishes, vm.live = persistent, wishes, live
-            yield vm, ran_as
+            loaded = self.load_one(uuid)
+            if loaded is not None:
+                yield loaded
+
+    def load_one(self, uuid: UUID) -> tuple[Vm, Running | None] | None:
+        """Read a VM that is on record, with what it ran as; None where there is nothing, or nothing that could be served."""
+        directory = self._store.vm(uuid)
+        self._unreadable.pop(uuid, None)
+        read = read_vm(directory, uuid)
+        known = read.persistent if read.running is None else read.running.definition
+        if known is None and read.problems:
+            self._unreadable[uuid] = UnreadableVm(uuid, read.name or str(uuid), directory, read.problems, read.process)
+            return None
+        if known is None:
+            directory.remove()
+            return None
+        vm = self._vms[uuid] = Vm(known, directory)
+        vm.persistent, vm.wishes, vm.live = read.persistent, read.wishes, read.live
+        vm.problems, vm.has_unread_definition, vm.has_unread_wishes = (
+            read.problems,
+            read.has_unread_definition,
+            read.has_unread_wishes,
+        )
+        return vm, read.running
+
+    def unreadable(self) -> list[UnreadableVm]:
+        """List the VMs that cannot be served, by name."""
+        return sorted(self._unreadable.values(), key=lambda one: (one.name, str(one.uuid)))
+
+    def find_unreadable(self, name_or_uuid: str) -> UnreadableVm | None:
+        """Find a VM that cannot be served, by UUID or name."""
+        return next((one for one in self._unreadable.values() if name_or_uuid in {one.name, str(one.uuid)}), None)
+
+    def remove_unreadable(self, one: UnreadableVm) -> None:
+        """Remove a VM that cannot be served, and all of its files."""
+        self._unreadable.pop(one.uuid, None)
+        one.directory.remove()
 
     def find(self, uuid: UUID) -> Vm | None:
         """Find a VM by UUID."""
@@ -68,12 +85,15 @@ class Registry:
 
         Raises:
             NotFound: there is none.
+            WrongState: its records cannot be read.
         """
         with suppress(ValueError):
             by_uuid = self.find(UUID(name_or_uuid))
             if by_uuid is not None:
                 return by_uuid
         found = self.find_named(name_or_uuid)
+        if found is None and (unread := self.find_unreadable(name_or_uuid)) is not None:
+            raise unread.refusal()
         if found is None:
             raise NotFound(f"VM {name_or_uuid[:80]} does not exist on this host", reason="VM_NOT_FOUND", vm=name_or_uuid)
         return found
@@ -99,6 +119,9 @@ class Registry:
                     name=definition.name,
                     uuid=definition.uuid,
                 )
+        for one in (self.find_unreadable(definition.name), self.find_unreadable(str(definition.uuid))):
+            if one is not None:
+                raise one.refusal()
 
     def check_free(self, definition: Definition) -> None:
         """Require that name and UUID are free, or both of one VM.
@@ -165,9 +188,3 @@ class Registry:
         if vm.running is not None:
             return last_words(vm.directory.log_path, vm.running.log_offset_bytes)
         return "" if vm.last_end is None else vm.last_end.words
-
-
-def _check_uuid(uuid: UUID, persistent: Definition | None, running: Running | None) -> None:
-    for definition in (persistent, None if running is None else running.definition):
-        if definition is not None and definition.uuid != uuid:
-            raise WrongState(f"directory {uuid} holds records of VM {definition.uuid}", reason="RECORD_BROKEN")

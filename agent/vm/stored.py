@@ -62,9 +62,11 @@ class Stored:
 def find_stored(vm: Vm) -> Stored | None:
     """Return what this host keeps of a VM; None of a transient one.
 
-    One that was adopted counts as kept: nobody chose that it should be gone when it stops.
+    One that was adopted counts as kept: nobody chose that it should be gone when it stops. So does one whose definition cannot
+    be read.
     """
     if vm.persistent is None:
-        return Stored() if vm.running is not None and vm.running.qmp_path is not None else None
+        is_kept = vm.has_unread_definition or (vm.running is not None and vm.running.qmp_path is not None)
+        return Stored() if is_kept else None
     is_another = vm.running is None or differs(vm)
     return Stored(vm.persistent if is_another else None, vm.wishes.autostart, vm.wishes.tunables.cpu_shares)

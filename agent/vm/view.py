@@ -41,6 +41,7 @@ async def view_vm(vm: Vm, lock: JobLock | None) -> VmView:
         differs=differs(vm),
         has_saved_guest=vm.has_saved_guest,
         cpu_shares=vm.live.cpu_shares,
+        problems=tuple(one.text for one in vm.problems),
     )
 
 
@@ -52,6 +53,8 @@ def differs(vm: Vm) -> bool:
 
 
 async def _find_state(vm: Vm) -> VmState:
+    if vm.keeper is None and vm.problems:
+        return VmState.UNKNOWN
     if vm.keeper is None:
         crashed = vm.last_end is not None and vm.last_end.reason is Reason.CRASHED
         return VmState.CRASHED if crashed else VmState.STOPPED

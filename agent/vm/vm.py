@@ -12,6 +12,7 @@ from common.errors import WrongState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from uuid import UUID
 
     from agent.qemu.monitor import Monitor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from agent.vm.jobs import Job
     from agent.vm.keeper import Keeper
     from agent.vm.running import Running
+    from agent.vm.vm_records import Problem
 
 
 ATTACH_INTERVAL_S = 0.02
@@ -62,6 +64,9 @@ class Vm:
         self.wishes = Wishes()
         self.live = Live()
         self.asked_shares: AskedShares | None = None
+        self.problems: tuple[Problem, ...] = ()
+        self.has_unread_definition = False
+        self.has_unread_wishes = False
 
     @property
     def name(self) -> str:
@@ -78,7 +83,7 @@ class Vm:
     @property
     def is_persistent(self) -> bool:
         """Whether the definition stays when the VM stops."""
-        return self.persistent is not None
+        return self.persistent is not None or self.has_unread_definition
 
     @property
     def is_incoming(self) -> bool:
@@ -94,6 +99,12 @@ class Vm:
         """Change what is set beside the definition."""
         self.directory.save_wishes(wishes.to_record())
         self.wishes = wishes
+        self.has_unread_wishes = False
+        self.forget_problem(self.directory.wishes_path)
+
+    def forget_problem(self, path: Path) -> None:
+        """Take a record that could not be read as one that is in order again."""
+        self.problems = tuple(one for one in self.problems if one.path != path)
 
     def save_live(self, live: Live) -> None:
         """Change what holds while the VM runs."""
@@ -144,6 +155,7 @@ class VmView:
         has_saved_guest: whether the next start brings a saved guest back.
         differs: whether the persistent definition is not what runs, so that the next start makes another guest.
         cpu_shares: as the kernel has them; None without.
+        problems: what on record of it cannot be read, each in a sentence.
     """
 
     name: str
@@ -160,3 +172,4 @@ class VmView:
     differs: bool
     has_saved_guest: bool
     cpu_shares: int | None
+    problems: tuple[str, ...] = ()

@@ -162,18 +162,26 @@ async def stop(  # noqa: PLR0913 -- an option each
 
 
 @app.command
-async def undefine(vm: Vm, /, *, host: Host = None, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
+async def undefine(
+    vm: Vm,
+    /,
+    *,
+    force: Annotated[Switch, Parameter(help="Remove it also where what is on record of it cannot be read.")] = False,
+    host: Host = None,
+    settings: Settings = DEFAULT_SETTINGS,
+) -> ExitCode:
     """Remove the definition of a VM; its disks stay. One that runs goes on and is gone when it stops."""
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)
-        await agent.peer.change(agent.stub.UndefineVm, pb.UndefineVmRequest(request_id=new_request_id(), vm=vm))
+        request = pb.UndefineVmRequest(request_id=new_request_id(), vm=vm, force=force)
+        await agent.peer.change(agent.stub.UndefineVm, request)
     Screen().note(f"{vm} undefined on {agent.host}")
     return ExitCode.DONE
 
 
 @app.command(name="ls")
 async def list_all(*, host: Host = None, output: Output = Format.TABLE, settings: Settings = DEFAULT_SETTINGS) -> ExitCode:
-    """List the VMs of one host or of all; exit code 1 if a host does not answer."""
+    """List the VMs of one host or of all; exit code 1 if a host does not answer, or what is on record of a VM cannot be read."""
     screen = Screen()
     async with Link(settings) as link:
         answers = await list_vms(link, host)
@@ -182,7 +190,10 @@ async def list_all(*, host: Host = None, output: Output = Format.TABLE, settings
     silent = [answer for answer in answers if answer.error]
     for answer in silent:
         screen.warn(f"{answer.agent.host}: {answer.error}")
-    return ExitCode.REFUSED if silent else ExitCode.DONE
+    unread = [(name, vm) for name, vm in found if vm.problems]
+    for name, vm in unread:
+        screen.warn(f"{vm.name} on {name}: {'; '.join(vm.problems)}; ferry doctor says what to do")
+    return ExitCode.REFUSED if silent or unread else ExitCode.DONE
 
 
 @app.command
@@ -191,5 +202,8 @@ async def show(vm: Vm, /, *, host: Host = None, output: Output = Format.TABLE, s
     async with Link(settings) as link:
         agent = await find_agent(link, vm, host)
         found = (await agent.peer.read(agent.stub.GetVm, pb.GetVmRequest(vm=vm))).vm
-    Screen().show({"host": agent.host, **to_plain(found)}, lambda: vm_details(agent.host, found), output)
-    return ExitCode.DONE
+    screen = Screen()
+    screen.show({"host": agent.host, **to_plain(found)}, lambda: vm_details(agent.host, found), output)
+    for problem in found.problems:
+        screen.warn(f"{problem}; ferry doctor says what to do")
+    return ExitCode.REFUSED if found.problems else ExitCode.DONE

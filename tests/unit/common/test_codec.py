@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from common.codec import BadRecord, decode, encode, encode_fields
+from common.codec import BadRecord, Unknown, decode, decode_what_can_be, encode, encode_fields
 from common.errors import Bug, InvalidRequest
 
 
@@ -103,3 +103,39 @@ def test_rules_of_the_dataclass_hold_for_decoded_values() -> None:
 def test_a_value_of_an_uncarried_type_is_our_bug() -> None:
     with pytest.raises(Bug):
         encode(object())
+
+
+@dataclass(frozen=True)
+class _Inner:
+    a: int = 1
+
+
+@dataclass(frozen=True)
+class _Newer:
+    name: str
+    inner: _Inner = _Inner()
+    several: tuple[_Inner, ...] = ()
+    unknown: Unknown = field(default_factory=Unknown, compare=False)
+
+
+def test_fields_that_are_unknown_are_kept_and_written_back_where_a_record_says_so() -> None:
+    value = {"name": "web", "inner": {"a": 2, "b": 3}, "several": [{"a": 4, "c": 5}], "colour": {"of": "the future"}}
+
+    decoded = decode(_Newer, value)
+    encoded = encode_fields(replace(decoded, name="db"))
+
+    assert decoded.inner == _Inner(2)
+    assert encoded == {
+        "name": "db",
+        "inner": {"a": 2, "b": 3},
+        "several": [{"a": 4}],
+        "colour": {"of": "the future"},
+    }
+
+
+def test_fields_with_a_default_may_be_missing() -> None:
+    assert decode(_Newer, {"name": "web"}) == _Newer("web")
+
+
+def test_what_can_be_read_is_read() -> None:
+    assert decode_what_can_be(_Newer, {"name": 7, "inner": {"a": 2, "b": 1}, "several": "none"}) == {"inner": _Inner(2)}
