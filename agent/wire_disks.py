@@ -122,7 +122,8 @@ def disk_facts(message: agent_pb.DiskFacts) -> DiskFacts:
         backing_path=message.backing_path,
         backing_format=message.backing_format,
         backing_marker=marker(message.backing_marker) if message.HasField("backing_marker") else None,
-        snapshot_count=message.snapshot_count,
+        snapshots=tuple(message.snapshots),
+        bitmaps=tuple(message.bitmaps),
         obstacle=message.obstacle,
     )
 
@@ -141,7 +142,8 @@ def disk_facts_message(value: DiskFacts) -> agent_pb.DiskFacts:
         backing_path=value.backing_path,
         backing_format=value.backing_format,
         backing_marker=None if value.backing_marker is None else marker_message(value.backing_marker),
-        snapshot_count=value.snapshot_count,
+        snapshots=value.snapshots,
+        bitmaps=value.bitmaps,
         obstacle=value.obstacle,
     )
 

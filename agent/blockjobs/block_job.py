@@ -89,6 +89,7 @@ class BlockJobRecord:
         wish: what was asked for last; on record before QEMU is told.
         outcome: how it ended, a State, once that was seen; empty before. QEMU's job is dismissed after that.
         error: QEMU's text.
+        losses: what the disk has no more when the job is done, a sentence each.
     """
 
     id: str
@@ -108,6 +109,7 @@ class BlockJobRecord:
     wish: Wish = Wish.NONE
     outcome: str = ""
     error: str = ""
+    losses: tuple[str, ...] = ()
     unknown: Unknown = field(default_factory=Unknown, compare=False)
 
     @property

@@ -20,6 +20,7 @@ from agent.blockjobs.block_job import BlockJob, BlockJobRecords, Kind, State, Un
 from agent.blockjobs.carrying import Carrier
 from agent.blockjobs.disks import commands_of, get_chain, get_disk, see_disks
 from agent.blockjobs.ending import end_without_qemu
+from agent.blockjobs.losses import losses_of
 from agent.blockjobs.orders import Ground, plan_commit, plan_copy, plan_pull, plan_snapshot
 from agent.blockjobs.sweep import sweep
 from agent.blockjobs.work import Work
@@ -216,7 +217,9 @@ class BlockJobs:
             await ensure_own_images(self._vms.qemu(vm), vm.name)
             chain = await get_chain(vm, commands, disk)
             ground = Ground(vm, self._vms.all(), disk, chain, job_id, self._wall_clock())
-            work = Work(await asyncio.to_thread(plan, ground), vm, lock, self._records)
+            record = await asyncio.to_thread(plan, ground)
+            record = replace(record, losses=losses_of(record, chain, await commands.query_bitmaps()))
+            work = Work(record, vm, lock, self._records)
             work.note(work.record)
         except OSError as error:
             self._vms.jobs.release_disk(lock)

@@ -25,6 +25,7 @@ class Layer:
         actual_size_bytes: what it takes on its storage; 0 while not known.
         cluster_size_bytes: 0 of a format without clusters.
         backing_path: what the image itself names as its backing file; empty without.
+        snapshots: names of the snapshots inside of it.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Layer:
     actual_size_bytes: int
     cluster_size_bytes: int = 0
     backing_path: str = ""
+    snapshots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def _layer(image: ImageReport, node: str, graph: Graph) -> Layer:
         actual_size_bytes=image.actual_size_bytes or 0,
         cluster_size_bytes=image.cluster_size_bytes or 0,
         backing_path=image.backing_filename,
+        snapshots=image.snapshots,
     )
 
 

@@ -183,4 +183,5 @@ def _job(job: BlockJob) -> pb.BlockJob:
         end_time=None if job.ended_at_s is None else wire.timestamp(job.ended_at_s),
         error=job.error,
         reason=job.reason,
+        warnings=record.losses,
     )

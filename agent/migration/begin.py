@@ -19,6 +19,7 @@ from agent.migration.checks import guest_cpu
 from agent.migration.clocks import now_era, wall_s
 from agent.migration.disk_facts import describe_disks, refuse_jobs
 from agent.migration.disk_wishes import Which
+from agent.migration.left_behind import bitmaps_of_disks, transient_bitmaps
 from agent.migration.lost_memory import memory_warnings
 from agent.migration.named_files import prove_files
 from agent.migration.order import Begun, DiskFacts, DiskMarker, Role, SourceFacts, Wish
@@ -26,6 +27,7 @@ from agent.migration.record import Facts, Record
 from agent.migration.shared_disks import leave_beside_markers, paths_of, remove_markers, unless_lost, write_markers
 from agent.migration.source import SourceSession
 from agent.migration.surroundings import Surroundings
+from agent.qemu.block_status import Bitmap
 from agent.qemu.commands import Qemu
 from agent.qemu.endings import refusal_of
 from agent.qemu.ram_blocks import query_ram_blocks
@@ -136,6 +138,10 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
     disks: tuple[DiskFacts, ...] = ()
     with findings.check():
         disks = await describe_disks(qemu.block, running.definition, definition, wish.options.disks, around.store)
+    bitmaps = await _find_bitmaps(qemu, running.definition)
+    disks = tuple(
+        replace(disk, bitmaps=tuple(one.name for one in bitmaps.get(disk.disk, ()) if one.is_persistent)) for disk in disks
+    )
     files = await asyncio.to_thread(prove_files, running.definition, None if running.process is None else running.process.pid)
     backings = tuple(disk.backing_marker for disk in disks if disk.backing_marker is not None)
     beside: tuple[DiskMarker, ...] = ()
@@ -160,8 +166,13 @@ async def look(around: Surroundings, vm: Vm, wish: Wish, findings: Findings) -> 
         beside_markers=beside,
         card_mtus=await asyncio.to_thread(card_mtus, running.definition),
     )
-    risks = (*lost, *risks, *losses)
+    transient = (risk for disk, found in bitmaps.items() for risk in transient_bitmaps(disk, found))
+    risks = (*lost, *risks, *losses, *transient)
     return Look(definition, facts, risks, (*markers, *backings), state is RunState.RUNNING)
+
+
+async def _find_bitmaps(qemu: Qemu, definition: Definition) -> dict[str, tuple[Bitmap, ...]]:
+    return bitmaps_of_disks(definition, await qemu.block.query_drives(), await qemu.block.query_bitmaps())
 
 
 def _leave_markers(

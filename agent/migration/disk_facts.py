@@ -155,7 +155,7 @@ def _facts(image: DiskImage, report: ImageReport, path: str, backing: _Backing, 
         backing_path=backing.path,
         backing_format=backing.format,
         backing_marker=backing.marker,
-        snapshot_count=report.snapshot_count,
+        snapshots=tuple(name for one in (report.chain() if not backing.path else (report,)) for name in one.snapshots),
         obstacle=backing.obstacle or _obstacle_in(report),
     )
 

@@ -16,6 +16,7 @@ from agent.blockjobs.images import MadeFile, put_in_place
 from agent.migration.disk_facts import COPIED_FORMATS, CREATE_OPTIONS, totals
 from agent.migration.disk_making import TOOL, create, create_empty, plan_image, run_tool
 from agent.migration.disk_wishes import Mode, Which
+from agent.migration.left_behind import left_with_the_original
 from agent.migration.order import DiskCopy, DiskFacts, DiskMarker, Options, SourceFacts
 from agent.migration.shared_disks import Sight, check_marker, may_be_same, sight_of
 from agent.vm.data_files import with_data_file
@@ -82,19 +83,10 @@ class IncomingDisks:
         for disk in self.copied:
             with findings.check():
                 await self._check_copy(self._facts[disk], images[disk])
-            risks += self._lost_with(self._facts[disk])
+            risks += left_with_the_original(self._facts[disk])
         with findings.check():
             risks += await asyncio.to_thread(self._check_room, images)
         return tuple(risks)
-
-    @staticmethod
-    def _lost_with(facts: DiskFacts) -> tuple[str, ...]:
-        if not facts.snapshot_count:
-            return ()
-        text = (
-            f"disk {facts.disk}: {facts.snapshot_count} snapshots inside of its image do not go along; they stay with the old one"
-        )
-        return (Risk(text, "SNAPSHOTS_STAY"),)
 
     def _choose(self) -> frozenset[str]:
         """Choose what is copied; of disks that cannot be only those that were named, so that the refusal says why."""

@@ -222,7 +222,7 @@ class DiskFacts:
         data_path: of an external data file on the destination; empty without one.
         backing_path, backing_format: of the image that it stands on; empty without one.
         backing_marker: proves that the destination sees that image.
-        snapshot_count: snapshots inside of the image, which a copy has not.
+        snapshots, bitmaps: names of snapshots and of persistent dirty bitmaps inside of the images, which a copy has not.
         obstacle: why it cannot be copied, in a clause; empty when it can.
     """
 
@@ -237,7 +237,8 @@ class DiskFacts:
     backing_path: str = ""
     backing_format: str = ""
     backing_marker: DiskMarker | None = None
-    snapshot_count: int = 0
+    snapshots: tuple[str, ...] = ()
+    bitmaps: tuple[str, ...] = ()
     obstacle: str = ""
 
 

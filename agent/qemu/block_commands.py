@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from agent.qemu.block_graph import Graph, decode_graph
 from agent.qemu.block_status import (
+    Bitmap,
     BlockJobReport,
     DriveReport,
     ImageReport,
@@ -17,6 +18,7 @@ from agent.qemu.block_status import (
     decode_block_jobs,
     decode_drives,
     decode_jobs,
+    decode_node_bitmaps,
     decode_nodes,
 )
 from agent.qemu.decoding import as_list, as_mapping, get_str
@@ -73,6 +75,12 @@ class BlockCommands:
         if jobs := await self.query_jobs():
             raise WrongState(f"job {jobs[0].id}: nodes cannot be asked for while there is one", reason="BLOCK_JOB_ACTIVE")
         return decode_nodes(await self._execute("query-named-block-nodes", {"flat": True}))
+
+    async def query_bitmaps(self) -> Mapping[str, tuple[Bitmap, ...]]:
+        """Return the dirty bitmaps of each node that has some; while there is a job, of the uppermost nodes of drives alone."""
+        if await self.query_jobs():  # see `query_images`
+            return {drive.node: drive.bitmaps for drive in await self.query_drives() if drive.bitmaps}
+        return decode_node_bitmaps(await self._execute("query-named-block-nodes", {"flat": True}))
 
     async def query_jobs(self) -> tuple[JobReport, ...]:
         """Return every job that is not dismissed, the error of a concluded one included."""

@@ -77,6 +77,14 @@ class BlockJobReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Bitmap:
+    """A dirty bitmap of a node, as backup programs use them; `is_persistent` tells whether it is stored in the image."""
+
+    name: str
+    is_persistent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ImageReport:
     """One image, and those that it stands on.
 
@@ -85,7 +93,7 @@ class ImageReport:
         actual_size_bytes: what it takes on its storage; None where that is not known.
         cluster_size_bytes: None of a format without clusters.
         backing_filename: as it stands in the image; empty without one.
-        snapshot_count: snapshots inside of the image.
+        snapshots: names of the snapshots inside of the image.
         specifics: of the format, such as `compat` and `data-file` of qcow2.
         backing: None at the end of the chain.
     """
@@ -97,7 +105,7 @@ class ImageReport:
     cluster_size_bytes: int | None
     backing_filename: str
     backing_format: str
-    snapshot_count: int
+    snapshots: tuple[str, ...]
     specifics: _Specifics
     backing: ImageReport | None
 
@@ -115,6 +123,7 @@ class DriveReport:
         device: QOM path or id of the device in front; empty without one.
         node: the top node; empty without a medium.
         image: None without a medium.
+        bitmaps: of the top node.
     """
 
     name: str
@@ -122,6 +131,7 @@ class DriveReport:
     node: str
     is_read_only: bool
     image: ImageReport | None
+    bitmaps: tuple[Bitmap, ...] = ()
 
     def is_of(self, device: str) -> bool:
         """Say whether the device with this id is in front."""
@@ -162,6 +172,12 @@ def decode_nodes(reply: object) -> dict[str, ImageReport]:
     """Decode the answer to `query-named-block-nodes`: the image of each node."""
     nodes = [as_mapping(node, "node") for node in as_list(reply, "query-named-block-nodes")]
     return {get_str(node, "node-name"): decode_image(node["image"]) for node in nodes if "image" in node}
+
+
+def decode_node_bitmaps(reply: object) -> dict[str, tuple[Bitmap, ...]]:
+    """Decode the answer to `query-named-block-nodes`: the dirty bitmaps of each node that has some."""
+    nodes = [as_mapping(node, "node") for node in as_list(reply, "query-named-block-nodes")]
+    return {get_str(node, "node-name"): found for node in nodes if (found := _bitmaps(node))}
 
 
 def path_of(filename: str) -> str:
@@ -212,7 +228,20 @@ def _drive(drive: Mapping[str, object]) -> DriveReport:
         node=find_str(inserted, "node-name") or "",
         is_read_only=find_bool(inserted, "ro") or False,
         image=decode_image(inserted["image"]) if "image" in inserted else None,
+        bitmaps=_bitmaps(inserted),
     )
+
+
+def _snapshot(value: object) -> str:
+    """Name a snapshot. Source: qapi/block-core.json, SnapshotInfo."""
+    one = as_mapping(value, "snapshot")
+    return find_str(one, "name") or f"number {find_str(one, 'id') or '?'}"
+
+
+def _bitmaps(node: Mapping[str, object]) -> tuple[Bitmap, ...]:
+    """Decode the bitmaps that have a name; those without are of QEMU's own jobs. Source: qapi/block-core.json, BlockDirtyInfo."""
+    found = [as_mapping(one, "dirty bitmap") for one in as_list(node.get("dirty-bitmaps", []), "dirty-bitmaps")]
+    return tuple(Bitmap(name, find_bool(one, "persistent") or False) for one in found if (name := find_str(one, "name")))
 
 
 _DEEPEST: Final = 400
@@ -231,7 +260,7 @@ def decode_image(value: object, *, depth: int = 0) -> ImageReport:
         cluster_size_bytes=find_int(image, "cluster-size"),
         backing_filename=find_str(image, "backing-filename") or "",
         backing_format=find_str(image, "backing-filename-format") or "",
-        snapshot_count=len(as_list(image.get("snapshots", []), "snapshots")),
+        snapshots=tuple(_snapshot(one) for one in as_list(image.get("snapshots", []), "snapshots")),
         specifics=dict(as_mapping(specific.get("data", {}), "format-specific data")),
         backing=None if below is None or depth > _DEEPEST else decode_image(below, depth=depth + 1),
     )

@@ -51,6 +51,8 @@ async def follow(  # noqa: PLR0913 -- how commands differ
         Undecided: the agent is gone; the next one goes on with the job.
     """
     screen, blocks = Screen(), blocks_of(agent)
+    for warning in job.warnings:
+        screen.warn(warning)
     with LiveLine(screen) as line:
         async with OwnedTasks() as tasks:
             with interrupts(*((lambda: tasks.start(_abort(agent, blocks, job, line)),) if aborts else ())) as leaving:

@@ -36,6 +36,7 @@ def job_details(host: str, job: pb.BlockJob) -> Table:
         ("done", f"{format_bytes(job.processed_bytes)} of {format_bytes(job.total_bytes)}"),
         ("bandwidth", format_rate(bound) if bound else "no bound"),
     ]
+    rows += [("warning", warning) for warning in job.warnings]
     if job.error:
         rows.append(("error", f"{job.error} [{job.reason}]"))
     return pairs(rows)

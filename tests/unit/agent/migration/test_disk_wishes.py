@@ -86,7 +86,7 @@ async def test_an_image_is_described_so_that_another_can_be_made_like_it(store: 
     [facts] = await describe_disks(FakeBlocks(drive("virtio-disk0", QCOW2)), running, running, DiskWishes(), store)
 
     assert (facts.disk, facts.path, facts.format, facts.virtual_size_bytes) == ("vda", "/srv/top", "qcow2", GIB)
-    assert (facts.allocated_bytes, facts.top_bytes, facts.snapshot_count) == (800, 300, 1)
+    assert (facts.allocated_bytes, facts.top_bytes, len(facts.snapshots)) == (800, 300, 1)
     assert facts.create_options == ("compat=1.1", "refcount_bits=16", "extended_l2=off", "cluster_size=65536")
     assert not facts.obstacle
     assert totals({"vda": facts}, ["vda"], Mode.TOP) == 300
