@@ -14,6 +14,7 @@ from agent.blockjobs import servicer as blocks
 from agent.blockjobs.block_jobs import BlockJobs
 from agent.config import AgentConfig
 from agent.doctor import servicer as doctor
+from agent.guardian.life import Guardians
 from agent.guest_user import GuestUser
 from agent.host import Host
 from agent.migration.migrations import Migrations
@@ -57,6 +58,7 @@ ALLOWED: Final = Allowed(
         "HandOver": frozenset({Role.AGENT}),
         "ReportChannels": frozenset({Role.AGENT}),
         "PingMigration": frozenset({Role.AGENT}),
+        "ClaimGuest": frozenset({Role.AGENT}),
         "ProvePath": frozenset({Role.AGENT}),
         "ReopenMigration": frozenset({Role.AGENT}),
         "WatchMigration": frozenset(Role),
@@ -100,6 +102,8 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
     probes = HostProbes(store.cache_dir, store.guests)
     host = Host(config.name, settings, probes, config.identity)
     async with AsyncExitStack() as stack:
+        guardians = Guardians(store.state_dir, () if config.identity is None else tuple(map(str, config.identity.paths())))
+        guardians.end_left()  # before this agent connects to any QEMU, which serves one client at a time
         vms = await stack.enter_async_context(Vms(store, settings, probes))
         tunnel = await stack.enter_async_context(TunnelClient(config.tunnel_socket))
         sessions = await stack.enter_async_context(OwnedTasks())
@@ -113,6 +117,7 @@ async def run(config: AgentConfig, spans: SpanBuffer, stopping: asyncio.Event) -
             migration_address=config.migration_host,
             advertised_address=config.advertised_address,
             tunnel_address=config.tunnel_advertised,
+            guardians=guardians,
         )
         migrations = Migrations(around, sessions)
         migrations.restore()

@@ -43,10 +43,11 @@ class RemoteDestination:
         with calls_to(self._peer):  # an agent that was started again is found at the channel's next attempt
             await self._stub.ReportChannels(request, timeout=REPORT_TIMEOUT_S, wait_for_ready=True)
 
-    async def ping(self, migration_id: str, *, timeout_s: float) -> None:
-        """Ask whether it is there."""
+    async def ping(self, migration_id: str, source_address: str, *, timeout_s: float) -> None:
+        """Ask whether it is there, and say where the source's agent is."""
+        request = pb.PingMigrationRequest(migration_id=migration_id, source_agent_address=source_address)
         with calls_to(self._peer):
-            await self._stub.PingMigration(pb.PingMigrationRequest(migration_id=migration_id), timeout=timeout_s)
+            await self._stub.PingMigration(request, timeout=timeout_s)
 
     async def resume(self, migration_id: str, token: bytes, *, keep_paused: bool) -> float:
         """Give the guest away; return for how many seconds it has run there."""

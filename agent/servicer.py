@@ -222,8 +222,15 @@ class AgentServicer(VmServicer):
 
     async def PingMigration(self, request: pb.PingMigrationRequest, context: Context) -> pb.PingMigrationResponse:
         """Say that this agent is there and holds the destination's half."""
-        self._migrations.get_destination(request.migration_id)
+        session = self._migrations.get_destination(request.migration_id)
+        session.source_address = request.source_agent_address
         return pb.PingMigrationResponse()
+
+    async def ClaimGuest(self, request: pb.ClaimGuestRequest, context: Context) -> pb.ClaimGuestResponse:
+        """Give the guest to a destination whose agent is away, as Resume would have."""
+        session = self._migrations.get_source(request.migration_id)
+        token = session.claim(peer(context).name)
+        return pb.ClaimGuestResponse(resume_token=token, keep_paused=session.facts.stays_paused)
 
     async def FinishMigration(self, request: pb.FinishMigrationRequest, context: Context) -> pb.FinishMigrationResponse:
         """Keep the VM here."""

@@ -267,6 +267,10 @@ class Store:
         """Ensure that no unreadable record of a half is kept."""
         remove_record(self.session_path(session_id).with_suffix(UNREADABLE))
 
+    def claim_path(self, session_id: str) -> Path:
+        """Name what a guardian writes of one half of a migration while its agent is away."""
+        return self._session_path(session_id).with_suffix(".claim")
+
     def remove_session(self, session_id: str) -> None:
         """Ensure that a half of a migration is forgotten."""
         remove_record(self.session_path(session_id))

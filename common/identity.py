@@ -34,6 +34,10 @@ class Identity:
         """Name the files that `issue` puts into a directory."""
         return cls(directory / "ca.pem", directory / "cert.pem", directory / "key.pem")
 
+    def paths(self) -> tuple[Path, Path, Path]:
+        """Name authority, certificate and key, as seen from anywhere."""
+        return self.ca.absolute(), self.certificate.absolute(), self.key.absolute()
+
     def read(self) -> tuple[bytes, bytes, bytes]:
         """Return authority, certificate and key.
 

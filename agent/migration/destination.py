@@ -20,6 +20,7 @@ from agent.migration.clocks import now_s
 from agent.migration.destination_link import DestinationLink
 from agent.migration.disk_exports import disks_session, stop_exports, treat_holes_as_defined
 from agent.migration.errors import GuestLost, GuestNeverRan
+from agent.migration.guarding import Guarding, incoming_charge
 from agent.migration.machine import Cause
 from agent.migration.order import Endpoint, Transport
 from agent.migration.progress import progress_of
@@ -32,6 +33,7 @@ from agent.migration.taking_over import Goes, take_over
 from agent.qemu.commands import Qemu
 from agent.qemu.endings import of_exit, of_stop, reset_of, stop_of
 from agent.qemu.errors import QemuGone, QemuRefused
+from agent.qemu.identity import ProcessIdentity
 from agent.qemu.status import MigrationReport, MigrationStatus, RunState, migration_status_of
 from agent.qemu.subscription import Event, Gone, Reconnected
 from agent.vm.jobs import JobLock
@@ -98,10 +100,20 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         )  # a `cont` that was not refused, of this agent or an earlier one
         self._strangers: Strangers | None = None
         self.link = DestinationLink(self, around)
+        self.source_address = ""
+        """Where the source's agent is, as it says itself; empty while it has not."""
+        self._guarding = Guarding(self, around, lambda: incoming_charge(self, around))
 
     def take(self, vm: Vm, lock: JobLock) -> None:
         """Own the VM that was started for this migration."""
         self._vm, self._lock = vm, lock
+
+    @property
+    def process(self) -> ProcessIdentity:
+        """The QEMU that the guest comes to."""
+        if self._vm is None:
+            raise QemuGone(f"VM {self.facts.vm_name} has no QEMU on this host")
+        return self._vm.get_keeper().identity
 
     @property
     def qemu(self) -> Qemu:
@@ -212,6 +224,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
             group.create_task(self._watch_strangers())
             group.create_task(self._follow_qemu(after_restart=after_restart))
             group.create_task(self.link.watch_arrival())
+            group.create_task(self._guarding.run())
 
     async def _watch_strangers(self) -> None:
         while self._strangers is None:
@@ -222,6 +235,8 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         while self._vm is None and not after_restart:
             await self.wait_change()
         monitor = None if self._vm is None else await self._vm.wait_attached()
+        if after_restart:
+            self.heed_guardian()
         if monitor is None:
             await self._see_exit()
             return
@@ -234,6 +249,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
                     case Event():
                         await self._see_event(notice)
                     case Reconnected():
+                        self.heed_guardian()
                         await self._ask_qemu()
                     case Gone():
                         await self._see_exit()
@@ -243,6 +259,17 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
         with suppress(FerryError):
             if isinstance(self.phase, inc.Loaded | inc.Arrived) and await self.qemu.query_status() is RunState.RUNNING:
                 self.observe(inc.ResumeRequested(keep_paused=False))
+
+    def heed_guardian(self) -> None:
+        """Learn that the guardian has let the guest go on while this agent was away, with the token that was meant for it."""
+        if not isinstance(self.phase, inc.Listening | inc.Loading | inc.Loaded | inc.Resuming):
+            return
+        note = self._guarding.find_note()
+        if note is None:
+            return
+        self._may_have_run, self._runs_since_s = True, note.at_s
+        self.observe(inc.QemuLoaded())
+        self.observe(inc.ResumeRequested(note.keep_paused))
 
     async def _ask_qemu(self) -> None:
         """Ask QEMU how the migration is, and take the answer as truth."""
@@ -294,6 +321,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
     async def _see_exit(self) -> None:
         if isinstance(self.phase, inc.Reserved):
             return  # Prepare sees it too, and says more
+        self.heed_guardian()
         words = "" if self._vm is None else self._around.vms.last_words(self._vm)
         where = f"the destination {self._around.identity.name}"
         ending = of_exit(self._shutdown_reason, words, during="migration", where=where)
@@ -474,6 +502,7 @@ class DestinationSession(Session[inc.Phase, inc.Event, inc.Effect]):
 
     async def _tidy(self) -> None:
         remove_key(self._around.key_directory(self.facts.migration_id))
+        self._guarding.remove_note()
         await self.link.close()
         if isinstance(self.phase, inc.Abandoned):
             self._discard_images()

@@ -2,7 +2,7 @@
 
 A guest that is given to a host whose agent is away stands still until that agent is back. So the machine goes on from
 `pre-switchover` only with an answer to a question that is not older than `FRESH_S`; else the guest waits for one, for as long as
-its user allows it to stand still, and then goes on here.
+its user allows it to stand still, and then goes on here. docs/decisions/0025 has what else was tried.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from common.errors import FerryError, Unreachable
 if TYPE_CHECKING:
     from agent.migration.source import SourceSession
 
-INTERVAL_S: Final = 0.1
-FRESH_S: Final = 0.25
+INTERVAL_S: Final = 0.05
+FRESH_S: Final = 0.15
 ANSWER_TIMEOUT_S: Final = 0.5
 RETRY_S: Final = 0.02
+TOO_OLD: Final = "PEER_TOO_OLD"  # of common.rpc.status
 
 Crossroads: TypeAlias = out.QemuAtSwitchover | out.MirrorsSettled
 _ASKING = (out.Connecting, out.Transferring, out.Leaving, out.Settling)
@@ -97,13 +98,19 @@ class Heartbeat:
             return
         asked_at_s = now_s()
         try:
-            await destination.ping(session.facts.migration_id, timeout_s=ANSWER_TIMEOUT_S)
+            await destination.ping(session.facts.migration_id, session.agent_address, timeout_s=ANSWER_TIMEOUT_S)
         except FerryError as error:
+            if error.reason == TOO_OLD:  # it is there: an agent of the version before has no word for it
+                await self._see_answer(asked_at_s)
+                return
             if self._failure is None:
                 _log.warning("destination's agent is away", migration=session.facts.migration_id, error=error.text)
             self._failure = error
             await self._hold(is_held=True)
             return
+        await self._see_answer(asked_at_s)
+
+    async def _see_answer(self, asked_at_s: float) -> None:
         self._asked_at_s, self._failure = asked_at_s, None
         await self._hold(is_held=False)
         held = self._held

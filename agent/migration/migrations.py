@@ -397,6 +397,7 @@ class Migrations:
             WrongState: the guest may have run here.
         """
         session = self.get_destination(migration_id)
+        session.heed_guardian()
         if not isinstance(session.phase, inc.Abandoned | inc.Lost):
             event = inc.AbandonRequested(cause, source_has_ended, may_come_halved=may_come_halved(session))
             if isinstance(session.phase, inc.Listening | inc.Loading):

@@ -49,8 +49,8 @@ class Destination(Protocol):
     async def report_channels(self, migration_id: str, local_ports: tuple[int, ...], *, is_complete: bool) -> None:
         """Tell which connections are ours; with no ports at all, that we are about to connect."""
 
-    async def ping(self, migration_id: str, *, timeout_s: float) -> None:
-        """Return when the destination's agent answers, which says that it could run the guest.
+    async def ping(self, migration_id: str, source_address: str, *, timeout_s: float) -> None:
+        """Return when the destination's agent answers, which says that it could run the guest; it learns where the source's is.
 
         Raises:
             Unreachable: nobody is there.

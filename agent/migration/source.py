@@ -18,6 +18,7 @@ from agent.migration.disk_copies import DiskCopies
 from agent.migration.disk_wishes import check_disk_bandwidth
 from agent.migration.errors import GuestLost, GuestNeverRan
 from agent.migration.giving_back import GivingBack
+from agent.migration.guarding import Guarding, outgoing_charge
 from agent.migration.heartbeat import Heartbeat
 from agent.migration.machine import Cause
 from agent.migration.network_gap import NetworkGapWatch
@@ -42,7 +43,7 @@ from agent.qemu.status import MigrationStatus, RunState
 from agent.vm.definition import Definition
 from agent.vm.jobs import JobLock
 from agent.vm.vm import Vm
-from common.errors import Expired, FerryError, Unreachable, WrongState
+from common.errors import Expired, FerryError, InvalidRequest, Unreachable, WrongState
 
 CANCEL_ANSWER_S: Final = 0.25
 YANK_ANSWER_S: Final = 0.1
@@ -100,6 +101,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         self.giving_back = GivingBack(self, around)
         self.steering = Steering(self)
         self.heartbeat = Heartbeat(self)
+        self.guarding = Guarding(self, around, lambda: outgoing_charge(self, around))
         self._network_gap = NetworkGapWatch(self)
 
     @property
@@ -134,6 +136,28 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
     def host_name(self) -> str:
         """The name of this host."""
         return self._around.identity.name
+
+    @property
+    def agent_address(self) -> str:
+        """Where other agents find this one."""
+        return self._around.advertised_address
+
+    def claim(self, claimant: str) -> bytes:
+        """Return the token of a guest that was sent, for the guardian of a destination whose agent is away; empty names are local.
+
+        Raises:
+            InvalidRequest: the guest was not sent to this host.
+            WrongState: it was not sent, or not any more.
+        """
+        facts = self.facts
+        if claimant and facts.peer and claimant != facts.peer:
+            raise InvalidRequest(f"migration {facts.migration_id} does not lead to {claimant}", reason="NOT_ALLOWED")
+        if not isinstance(self.phase, out.Sent):
+            raise WrongState(f"migration {facts.migration_id}: the guest was not sent", reason="GUEST_NOT_SENT")
+        self.update(guest_ran=True)
+        self.update(waiting_for=self._waiting_text("it is away"))
+        self.save()  # nobody may be told any more that the guest did not run there
+        return bytes.fromhex(facts.token)
 
     @property
     def standstill_s(self) -> float | None:
@@ -299,6 +323,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         if not self.facts.options.modes.offline:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watcher.run(after_restart=after_restart))
+                group.create_task(self.guarding.run())
                 if running is not None:
                     group.create_task(self._network_gap.run(running.definition))
         elif isinstance(self.phase, out.Connecting) and after_restart:
@@ -389,6 +414,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
                 return
             self.update(timeline=replace(self.facts.timeline, started_at_s=now_s()))
             self.save()  # an agent that starts again has to know that QEMU may have been told
+            self.guarding.tell()
             await self.qemu.migrate(uri)
         except QemuSilent as error:
             self.observe(out.CancelRequested(Cause(error.text, error.reason)))
@@ -507,6 +533,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
 
     async def _restore_guest(self) -> None:
         delay_s = RETRY_FIRST_S
+        self.guarding.tell()  # what was given away is not any more
         await self.disks.break_connections()
         while isinstance(self.phase, out.Keeping):
             try:
@@ -604,6 +631,8 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         rest = ""
         if not isinstance(self.phase, out.Sent):
             rest = f". Part of the guest's memory is still on {self.host_name}: end no QEMU of it"
+        elif self.facts.guest_ran:
+            return f"the guest goes on at {peer} without its agent, which has not answered: {why}; it is asked again and again"
         return f"the guest is stopped and given to {peer}, which has not answered: {why}; it is asked again and again{rest}"
 
     async def _keep_figures(self) -> None:
@@ -638,6 +667,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         return (self.facts.peer or "another host") if keeps_definition else ""
 
     async def _tidy(self) -> None:
+        self.guarding.remove_note()
         newest_disks.settle(self._around.vms, self._lock, self.facts, self.phase)
         if isinstance(self.phase, out.Kept):
             if self.phase.cause.reason == newest_disks.FENCED and (told := newest_disks.fenced_text(self.facts)):

@@ -61,11 +61,13 @@ class SourceWatch:
         self._session = session
         self._guest = GuestWatch(session)
         self._was_watched = True
+        self._was_away = False
         self._shutdown_reason = ""
         self.destination_is_over = False
 
     async def run(self, *, after_restart: bool) -> None:
         """Watch until cancelled."""
+        self._was_away = after_restart
         if isinstance(self._session.phase, (out.Crossing, *_IN_POST_COPY)):
             self._session.hold_vm()
         async with asyncio.TaskGroup() as group:
@@ -84,6 +86,8 @@ class SourceWatch:
 
     async def _follow_qemu(self, *, after_restart: bool) -> None:
         monitor = await self._session.wait_attached()
+        if after_restart:
+            self._heed_guardian()
         if monitor is None:  # it ended while no agent was watching
             self._was_watched = False
             self._see_exit()
@@ -103,11 +107,24 @@ class SourceWatch:
                     self._guest.see(notice)
                 case Reconnected():
                     self._was_watched = False
+                    self._heed_guardian()
                     await self.ask_qemu()
                     self._guest.suspect_stop()
                     self._was_watched = True
                 case Gone():
+                    self._heed_guardian()
                     self._see_exit()
+
+    def _heed_guardian(self) -> None:
+        """Learn that the guardian has given the guest away while this agent was away, which QEMU may not live to say again."""
+        session = self._session
+        note = session.guarding.find_note()
+        if note is None or not isinstance(session.phase, (*_ON_THE_WAY, *_SWITCHING, out.Cancelling)):
+            return
+        if note.status == MigrationStatus.COMPLETED.value:
+            session.observe(out.QemuCompleted(), timeline=replace(session.facts.timeline, completed_at_s=note.at_s))
+        else:
+            self._see_post_copy(note.at_s)
 
     async def _see_failure(self) -> None:
         """Ask why it failed, which the event does not tell."""
@@ -349,6 +366,8 @@ class SourceWatch:
                 continue
             limit_s = session.facts.options.max_downtime_s + STANDSTILL_MARGIN_S
             await asyncio.sleep(max(started_s + limit_s - now_s(), 0.0))
+            if session.guarding.was_cut_off:
+                await self.ask_qemu()  # which may have its guest back by its guardian
             began_s = self.standstill_began_s()
             if began_s is not None and now_s() - began_s >= limit_s:
                 text = (
@@ -399,7 +418,7 @@ class SourceWatch:
         text = f"no connection to {self._peer()} in {CONNECT_LIMIT_S:g} s ({way}): is a firewall in the way?"
         session.observe(out.CancelRequested(Cause(text, "CONNECT_TIMED_OUT")))
 
-    async def _watch_destination(self) -> None:
+    async def _watch_destination(self) -> None:  # noqa: C901 - one line each that it may say
         """Follow the destination's half: it knows why a load failed, and no event tells us when it dies in pre-switchover."""
         session = self._session
         while True:
@@ -415,6 +434,8 @@ class SourceWatch:
                         lost = "" if report.reason in GUEST_ENDS else "; the guest was lost there"
                         text = f"{self._peer()}: {report.error or 'its QEMU ended'}{lost}"
                         session.observe(out.DestinationLost(Cause(text, report.reason or "QEMU_ENDED"), report.is_kept))
+                    if report.is_undone:
+                        await self.ask_qemu()  # which may have ended it before, while this agent was away
                     has_never_run = report.is_undone and (report.is_final or isinstance(session.phase, out.Crossing))
                     if has_never_run and isinstance(session.phase, (out.Crossing, *_IN_POST_COPY)):
                         text = f"{self._peer()}: {report.error or 'its half was undone'}"
@@ -445,8 +466,13 @@ class SourceWatch:
 
     def _gave_up(self, status: MigrationStatus, why: str) -> Cause:
         ending = of_status(status, why, what=f"the transfer to {self._peer()}")
+        session = self._session
         if ending is None:
             raise Bug(f"status {status.value} ends no transfer")
+        if status is MigrationStatus.CANCELLED and (self._was_away or session.guarding.was_cut_off):
+            here = session.host_name
+            text = f"the agent of {here} was away when the guest was to be given to {self._peer()}; it goes on here, try again"
+            return Cause(text, "AGENT_AWAY")
         if status is MigrationStatus.CANCELLED:
             return Cause(ending.text, ending.reason, by_wish=True)
         return Cause(f"{ending.text}{self._disk_hint()}{self._plain_hint()}", ending.reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.guardian.life import Guardians
 from agent.migration.migrate_uri import PortRange
 from agent.migration.order import HostIdentity
 from agent.migration.parts import Peers, Tunnel
@@ -21,6 +22,7 @@ class Surroundings:
         migration_address: address or name of this host that other hosts' QEMUs connect to.
         advertised_address: `host:port` of this agent for other agents.
         tunnel_address: `host:port` of this host's tunnel for other tunnels.
+        guardians: how moves from here are guarded while this agent is away.
     """
 
     identity: HostIdentity
@@ -32,6 +34,7 @@ class Surroundings:
     migration_address: str
     advertised_address: str
     tunnel_address: str
+    guardians: Guardians
 
     def write_key(self, migration_id: str, key: str) -> Path:
         """Put the one-time key of a migration where this host's QEMU reads it; return the directory."""

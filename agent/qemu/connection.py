@@ -146,6 +146,11 @@ class Connection:
         return self._client.runstate is Runstate.RUNNING
 
     @property
+    def peer(self) -> socket.socket:
+        """Our end of the socket: whoever has a copy can end the connection."""
+        return self._peer
+
+    @property
     def last_answer_s(self) -> float:
         """The monotonic time of the last reply, or of dialling when there was none."""
         return self._client.last_answer_s

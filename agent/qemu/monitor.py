@@ -26,6 +26,7 @@ from agent.qemu.errors import QemuGone, QemuInUse, QemuRefused, QemuSilent
 from agent.qemu.subscription import Feed, Gone, Reconnected, Subscription
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -116,6 +117,11 @@ class Monitor:
     def process(self) -> Process:
         """The QEMU process."""
         return self._process
+
+    @property
+    def peer(self) -> socket.socket | None:
+        """Our end of the socket while there is a connection, for others to end it by."""
+        return None if self._connection is None else self._connection.peer
 
     @property
     def is_connected(self) -> bool:

@@ -152,7 +152,8 @@ class Lab:
     def qemus(self) -> list[int]:
         """Find every QEMU of the fleet."""
         servers = {process.pid for process in self.fleet.processes.values() if process.is_running}
-        return [pid for pid in processes_of(self.fleet.directory) if pid not in servers and _is_alive(pid)]
+        ours = processes_of(self.fleet.directory)
+        return [pid for pid in ours if pid not in servers and not _is_guardian(pid) and _is_alive(pid)]
 
     async def are_hosts_reachable(self) -> bool:
         """Say whether the coordinator reaches every agent."""
@@ -239,6 +240,7 @@ class Lab:
     def leftovers(self) -> list[str]:
         """Name every process, key, socket and marker of migrations that is still there."""
         found = [f"process {pid}" for pid in self.qemus()]
+        found += [f"guardian {pid}" for pid in processes_of(self.fleet.directory) if _is_guardian(pid) and _is_alive(pid)]
         for host in HOSTS:
             state = self.fleet.directory / host
             found += [str(path) for directory in ("keys", "run") for path in (state / directory).iterdir()]
@@ -283,6 +285,13 @@ def refused(reason: str, *words: str) -> Iterator[None]:
 def now_s() -> float:
     """Read the clock that consoles stamp their ticks with."""
     return time.monotonic()
+
+
+def _is_guardian(pid: int) -> bool:
+    try:
+        return b"agent.guardian" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _is_alive(pid: int) -> bool:

@@ -20,7 +20,7 @@ from tests.e2e.tables import cases
 
 STEPS_S = {"back-600s": -600.0, "ahead-600s": 600.0, "back-2-days": -172_800.0}
 PHASES = ("Transferring", "Switching", "Sent")
-ALLOWED_S = 0.3
+ALLOWED_S = 1.0
 MARGIN_S = 2.0
 SLOW_MIB_S = 2.0
 BUSY = Plan(dirty_mib_s=4.0)

@@ -7,14 +7,11 @@ import signal
 
 import pytest
 
-from tests.e2e.guest import Plan
+from tests.e2e.held import PATIENT_S, TINY
 from tests.e2e.lab import Lab, frozen, now_s
 from tests.e2e.move import WAYS, Move, State, Where, Whole, wishes
 from tests.e2e.steps import steps
 from tests.e2e.waiting import until
-
-# Fits into the buffers of a socket, so that it is sent although nobody reads.
-TINY = Plan(megabytes=1, dirty_mib_s=0.1)
 
 
 def assert_gone(outcome: Whole) -> None:
@@ -100,7 +97,7 @@ async def test_a_tunnel_killed_before_the_connection_is_made_leaves_the_guest_ru
 async def test_what_is_killed_while_qemu_waits_for_the_word_to_switch_over_leaves_the_guest_where_it_is(way, victim, lab: Lab):
     """No event tells of it: the agent that gives the word stands still meanwhile."""
     guest = await lab.start_guest(plan=TINY)
-    move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=1.0))
+    move = await lab.start_move(options=WAYS[way](bandwidth_mib_s=1.0, max_downtime_s=PATIENT_S))
     await move.wait_source_phase("Transferring")
     pids = {"source": await lab.qemu_pid("host-a"), "destination": await lab.qemu_pid("host-b")}
 

@@ -65,6 +65,7 @@ OF_THE_MIGRATION: Final = frozenset(
         "HandOver",
         "ReportChannels",
         "PingMigration",
+        "ClaimGuest",
         "FinishMigration",
         "ConfirmMigration",
         "AbandonMigration",

@@ -8,6 +8,7 @@ import signal
 from ferry.agent.v1 import migration_pb2 as agent_pb
 from tests.e2e.advice import take_advice
 from tests.e2e.guest import Guest, Plan
+from tests.e2e.held import sent, start_held
 from tests.e2e.lab import Lab, frozen, refused
 from tests.e2e.move import Move, State, Where, wishes
 from tests.e2e.waiting import until
@@ -62,12 +63,10 @@ async def test_without_a_coordinator_a_guest_that_has_gone_over_is_kept_and_let_
 
 
 async def test_a_destination_that_is_dead_for_good_is_fenced_off_and_the_guest_goes_on_at_the_source(lab: Lab):
-    guest, move = await start_slow(lab)
+    guest, move = await start_held(lab)
     process = await lab.qemu_pid("host-b")
 
-    with frozen(lab.fleet.pid("agent-b")):
-        await move.update(bandwidth_mib_s=0)
-        await move.wait_source_phase("Sent")
+    async with sent(lab, guest, move):
         os.kill(process, signal.SIGKILL)
         await lab.kill("agent-b")
     await move.wait(lambda whole: "ferry migration fence" in whole.error, "the command that is advised")
@@ -85,17 +84,22 @@ async def test_a_destination_that_is_dead_for_good_is_fenced_off_and_the_guest_g
 
 
 async def test_a_source_that_is_dead_for_good_is_fenced_off_and_the_guest_goes_on_at_the_destination(lab: Lab):
-    guest, move = await start_slow(lab)
+    guest, move = await start_held(lab)
     process = await lab.qemu_pid("host-a")
+    agent = lab.fleet.pid("agent-a")
 
-    with frozen(lab.fleet.pid("agent-b")):
-        await move.update(bandwidth_mib_s=0)
-        await move.wait_source_phase("Sent")
-        await lab.kill("coordinator")
-        await lab.kill("agent-a")
-        os.kill(process, signal.SIGKILL)
-    half = await move.wait_destination_phase("Loaded", "Running")  # a Resume may have been on its way
-    owned = await take_advice(lab, move, "host-b", "dead for good" if half.phase == "Loaded" else "no coordinator")
+    with frozen(agent) as let_source_go_on:
+        await guest.wait_stopped(process, 0.1)
+        with frozen(await lab.qemu_pid("host-b")) as let_qemu_go_on:
+            let_source_go_on()
+            await move.wait_source_phase("Switching")
+            with frozen(agent):  # it says no Resume, and nothing that outlives it does so soon
+                let_qemu_go_on()
+                await move.wait_destination_phase("Loaded")
+                os.kill(process, signal.SIGKILL)
+                await lab.kill("coordinator")
+                await lab.kill("agent-a")
+    owned = await take_advice(lab, move, "host-b", "dead for good")
     await guest.console.wait_sweeps(1)
     await lab.restart("agent-a")
     await lab.restart("coordinator")

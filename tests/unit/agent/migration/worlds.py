@@ -137,6 +137,7 @@ def _continued(world: World) -> Iterator[World]:
 def by_themselves(world: World, reachable: Reachable) -> Iterator[World]:
     """Yield what comes without a fault, a user and the coordinator."""
     yield from _qemus(world, reachable)
+    yield from _guardians(world, reachable)
     if reachable.source:
         for event in _seen_at_source(world, destination_answers=reachable.destination):
             yield from at_source(world, event)
@@ -183,6 +184,24 @@ def _qemus(world: World, reachable: Reachable) -> Iterator[World]:  # noqa: C901
 
 
 _BEFORE = out.Connecting | out.Transferring | out.Leaving
+_GUARDED = _BEFORE | out.Settling | out.Switching | out.Crossing | out.Following | out.Broken | out.Sent | out.Cancelling
+
+
+def _guardians(world: World, reachable: Reachable) -> Iterator[World]:
+    """Yield what guardians do while their agents are away, by what QEMU says and not by the phase that the agent was in."""
+    if isinstance(world.source, _GUARDED):
+        if world.source_qemu is Qemu.WAITS:
+            yield replace(world, source_qemu=Qemu.RUNS)
+        if world.source_qemu in {Qemu.HOLDS, Qemu.HALVING, Qemu.HALF} and reachable.destination:
+            said = out.QemuCompleted() if world.source_qemu is Qemu.HOLDS else out.QemuInPostCopy()
+            for known in at_source(world, said) if reachable.source else (world,):  # which the agent learns before anything else
+                yield from at_destination(replace(known, token_given=True), inc.ResumeRequested())
+    may_be_claimed = isinstance(world.source, out.Sent) and isinstance(
+        world.destination, inc.Listening | inc.Loading | inc.Loaded | inc.Resuming
+    )
+    if may_be_claimed and reachable.source and world.destination_qemu is Qemu.HOLDS:
+        learnt = inc.Resuming() if reachable.destination else world.destination  # which its agent learns before anything else
+        yield replace(world, destination=learnt, destination_qemu=Qemu.RUNS, has_run_there=True)
 
 
 def _seen_at_source(world: World, *, destination_answers: bool) -> Iterator[out.Event]:  # noqa: C901 - one line a QEMU
