@@ -269,7 +269,7 @@ class Store:
 
     def claim_path(self, session_id: str) -> Path:
         """Name what a guardian writes of one half of a migration while its agent is away."""
-        return self._session_path(session_id).with_suffix(".claim")
+        return self.session_path(session_id).with_suffix(".claim")
 
     def remove_session(self, session_id: str) -> None:
         """Ensure that a half of a migration is forgotten."""

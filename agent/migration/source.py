@@ -25,7 +25,6 @@ from agent.migration.network_gap import NetworkGapWatch
 from agent.migration.order import Endpoint
 from agent.migration.parts import Destination
 from agent.migration.progress import progress_of
-from agent.migration.qemu_setup import bandwidth, downtime_ms
 from agent.migration.record import Record, find_cause, tells_all
 from agent.migration.recovery import Recovery
 from agent.migration.session import Machine, Session
@@ -256,12 +255,7 @@ class SourceSession(Session[out.Phase, out.Event, do.Effect]):
         await self.disks.set_bandwidth()
 
     async def _apply_bounds(self) -> None:
-        await self.qemu.set_parameters(
-            {
-                "max-bandwidth": bandwidth(self.facts.options.bandwidth_bytes_per_second),
-                "downtime-limit": downtime_ms(self.steering.limit_s),
-            }
-        )
+        await self.qemu.set_parameters(self.steering.limits)
 
     async def _set_post_copy_bandwidth(self, bytes_per_second: int) -> None:
         wished = replace(self.facts.options.post_copy, bandwidth_bytes_per_second=bytes_per_second)

@@ -12,7 +12,7 @@ from agent.migration import outgoing as out
 from agent.migration.clocks import now_s
 from agent.migration.convergence import HELD_LIMIT_S, Choice, Decision, Sample, begin, change_bounds, observe
 from agent.migration.machine import Cause
-from agent.migration.qemu_setup import bounds, downtime_ms, throttle
+from agent.migration.qemu_setup import bandwidth, bounds, downtime_ms, throttle
 from agent.migration.transfer_spans import untraced
 from common.errors import FerryError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # QEMU's numbers are those of the new pass a moment after its event; and a hand-over, which may follow at once, is let by.
 PASS_DELAY_S: Final = 0.03
+# What is sent while the switch-over is held back.
+HELD_BYTES_PER_SECOND: Final = 4096
 _MIB: Final = 1 << 20
 _log = structlog.get_logger()
 
@@ -30,7 +32,8 @@ class Steering:
 
     def __init__(self, session: SourceSession) -> None:
         self._session = session
-        self._is_held = False
+        # An agent before this one may have held it; the first answer of the destination's agent ends that.
+        self._is_held = session.facts.timeline.started_at_s is not None
         decided = session.facts.decisions
         self._outlook = begin(bounds(session.facts.options))
         if decided:  # by an agent before this one
@@ -43,7 +46,10 @@ class Steering:
         return min(limit_s, HELD_LIMIT_S) if self._is_held else limit_s
 
     async def hold(self, *, is_held: bool) -> None:
-        """Keep QEMU from switching over, as far as a limit can, while nobody is there to take the guest; or no longer."""
+        """Keep QEMU from switching over, as far as limits can, while nobody is there to take the guest; or no longer.
+
+        A pass that hardly sends does not end, and only the end of one leads to a switch-over.
+        """
         before, self._is_held = self._is_held, is_held
         if before is is_held:
             return
@@ -53,8 +59,14 @@ class Steering:
             self._is_held = before
             raise
 
+    @property
+    def limits(self) -> dict[str, object]:
+        """The parameters of QEMU that bound it now."""
+        most = HELD_BYTES_PER_SECOND if self._is_held else bandwidth(self._session.facts.options.bandwidth_bytes_per_second)
+        return {"max-bandwidth": most, "downtime-limit": downtime_ms(self.limit_s)}
+
     async def _set_limit(self) -> None:
-        await self._session.qemu.set_parameters({"downtime-limit": downtime_ms(self.limit_s)})
+        await self._session.qemu.set_parameters(self.limits)
 
     async def run(self) -> None:
         """Steer until memory is no longer on its way."""
@@ -90,9 +102,8 @@ class Steering:
         at_s = 0.0 if began_at_s is None else max(now_s() - began_at_s, 0.0)
         if progress is None:
             return Sample(at_s, 1, 0, 0)
-        return Sample(
-            at_s, progress.pass_count, progress.ram_remaining_bytes, progress.bytes_per_second, progress.dirty_bytes_per_second
-        )
+        rate = 0 if self._is_held else progress.bytes_per_second  # it tells nothing of the network then
+        return Sample(at_s, progress.pass_count, progress.ram_remaining_bytes, rate, progress.dirty_bytes_per_second)
 
     async def _consider(self) -> None:
         self._outlook, decision = observe(self._outlook, self._sample(), bounds(self._session.facts.options))
