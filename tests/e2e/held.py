@@ -17,6 +17,7 @@ PATIENT_S = 20.0
 
 async def start_held(lab: Lab) -> tuple[Guest, Move]:
     """Start a guest and a move of it that `sent` can hold."""
+    await lab.wait_reachable()
     guest = await lab.start_guest(plan=TINY)
     move = await lab.start_move(options=wishes(bandwidth_mib_s=1, max_downtime_s=PATIENT_S))
     await move.wait_source_phase("Transferring")
