@@ -18,6 +18,7 @@ from deploy.lab.network import TwoHosts
 from tests.chaos.case import BATCH_ROUNDS, Case, draw
 from tests.chaos.faults import Place, small_state
 from tests.chaos.round import Result, run_round
+from tests.chaos.verdict import excuse
 from tests.e2e.binaries import PATHS
 
 ROUND_TIMEOUT_S = 240.0
@@ -82,6 +83,8 @@ def _run_one(place: Place, case: Case, kept: Path) -> bool:
             "hit": [result.seen.source_phase, result.seen.destination_phase],
             "gap_s": result.seen.longest_gap_s,
             "speakers": result.seen.speakers,
+            "excuse": excuse(case, result.seen),
+            "was_restarted": result.seen.was_restarted,
             "followed": result.seen.followed,
             "second": result.seen.second.state if result.seen.second else None,
             "phases": result.phases,
