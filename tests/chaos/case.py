@@ -58,6 +58,7 @@ class Victim(StrEnum):
     NETWORK = "network between the hosts"
     SOURCE_HOST = "network of the source"
     DESTINATION_HOST = "network of the destination"
+    CLOCKS = "wall clock of every server"
 
     @property
     def is_qemu(self) -> bool:
@@ -79,6 +80,8 @@ class Fault(StrEnum):
     DROP = "dropped"
     FULL = "storage full"
     OLD_JOURNAL = "killed, older journal put back"
+    AHEAD = "set ahead by 600 s and back"
+    BACK = "set back by 200 s and ahead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,7 @@ _FAULTS: tuple[tuple[float, tuple[Victim, ...], tuple[Fault, ...]], ...] = (
     *((2.0, (victim,), (_F.DROP,)) for victim in (_V.NETWORK, _V.SOURCE_HOST, _V.DESTINATION_HOST)),
     *((1.0, (victim,), (_F.FULL,)) for victim in _PROCESSES),
     (1.0, (_V.CLIENT,), (_F.KILL, _F.TERMINATE)),
+    (1.5, (_V.CLOCKS,), (_F.AHEAD, _F.BACK)),
     (1.5, (_V.COORDINATOR,), (_F.OLD_JOURNAL,)),
     (1.5, (_V.SOURCE_AGENT, _V.DESTINATION_AGENT), (_F.KILL, _F.STOP)),
     (1.5, (_V.SOURCE_AGENT, _V.COORDINATOR), (_F.KILL,)),

@@ -16,9 +16,12 @@ from deploy.lab.fleet import COORDINATOR, HOSTS, Fleet
 from deploy.lab.network import TwoHosts
 from deploy.lab.processes import processes_of
 from tests.chaos.case import Case, Fault, Victim
+from tests.e2e.stepped_clock import SteppedClock
 
 STATE_MIB = 48
 _FILLER = "filler"
+# Set back by less than certificates are backdated by: one that is not valid yet is another matter.
+_STEPS_S = {Fault.AHEAD: 600.0, Fault.BACK: -200.0}
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Place:
 
     fleet: Fleet
     network: TwoHosts
+    clock: SteppedClock
 
     def qemus(self, host: str) -> list[int]:
         """Find the QEMUs of a host."""
@@ -92,8 +96,8 @@ class Injector:
 
     def _hit(self, victim: Victim) -> None:
         case, fleet = self.case, self.place.fleet
-        if victim.is_network:
-            self._drop(victim)
+        if victim.is_network or victim is Victim.CLOCKS:
+            self._disturb(victim)
             return
         match victim, case.fault:
             case (Victim.SOURCE_QEMU | Victim.DESTINATION_QEMU, fault):
@@ -116,9 +120,12 @@ class Injector:
                     fleet.kill(name)
                     put_back(self.journal, fleet.directory / COORDINATOR)
 
-    def _drop(self, victim: Victim) -> None:
-        network = self.place.network
-        if victim is Victim.NETWORK:
+    def _disturb(self, victim: Victim) -> None:
+        network, clock = self.place.network, self.place.clock
+        if victim is Victim.CLOCKS:
+            clock.set_ahead(_STEPS_S[self.case.fault])
+            self._mends.append(lambda: clock.set_ahead(0.0))
+        elif victim is Victim.NETWORK:
             network.part()
             self._mends.append(network.rejoin)
         else:

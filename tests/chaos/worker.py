@@ -20,6 +20,7 @@ from tests.chaos.faults import Place, small_state
 from tests.chaos.round import Result, run_round
 from tests.chaos.verdict import excuse
 from tests.e2e.binaries import PATHS
+from tests.e2e.stepped_clock import SteppedClock
 
 ROUND_TIMEOUT_S = 240.0
 
@@ -32,14 +33,16 @@ def _place(network: TwoHosts, versions: tuple[str, str]) -> Iterator[Place]:
         directory = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         stack.enter_context(small_state(directory))
+        clock = SteppedClock(directory)
         fleet = Fleet(
             directory,
             qemu={host: str(PATHS[version]) for host, version in zip(HOSTS, versions, strict=True)},
             settings=dict.fromkeys(HOSTS, f"emulators = [{emulators}]"),
             places=network,
+            environment=clock.environment,
         )
         with fleet:
-            yield Place(fleet, network)
+            yield Place(fleet, network, clock)
 
 
 def run(seed: int, numbers: Iterator[int], kept: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from agent.migration import incoming, outgoing
 from tests.chaos.case import BATCH_ROUNDS, Fault, Kind, Victim, draw
 
-CASES = [draw(7, number) for number in range(2000)]
+CASES = [draw(7, number) for number in range(6000)]
 PHASES = {
     "source": {phase.__name__ for phase in outgoing.Phase.__args__},
     "destination": {phase.__name__ for phase in incoming.Phase.__args__},
