@@ -40,6 +40,7 @@ async def restart_with(lab: Lab, *broken: Path) -> None:
     for path in broken:
         cut(path)
     await lab.restart("agent-a")
+    await lab.wait_reachable()
 
 
 async def assert_taken(lab: Lab, guest: Guest, xml: bytes) -> None:

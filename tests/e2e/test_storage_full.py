@@ -23,6 +23,8 @@ pytestmark = pytest.mark.root
 MARGIN_S = 2.0
 SLOW = wishes(bandwidth_mib_s=2)
 BUSY = Plan(dirty_mib_s=1.0)
+# Writes faster than the move is allowed to send, however long the agent takes to start.
+ENDLESS = Plan(dirty_mib_s=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ async def test_a_move_that_goes_on_while_it_is_full_ends_when_there_is_room(full
 
 async def test_an_agent_that_is_started_again_while_it_is_full_goes_on(small_lab: Lab, disks: Filler):
     lab = small_lab
-    guest = await lab.start_guest(plan=BUSY)
+    guest = await lab.start_guest(plan=ENDLESS)
     move = await lab.start_move(options=SLOW)
     await move.wait_transferring()
     since_s = now_s()
