@@ -15,7 +15,7 @@ import pytest
 
 from ferry.common.v1 import disks_pb2 as disks_pb
 from ferry.common.v1 import modes_pb2 as modes_pb
-from tests.e2e.binaries import require
+from tests.e2e.binaries import emulator_of, machine_of, require
 from tests.e2e.by_hand import MEMORY, ByHand, another_by_hand, by_hand
 from tests.e2e.disk_guest import Disk, DiskPlan, WritingGuest, leave, start_disk_guest
 from tests.e2e.guest import Plan
@@ -27,8 +27,15 @@ from tests.e2e.user import pause, resume
 from tests.e2e.waiting import until, until_equal
 from tests.guests.disk import Area
 
-# The QEMU that the guest arrives from, and the one that it arrives in. Where they differ the hosts' own are used.
-PAIRS = [("7.2", "7.2"), ("10.0", "10.0"), ("7.2", "10.0"), ("10.0", "7.2")]
+# The QEMU that the guest arrives from, and the one that it arrives in.
+PAIRS = [
+    *[("7.2", "7.2"), ("10.0", "10.0"), ("11.1", "11.1"), ("7.2", "10.0"), ("10.0", "7.2")],
+    *[("7.2", "11.1"), ("11.1", "7.2"), ("10.0", "11.1")],
+]
+# The guest is whole and stays where it was; see docs/qemu-notes.md.
+POST_COPY_FROM_11 = pytest.mark.xfail(
+    reason="post-copy of a guest that stands still, from QEMU 11.1, fails now and then", strict=False
+)
 DISK = Disk(area=Area(write_mib_s=1.0))
 SUSPEND = modes_pb.Modes(suspend=True)
 # Source: block/file-posix.c, RAW_LOCK_SHARED_BASE and BLK_PERM_WRITE: held by whoever lets no other write.
@@ -190,9 +197,8 @@ async def _is_complete(hand: ByHand) -> bool:
 
 async def start(lab: Lab, pair: tuple[str, str]) -> Journey:
     """Start a guest whose next move leads from one QEMU to the other."""
-    host = "host-b" if pair == ("10.0", "7.2") else "host-a"
-    emulator = require(pair[0]) if pair[0] == pair[1] else ""
-    return Journey(lab, await start_disk_guest(lab, DiskPlan(emulator=emulator, disks=(DISK,)), host=host), host)
+    plan = DiskPlan(emulator=emulator_of(pair), machine=machine_of(pair), disks=(DISK,))
+    return Journey(lab, await start_disk_guest(lab, plan), "host-a")
 
 
 async def assert_goes_on(journey: Journey) -> None:
@@ -211,7 +217,9 @@ COVERING = [(("7.2", "7.2"), "suspended", "pre-copy"), (("7.2", "10.0"), "paused
 
 
 @cases(("pair", "arrival", "then"), (PAIRS, list(ARRIVALS), list(NEXT)), COVERING)
-async def test_a_guest_that_arrived_paused_is_like_any_other(pair, arrival: str, then: str, lab: Lab):
+async def test_a_guest_that_arrived_paused_is_like_any_other(pair, arrival: str, then: str, lab: Lab, request):
+    if then.startswith("post-copy") and pair[arrival != "restored"] == "11.1":
+        request.applymarker(POST_COPY_FROM_11)
     journey = await start(lab, pair)
     await ARRIVALS[arrival](journey)
 
@@ -220,8 +228,10 @@ async def test_a_guest_that_arrived_paused_is_like_any_other(pair, arrival: str,
     await assert_goes_on(journey)
 
 
-@cases(("pair", "arrival"), (PAIRS, list(ARRIVALS)), [(("7.2", "7.2"), "restored"), (("10.0", "7.2"), "suspended")])
-async def test_a_guest_that_stays_paused_goes_through_all_that_can_be_done_with_it(pair, arrival: str, lab: Lab):
+@cases(("pair", "arrival"), (PAIRS, list(ARRIVALS)), [(("7.2", "7.2"), "restored"), (("10.0", "11.1"), "suspended")])
+async def test_a_guest_that_stays_paused_goes_through_all_that_can_be_done_with_it(pair, arrival: str, lab: Lab, request):
+    if pair[arrival == "restored"] == "11.1":
+        request.applymarker(POST_COPY_FROM_11)
     journey = await start(lab, pair)
     await ARRIVALS[arrival](journey)
 
@@ -269,7 +279,7 @@ async def test_a_guest_whose_images_were_left_inactive_is_made_sound_before_anyt
         guest.assert_whole()
 
 
-@pytest.mark.parametrize("version", ["7.2", pytest.param("10.0", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("version", ["7.2", *(pytest.param(version, marks=pytest.mark.matrix) for version in ("10.0", "11.1"))])
 async def test_while_another_process_has_its_image_a_guest_neither_arrives_nor_is_restored(version: str, lab: Lab):
     guest = await lab.start_guest(plan=Plan(emulator=require(version)))
     (image,), file = lab.directory.glob("*.img"), str(lab.directory / "web.save")
