@@ -96,6 +96,8 @@ MACHINE_FILES: Final = frozenset({"kernel", "initrd", "dtb", "firmware", "splash
 _MACHINE_WORDS: Final = frozenset({"append", "x-oem-id", "x-oem-table-id"})
 # Texts that are one value, commas included; other texts are `key=value` words.
 _WHOLE: Final = frozenset({"append", "bios", "dtb", "initrd", "kernel", "mem-path", "uuid"})
+MONITOR_OBJECTS: Final = frozenset({"monitor-hmp", "monitor-qmp"})
+"""Objects that are monitors, since QEMU 11.1, which makes one for each `-mon` too."""
 _MONITOR: Final = "mon:"  # `-serial mon:stdio` is a line and a monitor
 _NO_BACKING: Final = "-blockdev,backing"  # the only value that may be null: whatever the image names, nothing is below it
 _SINGLE_COMMA: Final = re.compile(r"(?:[^,]|,,)+")
@@ -138,7 +140,10 @@ class Option:
         self._refuse_programs()
 
     def _refuse_programs(self) -> None:
-        """Refuse what makes QEMU run a program, or use a descriptor that it was not given for this."""
+        """Refuse what makes QEMU run a program or listen to commands, or use a descriptor that it was not given for this."""
+        kind = str(self.properties.get("qom-type")) if self.text is None else self.text  # any word of a text may name it
+        if self.name == "object" and any(monitor in kind for monitor in MONITOR_OBJECTS):
+            raise _invalid("-object: a monitor may not be part of a definition")
         for key, value in self.strings():
             name = key.rpartition(".")[2]
             if name in _FORBIDDEN or (name in ("guestfwd", "str") and "cmd:" in value):

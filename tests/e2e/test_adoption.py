@@ -75,7 +75,7 @@ def command_line(way: str) -> list[str]:
     return [word.replace("{q35}", "pc-q35-7.2").replace("{pc}", "pc-i440fx-7.2") for word in WAYS[way]]
 
 
-@cases(("way", "version"), (tuple(WAYS), VERSIONS), one_each(tuple(WAYS), VERSIONS))
+@cases(("way", "version"), (tuple(WAYS), (*VERSIONS, "11.1")), [*one_each(tuple(WAYS), VERSIONS), ("nographic", "11.1")])
 async def test_a_qemu_started_by_hand_moves_there_and_back_whole(way: str, version: str, lab: Lab):
     here, there = ("host-a", "host-b") if version == "7.2" else ("host-b", "host-a")
     async with by_hand(lab, require(version), *command_line(way), argv0="/opt/wrapper") as hand:

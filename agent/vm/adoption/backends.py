@@ -9,7 +9,7 @@ from typing import Final
 from agent.vm.adoption.draft import Draft
 from agent.vm.adoption.words import last, parse_argument, parse_words
 from agent.vm.definition import Tap
-from agent.vm.options import RUN_DIR, Option, Properties, Syntax
+from agent.vm.options import MONITOR_OBJECTS, RUN_DIR, Option, Properties, Syntax
 
 _NET_DEVICES: Final = Path("/sys/class/net")
 _CHARDEV_PATHS: Final = frozenset({"path", "logfile", "input-path"})
@@ -144,6 +144,9 @@ def add_object(draft: Draft, text: str) -> None:
     """Add an `-object` unless it is gone."""
     properties, is_json = parse_argument(text, "qom-type")
     name = last(properties.get("id"))
+    if last(properties.get("qom-type")) in MONITOR_OBJECTS:
+        draft.dropped.append(f"-object {name}: it is a monitor")
+        return
     if name not in draft.facts.objects:
         draft.dropped.append(f"-object {name}: it was removed since the start")
         return
@@ -157,6 +160,8 @@ def add_new_objects(draft: Draft) -> None:
         if name in known or name == "pc.ram" or name.startswith("ram-node"):
             continue
         kind = str(told["qom-type"])
+        if kind in MONITOR_OBJECTS:
+            continue
         if kind not in _TOLD:
             draft.blockers.append(f"object {name}: {kind} came since the start, and QEMU does not tell its arguments")
             continue

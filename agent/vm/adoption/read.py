@@ -10,7 +10,7 @@ from agent.vm.adoption.backends import add_chardev, add_line, add_netdev, add_ob
 from agent.vm.adoption.blocks import DRIVES, Drives, add_blockdev, drive_words
 from agent.vm.adoption.draft import Draft
 from agent.vm.adoption.words import Given, last, parse_argument, parse_words
-from agent.vm.options import ALLOWED, Properties
+from agent.vm.options import ALLOWED, MONITOR_OBJECTS, Properties
 from common.errors import WrongState
 
 # Say how this process is run or watched, and nothing of the guest.
@@ -148,10 +148,15 @@ def _monitors(options: tuple[Given, ...]) -> set[str]:
     own = {last(parse_words(given.text, "chardev").get("chardev")) for given in options if given.name == "mon"}
     own |= {given.text.removeprefix("chardev:") for given in options if given.name in ("qmp", "monitor")}
     for given in options:
+        if given.name == "object" and last(parse_argument(given.text, "qom-type")[0].get("qom-type")) in MONITOR_OBJECTS:
+            own.add(last(parse_argument(given.text, "qom-type")[0].get("chardev")))
+    for given in options:
         if given.name in ("serial", "parallel"):
             own.discard(given.text.removeprefix("chardev:"))
         elif given.name in ("device", "netdev", "object"):
-            own.discard(last(parse_argument(given.text, "driver")[0].get("chardev")))
+            properties, _ = parse_argument(given.text, "driver")
+            if last(properties.get("driver")) not in MONITOR_OBJECTS and last(properties.get("qom-type")) not in MONITOR_OBJECTS:
+                own.discard(last(properties.get("chardev")))
     return own
 
 

@@ -16,7 +16,7 @@ from agent.vm import argv
 from agent.vm.definition import Accelerator
 from agent.vm.host_checks import check_paths
 from agent.vm.host_files import host_files
-from agent.vm.options import Option, Syntax
+from agent.vm.options import Option, Syntax, of_json, text
 from agent.vm.paths import confine
 from common.errors import InvalidRequest, WrongState
 from tests.unit.agent.vm.samples import FULL, parse, pinned
@@ -170,3 +170,11 @@ def test_a_text_that_runs_a_program_or_opens_a_monitor_is_refused(name: str, val
 def test_an_option_that_is_no_part_of_a_guest_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match="may not be part of a definition"):
         Option(name, Syntax.TEXT, "x", {})
+
+
+@pytest.mark.parametrize("kind", ["monitor-hmp", "monitor-qmp"])
+def test_an_object_that_is_a_monitor_is_refused(kind: str) -> None:
+    with pytest.raises(InvalidRequest, match="monitor"):
+        of_json("object", {"qom-type": kind, "id": "m", "chardev": "c"})
+    with pytest.raises(InvalidRequest, match="monitor"):
+        text("object", f"{kind},id=m,chardev=c")

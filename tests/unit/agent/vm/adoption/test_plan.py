@@ -299,3 +299,15 @@ def test_the_definition_travels():
     made = plan("-device virtio-rng-pci,id=a -cpu qemu64,+avx", devices=(device("a", "virtio-rng-pci", addr=40),)).definition
 
     assert Definition.from_record(made.to_record()) == made
+
+
+def test_monitors_that_are_objects_as_in_qemu_11_1_are_left_behind_with_their_lines():
+    objects = {**FACTS.objects, "compat_monitor0": {"qom-type": "monitor-qmp"}, "mine": {"qom-type": "monitor-hmp"}}
+    line = "-chardev socket,id=m,path=/m,server=on -object monitor-hmp,id=mine,chardev=m -chardev null,id=c -serial chardev:c"
+
+    made = plan(line, objects=objects)
+
+    assert made.definition.blockers == ()
+    assert "monitor" not in words(made)
+    assert "/m" not in words(made)
+    assert "id=c" in words(made)
