@@ -25,6 +25,8 @@ SLOW_MIB_S = 1.0
 COLD_MIB = 24
 AREA = Area(slot_count=1024, write_mib_s=2.0, verify_mib_s=2.0)
 STANDS_STILL_S = 0.4
+# While a test keeps the source's agent from its next step: a guardian takes the guest back after that.
+SETTLING_DOWNTIME_S = 2.0
 
 
 class Stage(Enum):
@@ -254,6 +256,7 @@ async def begin_disk_move(  # noqa: PLR0913 -- what tests vary
     before = await state_of(lab, source)
     disks = all_copied_to(copies, bandwidth_mib_s=slowness.disk_mib_s, reuse=reuse)
     since_s = now_s()
-    options = WAYS[way](disks=disks, bandwidth_mib_s=slowness.memory_mib_s, policy=POLICY_FAST)
+    downtime_s = SETTLING_DOWNTIME_S if stage is Stage.SETTLING else None
+    options = WAYS[way](disks=disks, bandwidth_mib_s=slowness.memory_mib_s, policy=POLICY_FAST, max_downtime_s=downtime_s)
     move = await lab.start_move(guest.name, destination, options, source=source)
     return DiskMove(lab, guest, move, stage, copies, before, since_s, way, reuse, source, destination)

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.lab.network import TwoHosts
 from tests.e2e.disk_guest import DiskPlan
-from tests.e2e.disk_stages import AREA, Stage, cold_disk, start_disk_move
+from tests.e2e.disk_stages import AREA, SETTLING_DOWNTIME_S, Stage, cold_disk, start_disk_move
 from tests.e2e.lab import Lab, now_s
 from tests.e2e.move import State
 from tests.e2e.test_silent_network import HANDSHAKE_BYTES, dropped, port_of, silenced
@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.root, pytest.mark.xdist_group("network"), pytest.mark.
 
 FAILED = State.STATE_FAILED
 MARGIN_S = 2.0
-ALLOWED_S = 0.3
 STALL_LIMIT_S = 10.0
 SILENT = ("DISK_COPY_STALLED", "DISK_COPY_FAILED", "STANDSTILL_TOO_LONG", "PEER_SILENT", "TUNNEL_LOST")
 
@@ -90,7 +89,7 @@ async def test_a_network_silent_while_the_copies_are_settled_gives_the_guest_bac
             silence.enter_context(silenced(network, "host-b"))
             since_s = now_s()
         await moving.guest.console.wait_ticks(5)
-        moving.guest.assert_no_gap(ALLOWED_S + 1.0 + MARGIN_S, since_s)
+        moving.guest.assert_no_gap(SETTLING_DOWNTIME_S + 1.0 + MARGIN_S, since_s)
         await moving.move.wait_source_phase("Kept")
 
     outcome = await moving.move.outcome(timeout_s=60)

@@ -360,7 +360,7 @@ async def test_a_disk_that_nobody_saw_go_over_is_left_to_a_user(place: Path) -> 
 async def test_a_stored_definition_on_another_image_is_left_alone(place: Path) -> None:
     path, other = image(place / "vda.qcow2"), image(place / "other.qcow2")
     async with guest(place, "7.2", disk_xml(path)) as one:
-        await one.vms.define(domain(disk_xml(other)), "web.xml")
+        await one.vms.define(domain(disk_xml(other)), "web.xml", force=True)
 
         await one.done(await one.jobs.copy(one.vm, "vda", CopyOrder(place / "new.qcow2", pivots_when_ready=True)))
 

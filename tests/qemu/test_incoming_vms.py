@@ -137,6 +137,7 @@ async def test_the_next_agent_attaches_to_an_incoming_vm_and_the_migration_takes
     async with agent(place / "d") as vms:
         vm = vms.get("web")
         lock = vms.lock(vm, Job.MIGRATION_IN, "m-1")
+        vms.forget_unclaimed()
 
         assert vm.is_incoming
         assert vm.get_running().migration_id == "m-1"
