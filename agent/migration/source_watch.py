@@ -29,6 +29,7 @@ POLL_INTERVAL_S: Final = 0.5
 MUTE_LIMIT_S: Final = 1.0
 LOOK_INTERVAL_S: Final = 0.1
 STANDSTILL_MARGIN_S: Final = 1.0
+CUT_OFF_ANSWER_S: Final = 0.2
 CONNECT_LIMIT_S: Final = 15.0
 STALL_LIMIT_S: Final = 30.0
 POST_COPY_STALL_LIMIT_S: Final = 10.0
@@ -366,8 +367,10 @@ class SourceWatch:
                 continue
             limit_s = session.facts.options.max_downtime_s + STANDSTILL_MARGIN_S
             await asyncio.sleep(max(started_s + limit_s - now_s(), 0.0))
-            if session.guarding.was_cut_off:
-                await self.ask_qemu()  # which may have its guest back by its guardian
+            if session.guarding.was_cut_off:  # QEMU may have its guest back by the guardian; a mute one has not
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CUT_OFF_ANSWER_S):
+                        await self.ask_qemu()
             began_s = self.standstill_began_s()
             if began_s is not None and now_s() - began_s >= limit_s:
                 text = (

@@ -133,7 +133,7 @@ async def test_what_was_plugged_goes_along_and_what_was_unplugged_does_not(versi
             ("netdev_add", {"type": "user", "id": "n"}),
             ("device_add", {"driver": "virtio-net-pci", "id": "n", "netdev": "n", "bus": "rp1", "mac": "52:54:00:00:00:77"}),
             ("object-add", {"qom-type": "iothread", "id": "io9"}),
-            ("object-add", {"qom-type": "memory-backend-ram", "id": "ram1", "size": 1 << 27}),
+            ("object-add", {"qom-type": "memory-backend-ram", "id": "ram1", "size": 1 << 24}),
             ("device_add", {"driver": "pc-dimm", "id": "dimm1", "memdev": "ram1"}),
             ("device_add", {"driver": "qemu64-x86_64-cpu", "id": "cpu1", "socket-id": 0, "core-id": 1, "thread-id": 0}),
             ("device_del", {"id": "gone-disk"}),

@@ -166,7 +166,7 @@ async def test_a_network_silent_after_migrate_continue_gives_the_guest_back(way,
             guest.assert_no_gap(allowed_s + MARGIN_S, since_s)
     outcome = await move.outcome()
 
-    assert half.error_reason == "STANDSTILL_TOO_LONG"
+    assert half.error_reason in {"STANDSTILL_TOO_LONG", "PEER_SILENT"}  # the agent there is as silent as its QEMU
     assert outcome.state == State.STATE_FAILED
     assert outcome.guest_location == Where.GUEST_LOCATION_SOURCE
     assert "host-b" in outcome.error
