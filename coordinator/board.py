@@ -127,6 +127,15 @@ class Board:
         moving = (move for move in self._moves.values() if not move.state.is_final)
         return next((move for move in moving if vm in {move.vm_name, move.vm_uuid}), None)
 
+    async def wait_undone(self, move: Move) -> None:
+        """Wait until nothing is left to undo of earlier migrations of the same VM; has no deadline of its own."""
+        while True:
+            ended = (one for one in self._moves.values() if one.state.is_final and one.migration_id != move.migration_id)
+            left = next((one for one in ended if not one.is_tidy and move.vm_name in {one.vm_name, one.vm_uuid}), None)
+            if left is None:
+                return
+            await self._changed.setdefault(left.migration_id, asyncio.Event()).wait()
+
     def change(self, migration_id: str, **changes: object) -> Move:
         """Change a migration, wake its followers, and write it when more than numbers changed."""
         before = self._moves[migration_id]

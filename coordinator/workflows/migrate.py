@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TypeVar
 
 import structlog
@@ -74,6 +74,7 @@ async def _go_on(moving: Moving) -> None:
         case Decision.BEGIN if moving.origin is Origin.AGENTS:
             moving.note(Failure(texts.begun_for_nobody(moving.move), FORGOTTEN))
         case Decision.BEGIN:
+            await _after_undo(moving)
             await _in_turn(moving)
             await complete(moving)
         case Decision.FOLLOW:
@@ -83,6 +84,13 @@ async def _go_on(moving: Moving) -> None:
             await complete(moving)
         case _:
             pass  # `settle` does it
+
+
+async def _after_undo(moving: Moving) -> None:
+    """Let an earlier migration of the VM be undone first, whose copies are in the way; not for long: its host may be away."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(moving.pace.earlier_patience_s):
+            await unless_cancelled(moving, lambda: moving.board.wait_undone(moving.move))
 
 
 async def _in_turn(moving: Moving) -> None:

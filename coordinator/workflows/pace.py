@@ -17,6 +17,7 @@ class Pace:
         resume_patience_s: how long the source's agent has to deliver Resume before the coordinator does.
         first_look_s: how long both agents may take at first to say where the guest is; a cancel is to be told in time.
         undo_patience_s: how long the first undo of a step may take before the end is told without it.
+        earlier_patience_s: how long a migration waits for an earlier one of its VM to be undone.
         loading_patience_s: how long a destination whose source has ended may still take to have all of the guest.
     """
 
@@ -27,6 +28,7 @@ class Pace:
     resume_patience_s: float = 0.5
     first_look_s: float = 1.0
     undo_patience_s: float = 0.7
+    earlier_patience_s: float = 5.0
     loading_patience_s: float = 10.0
 
     def delays(self) -> Iterator[float]:

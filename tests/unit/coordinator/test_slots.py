@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from coordinator.halves import Location, MoveState
@@ -99,3 +100,21 @@ async def test_a_queued_migration_is_cancelled_without_an_agent_being_asked_for_
 
     assert (move.state, move.location) == (MoveState.CANCELLED, Location.SOURCE)
     assert world.changes == []
+
+
+async def test_a_migration_waits_until_nothing_is_left_to_undo_of_the_one_before(tmp_path: Path):
+    world = World()
+    async with fake_agents(world, tmp_path) as fleet, desk(tmp_path, fleet.addresses) as here:
+        first = await here.wait_end((await here.start()).migration_id)
+        here.board.put(replace(first, migration_id="earlier", state=MoveState.CANCELLED, is_tidy=False, request_id="r"))
+        world.phases.clear()
+        world.has_vm = {"host-a": True}
+        before = len(world.changes)
+        move = await here.start()
+        await settle()
+        assert len(world.changes) == before
+
+        here.board.change("earlier", is_tidy=True)
+        move = await here.wait_end(move.migration_id)
+
+    assert move.state is MoveState.SUCCEEDED
